@@ -1,0 +1,120 @@
+"""The core call: draft, selection, tail and a backend, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backends.registry import Backend, Problem, choose_backend
+from .backends.request import AttendRequest
+from .draft import draft_logits, make_draft
+from .layout import Layout, LayoutTables, TableCache, build_tables
+from .policy import Policy
+from .selection import select_blocks
+from .tail import make_tail
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a sparse call returns when asked for more than its output.
+
+    Attributes:
+        out: (B, H, L, D) in the dtype of q; (B, L, H * D) of it is a view.
+        request: what the backend computed, with the selection and the tail.
+        backend: name of the backend that ran.
+    """
+
+    out: Tensor
+    request: AttendRequest
+    backend: str
+
+    def computed_pairs(self) -> Tensor:
+        """Token pairs computed exactly, extra tokens included, per batch and head: (B, H) float64 on the device."""
+        tables = self.request.tables
+        q_counts, k_counts = tables.q.counts.double(), tables.k.counts.double()
+        return torch.einsum("bhqk,q,k->bh", self.request.keep.double(), q_counts, k_counts)
+
+    def density(self) -> Tensor:
+        """Share of the call's token pairs computed exactly, extra tokens included: 0-d float64 on the device."""
+        return self.computed_pairs().mean() / float(self.request.tables.layout.tokens) ** 2
+
+
+def check_inputs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, key_bias: Tensor | None) -> None:
+    """Raises ValueError with what to do if shapes, dtypes or devices do not fit the layout."""
+    if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(
+            f"q, k and v must share one shape (batch, heads, tokens, head size), got {tuple(q.shape)}, "
+            f"{tuple(k.shape)}, {tuple(v.shape)}: sparse attention serves self-attention only"
+        )
+    if q.shape[2] != layout.tokens:
+        raise ValueError(f"the call has {q.shape[2]} tokens but the layout ({layout}) accounts for {layout.tokens}")
+    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        raise ValueError("q, k and v must share one dtype and one device")
+    if key_bias is not None and (key_bias.dim() != 2 or key_bias.shape[1] != layout.extra):
+        raise ValueError(
+            f"key_bias must be (batch or 1, {layout.extra} extra tokens), got {tuple(key_bias.shape)}: "
+            "a mask on video tokens cannot be expressed, run such a call dense"
+        )
+    if key_bias is not None and key_bias.shape[0] not in (1, q.shape[0]):
+        raise ValueError(f"key_bias has batch {key_bias.shape[0]}, q has {q.shape[0]}")
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    policy: Policy,
+    *,
+    backend: str = "auto",
+    key_bias: Tensor | None = None,
+    scale: float | None = None,
+    cache: TableCache | None = None,
+) -> Attention:
+    """Like `draft_attention`, returning the selection, the tail and the backend's name with the output."""
+    check_inputs(q, k, v, layout, key_bias)
+    chosen: Backend = choose_backend(
+        backend, Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block)
+    )
+    tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    draft = make_draft(q, k, tables, spread=policy.spread)
+    keep = select_blocks(draft_logits(draft, tables, scale), tables, policy)
+    tail = make_tail(k, v, tables, policy.tail, k_mean=draft.k_mean)
+    request = AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)
+    return Attention(chosen.attend(request), request, chosen.name)
+
+
+def draft_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    policy: Policy,
+    *,
+    backend: str = "auto",
+    key_bias: Tensor | None = None,
+    scale: float | None = None,
+    cache: TableCache | None = None,
+) -> Tensor:
+    """Block-sparse self-attention over a token grid, with a tail for the skipped blocks.
+
+    Args:
+        q, k, v: (B, H, L, D) with RoPE applied, in the host's token order, any strides; float16, bfloat16, float32
+            or float64.
+        layout: token grid, extra tokens, block sizes and order; L must equal `layout.tokens`.
+        policy: density, selection method and tail.
+        backend: a name from the registry, or "auto".
+        key_bias: (B or 1, extra tokens) added to the logits of the extra tokens; -inf hides one. None for no mask.
+        scale: factor on q.k; None for D ** -0.5.
+        cache: where index tables are kept between calls; without one they are built anew.
+
+    Returns:
+        (B, H, L, D) in the dtype of q. Its (B, L, H * D) form is a view.
+
+    Raises:
+        ValueError: if the inputs do not fit the layout, or no backend can serve them.
+    """
+    return attend(q, k, v, layout, policy, backend=backend, key_bias=key_bias, scale=scale, cache=cache).out

@@ -1,0 +1,1 @@
+"""Backends: different ways to compute one thing, `AttendRequest` -> attention output."""

@@ -1,0 +1,43 @@
+"""The truth: the definition of sparse attention with a tail, written out with whole L x L maps. Slow on purpose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .request import AttendRequest, new_output
+
+
+def attend_reference(request: AttendRequest, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Output (B, H, L, D) in the dtype of q, computed in `dtype`; needs memory for several (B, H, L, L) maps."""
+    q, k, v = (x.to(dtype) for x in (request.q, request.k, request.v))
+    tables, tail = request.tables, request.tail
+    q_block = tables.q.of_token[tables.inverse]
+    k_block = tables.k.of_token[tables.inverse]
+
+    logits = request.scale * torch.matmul(q, k.transpose(-1, -2))
+    if request.key_bias is not None:
+        before, video = tables.layout.extra_before, tables.layout.grid.tokens
+        bias = request.key_bias.to(dtype)[:, None, None, :]
+        logits[..., :before] += bias[..., :before]
+        logits[..., before + video :] += bias[..., before:]
+    kept = request.keep[:, :, q_block][:, :, :, k_block]
+    logits = logits.masked_fill(~kept, -torch.inf)
+    if tail is None:
+        out = torch.matmul(logits.softmax(-1), v)
+        return new_output(request.q).copy_(out)
+
+    video = tables.k.video
+    pooled = request.scale * torch.matmul(q, tail.k_mean.to(dtype).transpose(-1, -2))
+    pooled = pooled + tail.log_count.to(dtype)[None, :, None, :]
+    pooled = pooled.masked_fill(request.keep[:, :, q_block, :video], -torch.inf)
+    weights = torch.cat([logits, pooled], dim=-1).softmax(-1)
+    exact, skipped = weights[..., : logits.shape[-1]], weights[..., logits.shape[-1] :]
+    out = torch.matmul(exact, v) + torch.matmul(skipped, tail.v_mean.to(dtype))
+    if tail.cov is not None:
+        out += request.scale * skipped.sum(-1, keepdim=True) * torch.matmul(q, tail.cov.to(dtype))
+    if tail.u is not None and tail.w is not None:
+        for rank in range(tail.ranks):
+            along = torch.matmul(q, tail.u[:, :, :, rank].to(dtype).transpose(-1, -2))
+            out += request.scale * torch.matmul(skipped * along, tail.w[:, :, :, rank].to(dtype))
+    return new_output(request.q).copy_(out)

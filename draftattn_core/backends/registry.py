@@ -1,0 +1,88 @@
+"""The registry: every backend with what it can serve, in the order `auto` tries them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .reference import attend_reference
+from .request import AttendRequest
+from .rows import attend_rows
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The part of a call that decides which backend can serve it."""
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    q_block: int
+    k_block: int
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute an `AttendRequest`.
+
+    Attributes:
+        name: what users write.
+        attend: computes the request.
+        refuses: why it cannot serve a problem, in words a user can act on; None if it can.
+        automatic: whether `auto` may pick it.
+    """
+
+    name: str
+    attend: Callable[[AttendRequest], Tensor]
+    refuses: Callable[[Problem], str | None]
+    automatic: bool = True
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _needs_float(problem: Problem) -> str | None:
+    if problem.dtype not in _FLOATS:
+        return f"{problem.dtype} is not a floating-point type it knows"
+    return None
+
+
+def backends() -> tuple[Backend, ...]:
+    """All backends, best first."""
+    return (
+        Backend("torch", attend_rows, _needs_float),
+        Backend("reference", attend_reference, _needs_float, automatic=False),
+    )
+
+
+def backend_names() -> tuple[str, ...]:
+    return ("auto", *(backend.name for backend in backends()))
+
+
+def choose_backend(name: str, problem: Problem) -> Backend:
+    """The backend called `name`, or for `auto` the first one that serves `problem`.
+
+    Raises:
+        ValueError: if the name is unknown, or the named backend (or every automatic one) refuses the problem; the
+            message carries the reasons.
+    """
+    known = backends()
+    if name != "auto":
+        for backend in known:
+            if backend.name == name:
+                reason = backend.refuses(problem)
+                if reason is not None:
+                    raise ValueError(f"backend {name!r} cannot serve this call: {reason}; use backend 'auto'")
+                return backend
+        raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(backend_names())}")
+    reasons = []
+    for backend in known:
+        if backend.automatic:
+            reason = backend.refuses(problem)
+            if reason is None:
+                return backend
+            reasons.append(f"{backend.name}: {reason}")
+    raise ValueError("no backend can serve this call: " + "; ".join(reasons))

@@ -1,0 +1,40 @@
+"""What every backend is asked to compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..layout import LayoutTables
+from ..tail import Tail
+
+
+@dataclass(frozen=True)
+class AttendRequest:
+    """Attention over kept block pairs, with a tail for the skipped ones.
+
+    Attributes:
+        q, k, v: (B, H, L, D) in the host's token order, any strides.
+        tables: index tables of the layout, on the device of q.
+        keep: (B, H, q blocks, k blocks) bool, extra-token blocks included; extra blocks are always kept.
+        tail: expansion of the video key blocks, or None to leave skipped blocks out.
+        key_bias: (B or 1, extra tokens) float32 added to the logits of the extra tokens (-inf hides one), or None.
+        scale: factor on q.k.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tables: LayoutTables
+    keep: Tensor
+    tail: Tail | None
+    key_bias: Tensor | None
+    scale: float
+
+
+def new_output(q: Tensor) -> Tensor:
+    """Uninitialised (B, H, L, D) output laid out so that (B, L, H * D), what hosts want, is a view of it."""
+    batch, heads, length, dim = q.shape
+    return torch.empty(batch, length, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)

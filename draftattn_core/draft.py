@@ -1,0 +1,51 @@
+"""The draft: attention between block means of Q and K, one small map per head (arXiv 2505.14708, section 4.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .blocks import block_means, block_means_and_spread
+from .layout import LayoutTables
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What one pass over Q and K leaves for selection and tail.
+
+    Attributes:
+        q_mean: (B, H, q blocks, D) means over the real video tokens of each query block.
+        k_mean: (B, H, k blocks, D).
+        k_spread: (B, H, k blocks) mean squared distance of the keys of a block from their mean; None if not asked for.
+    """
+
+    q_mean: Tensor
+    k_mean: Tensor
+    k_spread: Tensor | None
+
+
+def make_draft(q: Tensor, k: Tensor, tables: LayoutTables, *, spread: bool) -> Draft:
+    """Block statistics of post-RoPE q and k (B, H, L, D), in float32 (float64 for float64 inputs)."""
+    q_mean = block_means(q, tables.perm, tables.q)
+    if spread:
+        k_mean, k_spread = block_means_and_spread(k, tables.perm, tables.k)
+        return Draft(q_mean, k_mean, k_spread)
+    return Draft(q_mean, block_means(k, tables.perm, tables.k), None)
+
+
+def draft_logits(draft: Draft, tables: LayoutTables, scale: float) -> Tensor:
+    """Block scores (B, H, q blocks, k blocks): `scale` q_mean . k_mean plus what the blocks' sizes and spread add.
+
+    The log of a key block's token count makes a short last block weigh what it holds. Half the log of the spread
+    (the standard deviation of its keys) ranks up the blocks whose expansion around the mean would be worst
+    (error-aware selection as in SVG-EAR, arXiv 2603.08982, and PISA, arXiv 2602.01077). NaN scores rank last.
+    """
+    logits = torch.matmul(draft.q_mean * scale, draft.k_mean.transpose(-1, -2))
+    counts = tables.k.counts[: tables.k.video].to(logits.dtype)
+    bias = counts.log().expand(draft.k_mean.shape[:3])
+    if draft.k_spread is not None:
+        bias = bias + 0.5 * draft.k_spread.clamp_min(torch.finfo(logits.dtype).tiny).log()
+    logits = logits + bias.unsqueeze(2)
+    return torch.nan_to_num(logits, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)

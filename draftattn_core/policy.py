@@ -1,0 +1,113 @@
+"""Policy: how a sparse call chooses its blocks and what stands in for the blocks it skips. Immutable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Method = Literal["head", "row", "top_p", "draft"]
+TailName = Literal["none", "mean", "linear0", "linear1", "linear2"]
+
+METHODS: tuple[Method, ...] = ("head", "row", "top_p", "draft")
+TAILS: tuple[TailName, ...] = ("none", "mean", "linear0", "linear1", "linear2")
+
+Density = float | tuple[float, ...]
+
+
+def check_density(density: Density) -> None:
+    """Raises ValueError unless every density lies in 0..1."""
+    for value in density if isinstance(density, tuple) else (density,):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(
+                f"density must lie between 0 and 1 (share of block pairs computed exactly), got {value}; "
+                "density is 1 - sparsity"
+            )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What one sparse call may do.
+
+    Attributes:
+        density: share of video block pairs computed exactly, 0..1; a tuple gives one per head. Ignored by `top_p`.
+        method: `head` spends one budget per head over its whole draft map, with a floor per row; `row` gives every
+            query block its top-k; `top_p` keeps the shortest prefix holding the mass `top_p`; `draft` is the
+            published rule: one threshold per head on the post-softmax map (arXiv 2505.14708, section 4.2).
+        tail: what stands in for skipped blocks (design.md section 1): nothing, their mean, or the linear term with
+            0, 1 or 2 ranks per block; a tuple gives one per head.
+        floor: share of a row's even budget that every row gets before heads spend the rest, 0..1 (`head`), and the
+            least share of key blocks a row keeps (`top_p`).
+        spread: add half the log of the within-block spread of K to the score.
+        keep_own: always keep the key blocks that overlap the query block.
+        keep_first_frame, keep_last_frame: always keep the key blocks that hold tokens of that frame.
+        top_p: mass for the `top_p` method, 0..1.
+
+    Raises:
+        ValueError: if a value is out of range or a name unknown.
+    """
+
+    density: Density = 0.25
+    method: Method = "head"
+    tail: TailName | tuple[TailName, ...] = "linear1"
+    floor: float = 0.5
+    spread: bool = True
+    keep_own: bool = True
+    keep_first_frame: bool = False
+    keep_last_frame: bool = False
+    top_p: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        if self.method not in METHODS:
+            raise ValueError(f"unknown selection method {self.method!r}: choose one of {', '.join(METHODS)}")
+        for name in self.tail if isinstance(self.tail, tuple) else (self.tail,):
+            if name not in TAILS:
+                raise ValueError(f"unknown tail {name!r}: choose one of {', '.join(TAILS)}")
+        if not 0.0 <= self.floor <= 1.0:
+            raise ValueError(f"floor must lie between 0 and 1, got {self.floor}")
+        if not 0.0 <= self.top_p <= 1.0:
+            raise ValueError(f"top_p must lie between 0 and 1, got {self.top_p}")
+
+    @property
+    def drops(self) -> bool:
+        """Whether some head leaves skipped blocks out altogether."""
+        return "none" in (self.tail if isinstance(self.tail, tuple) else (self.tail,))
+
+    def with_density(self, density: Density) -> Policy:
+        return replace(self, density=density)
+
+    @classmethod
+    def paper(cls, density: Density = 0.25) -> Policy:
+        """DraftAttention as published; use it with `Layout(q_block=128, k_block=128, tile=(1, 8, 16))`."""
+        return cls(density=density, method="draft", tail="none", spread=False, keep_own=False)
+
+
+def tail_rank(name: TailName) -> int:
+    """Ranks per block a tail needs; 0 for those without."""
+    return int(name[-1]) if name.startswith("linear") else 0
+
+
+def head_densities(density: Density, heads: int) -> tuple[float, ...]:
+    """One density per head.
+
+    Raises:
+        ValueError: if a tuple of another length was given.
+    """
+    if not isinstance(density, tuple):
+        return (float(density),) * heads
+    if len(density) != heads:
+        raise ValueError(f"{len(density)} densities for {heads} heads: give one density or one per head")
+    return density
+
+
+def head_tails(tail: TailName | tuple[TailName, ...], heads: int) -> tuple[TailName, ...]:
+    """One tail per head.
+
+    Raises:
+        ValueError: if a tuple of another length was given.
+    """
+    if not isinstance(tail, tuple):
+        return (tail,) * heads
+    if len(tail) != heads:
+        raise ValueError(f"{len(tail)} tails for {heads} heads: give one tail or one per head")
+    return tail

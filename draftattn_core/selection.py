@@ -1,0 +1,116 @@
+"""Selection: which block pairs of the draft map are computed exactly.
+
+Every function maps scores (B, H, R, C) (rows = query blocks, columns = key blocks; -inf for NaN) to a bool mask of
+the same shape. They are deterministic: ties go to the lowest index, except for `paper_threshold`, which keeps all
+entries equal to its threshold, as the published code does. None of them reads a value back from the device.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .layout import LayoutTables
+from .policy import Policy, head_densities
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Rank of every entry along the last axis, 0 for the largest; ties rank by index."""
+    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
+    positions = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, positions)
+
+
+def row_top_k(scores: Tensor, counts: Tensor) -> Tensor:
+    """Keep the `counts` (broadcastable to (B, H, R, 1), int64) best entries of every row."""
+    return _ranks(scores) < counts
+
+
+def head_budget(scores: Tensor, forced: Tensor, row_least: Tensor, budgets: Tensor) -> Tensor:
+    """Keep the best `budgets` (H,) int64 entries of every head's whole map, after what every row is promised.
+
+    A row is promised its `forced` (R, C) entries and its best ones up to `row_least` (H, R) int64 in all, which must
+    not be fewer than its forced ones; a budget smaller than the sum of the promises grows to it. The rest goes to the
+    largest log-softmax, so a row with large logits does not starve the others.
+    """
+    batch, heads, rows, columns = scores.shape
+    log_mass = torch.nan_to_num(scores.log_softmax(-1), nan=-torch.inf, neginf=-torch.inf)
+    promised = _ranks(scores.masked_fill(forced, torch.inf)) < row_least.view(1, heads, rows, 1)
+    ranked = log_mass.masked_fill(promised, torch.inf).view(batch, heads, rows * columns)
+    limits = torch.maximum(budgets, row_least.sum(-1)).view(1, heads, 1)
+    return (_ranks(ranked) < limits).view(batch, heads, rows, columns)
+
+
+def row_top_p(scores: Tensor, mass: float, least: Tensor) -> Tensor:
+    """Keep, per row, the shortest prefix of the sorted softmax that holds `mass`, and at least `least` entries."""
+    probabilities = torch.nan_to_num(scores.softmax(-1))
+    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
+    ordered = probabilities.gather(-1, order)
+    before = ordered.cumsum(-1) - ordered
+    position = torch.arange(scores.shape[-1], device=scores.device)
+    kept = (before < mass) | (position < least)
+    return torch.zeros_like(kept).scatter_(-1, order, kept)
+
+
+def paper_threshold(scores: Tensor, densities: tuple[float, ...]) -> Tensor:
+    """The published rule: per head, drop the k = int((1 - density) R C) smallest entries of the post-softmax map.
+
+    Entries equal to the threshold (the largest of those k) are kept, as in the released code, so at least
+    R C - k + 1 survive; k = 0 keeps all (arXiv 2505.14708, section 4.2; the code's rule as described in the notes).
+    """
+    batch, heads, rows, columns = scores.shape
+    probabilities = torch.nan_to_num(scores.softmax(-1)).view(batch, heads, rows * columns)
+    ascending = probabilities.sort(-1).values
+    dropped = torch.tensor([int((1.0 - d) * rows * columns) for d in densities], device=scores.device)
+    index = (dropped - 1).clamp_min(0).view(1, heads, 1).expand(batch, heads, 1)
+    threshold = ascending.gather(-1, index)
+    keep = (probabilities >= threshold) | (dropped == 0).view(1, heads, 1)
+    return keep.view(batch, heads, rows, columns)
+
+
+def forced_blocks(tables: LayoutTables, policy: Policy) -> Tensor:
+    """(R, C) bool: pairs of video blocks that are kept whatever they score."""
+    forced = tables.own if policy.keep_own else torch.zeros_like(tables.own)
+    if policy.keep_first_frame:
+        forced = forced | tables.first_frame
+    if policy.keep_last_frame:
+        forced = forced | tables.last_frame
+    return forced
+
+
+def select_blocks(scores: Tensor, tables: LayoutTables, policy: Policy) -> Tensor:
+    """Kept block pairs of a whole call: (B, H, q blocks, k blocks) bool, extra-token blocks included.
+
+    `scores` (B, H, video q blocks, video k blocks) come from `draft_logits`. Forced pairs count towards the budget;
+    where they exceed it the call is denser than asked. No row is empty unless a tail stands in for what it skips.
+    """
+    batch, heads, rows, columns = scores.shape
+    densities = head_densities(policy.density, heads)
+    device = scores.device
+    forced = forced_blocks(tables, policy)
+    fewest = 1 if policy.drops else 0
+    forced_in_row = forced.sum(-1)
+
+    if policy.method == "draft":
+        keep = paper_threshold(scores, densities) | forced
+    elif policy.method == "top_p":
+        least = (forced_in_row.clamp_min(max(fewest, math.ceil(policy.floor * columns * min(densities))))).unsqueeze(-1)
+        keep = row_top_p(scores, policy.top_p, least) | forced
+    elif policy.method == "row":
+        wanted = torch.tensor([max(fewest, round(d * columns)) for d in densities], device=device)
+        keep = row_top_k(scores.masked_fill(forced, torch.inf), torch.maximum(wanted.view(heads, 1), forced_in_row).unsqueeze(-1))
+    else:
+        floors = torch.tensor([max(fewest, math.floor(policy.floor * d * columns)) for d in densities], device=device)
+        budgets = torch.tensor([round(d * rows * columns) for d in densities], device=device)
+        keep = head_budget(scores, forced, torch.maximum(floors.view(heads, 1), forced_in_row), budgets)
+    if policy.drops and policy.method == "draft":
+        best = torch.zeros_like(keep).scatter_(-1, scores.argmax(-1, keepdim=True), True)
+        keep = keep | (best & ~keep.any(-1, keepdim=True))
+
+    if tables.layout.extra == 0:
+        return keep
+    full = torch.ones(batch, heads, tables.q.total, tables.k.total, dtype=torch.bool, device=device)
+    full[:, :, :rows, :columns] = keep
+    return full
