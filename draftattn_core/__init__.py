@@ -4,5 +4,23 @@ from .attention import Attention, attend, draft_attention
 from .grid import TokenGrid
 from .layout import PAPER_TILE, Layout, TableCache
 from .policy import Policy
+from .report import DenseReason, Position, RunReport
+from .schedule import Schedule
+from .session import Session, Settings
 
-__all__ = ["PAPER_TILE", "Attention", "Layout", "Policy", "TableCache", "TokenGrid", "attend", "draft_attention"]
+__all__ = [
+    "PAPER_TILE",
+    "Attention",
+    "DenseReason",
+    "Layout",
+    "Policy",
+    "Position",
+    "RunReport",
+    "Schedule",
+    "Session",
+    "Settings",
+    "TableCache",
+    "TokenGrid",
+    "attend",
+    "draft_attention",
+]

@@ -32,9 +32,12 @@ class Attention:
 
     def computed_pairs(self) -> Tensor:
         """Token pairs computed exactly, extra tokens included, per batch and head: (B, H) float64 on the device."""
-        tables = self.request.tables
-        q_counts, k_counts = tables.q.counts.double(), tables.k.counts.double()
-        return torch.einsum("bhqk,q,k->bh", self.request.keep.double(), q_counts, k_counts)
+        keep, table = self.request.keep, self.request.tables.k
+        row_keys = keep.sum(-1) * table.size
+        for block in {table.video - 1, table.total - 1}:
+            short = table.size - (table.bounds[block + 1] - table.bounds[block])
+            row_keys = row_keys - keep[..., block] * short
+        return torch.matmul(row_keys.double(), self.request.tables.q.counts.double())
 
     def density(self) -> Tensor:
         """Share of the call's token pairs computed exactly, extra tokens included: 0-d float64 on the device."""

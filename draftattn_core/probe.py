@@ -1,0 +1,133 @@
+"""The error probe: exact attention of a few sampled query rows against what a sparse call makes of them.
+
+The same logits give the error of every tail at once, so a user's own model, whose weights we never saw, can say which
+tail suits each of its heads. Cost: `rows` / L of a dense call, plus the pooled pass for those rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .backends.request import AttendRequest
+from .blocks import head_chunks
+from .policy import TAILS, TailName
+from .tail import make_tail
+
+DEFAULT_ROWS = 64
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Errors of one call.
+
+    Attributes:
+        rows: (rows,) host tokens that were sampled, video tokens only.
+        exact: (B, H, rows, D) exact attention of those rows.
+        errors: per tail, relative L2 error over the sampled rows: (B, H). The key "output" holds the error of the
+            output the caller passed.
+    """
+
+    rows: Tensor
+    exact: Tensor
+    errors: dict[str, Tensor]
+
+
+def sample_rows(video_tokens: int, rows: int, seed: int) -> Tensor:
+    """`rows` distinct video tokens (block-order positions), uniform, on the CPU; the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(video_tokens, generator=generator)[: min(rows, video_tokens)].sort().values
+
+
+def relative_error(approximate: Tensor, exact: Tensor) -> Tensor:
+    """Relative L2 error over rows and head size: (B, H, rows, D) twice -> (B, H) float32 or float64."""
+    difference = (approximate.to(exact.dtype) - exact).square().sum((2, 3))
+    return (difference / exact.square().sum((2, 3)).clamp_min(1e-30)).sqrt()
+
+
+def probe_errors(
+    request: AttendRequest,
+    output: Tensor | None = None,
+    tails: Sequence[TailName] = TAILS,
+    *,
+    rows: int = DEFAULT_ROWS,
+    seed: int = 0,
+) -> ProbeResult:
+    """Relative error per head of `output` and of each of `tails`, under the selection of `request`.
+
+    Args:
+        request: the call; its own tail is not looked at, each of `tails` is made anew from k and v.
+        output: (B, H, L, D) output of a sparse call to measure as well, or None.
+        tails: which tails to evaluate; `linear1` and `linear2` cost a pass over k and v each call, so ask rarely.
+        rows: how many query rows are sampled.
+        seed: of the sampling.
+    """
+    tables = request.tables
+    positions = sample_rows(tables.layout.grid.tokens, rows, seed).to(request.q.device)
+    parts = []
+    for heads in head_chunks(request.k):
+        part = replace(
+            request,
+            q=request.q[:, heads],
+            k=request.k[:, heads],
+            v=request.v[:, heads],
+            keep=request.keep[:, heads],
+            tail=None,
+        )
+        parts.append(_probe_heads(part, None if output is None else output[:, heads], tails, positions))
+    errors = {name: torch.cat([found[name] for _, found in parts], dim=1) for name in parts[0][1]}
+    return ProbeResult(tables.perm[positions], torch.cat([exact for exact, _ in parts], dim=1), errors)
+
+
+def _probe_heads(
+    request: AttendRequest, output: Tensor | None, tails: Sequence[TailName], positions: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`probe_errors` for a few heads at once: exact rows and errors."""
+    tables = request.tables
+    tokens = tables.perm[positions]
+    dtype = torch.float64 if request.q.dtype == torch.float64 else torch.float32
+    q = request.q.index_select(2, tokens).to(dtype) * request.scale
+    k, v = request.k.to(dtype), request.v.to(dtype)
+    logits = torch.matmul(q, k.transpose(-1, -2))
+    if request.key_bias is not None:
+        before, video = tables.layout.extra_before, tables.layout.grid.tokens
+        bias = request.key_bias.to(dtype)[:, None, None, :]
+        logits[..., :before] += bias[..., :before]
+        logits[..., before + video :] += bias[..., before:]
+    exact = torch.matmul(logits.softmax(-1), v)
+
+    kept_blocks = request.keep[:, :, tables.q.of_token[positions]]
+    kept_tokens = kept_blocks[:, :, :, tables.k.of_token[tables.inverse]]
+    kept_logits = logits.masked_fill(~kept_tokens, -torch.inf)
+    errors: dict[str, Tensor] = {}
+    if output is not None:
+        errors["output"] = relative_error(output.index_select(2, tokens), exact)
+    for name in tails:
+        tail = make_tail(request.k, request.v, tables, name)
+        if tail is None:
+            errors[name] = relative_error(torch.matmul(kept_logits.softmax(-1).nan_to_num(), v), exact)
+            continue
+        pooled = torch.matmul(q, tail.k_mean.transpose(-1, -2)) + tail.log_count[None, :, None, :]
+        pooled = pooled.masked_fill(kept_blocks[..., : tables.k.video], -torch.inf)
+        weights = torch.cat([kept_logits, pooled], dim=-1).softmax(-1)
+        kept, skipped = weights[..., : k.shape[2]], weights[..., k.shape[2] :]
+        rebuilt = torch.matmul(kept, v) + torch.matmul(skipped, tail.v_mean)
+        if tail.cov is not None:
+            rebuilt += skipped.sum(-1, keepdim=True) * torch.matmul(q, tail.cov)
+        if tail.u is not None and tail.w is not None:
+            for rank in range(tail.ranks):
+                along = torch.matmul(q, tail.u[:, :, :, rank].transpose(-1, -2))
+                rebuilt += torch.matmul(skipped * along, tail.w[:, :, :, rank])
+        errors[name] = relative_error(rebuilt, exact)
+    return exact, errors
+
+
+def best_tails(result: ProbeResult) -> tuple[TailName, ...]:
+    """The tail with the smallest error for each head, errors averaged over the batch; reads the errors back."""
+    names: list[TailName] = [name for name in TAILS if name in result.errors]
+    table = torch.stack([result.errors[name].mean(0) for name in names])
+    table = torch.nan_to_num(table, nan=torch.inf)
+    return tuple(names[i] for i in table.argmin(0).tolist())

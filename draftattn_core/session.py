@@ -1,0 +1,243 @@
+"""A session: everything a host needs to serve the attention calls of one model, run after run.
+
+A host adapter only translates: which call is the video self-attention, its layout, its position in the run, and what
+dense means there. Deciding, choosing tails, counting, and standing aside when something fails happens here, so every
+host behaves alike. Nothing raised in the sparse path leaves it: the call goes dense and is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .attention import Attention, attend
+from .grid import TokenGrid
+from .layout import Layout, TableCache
+from .order import Tile
+from .policy import Density, Policy, TailName
+from .probe import best_tails, probe_errors
+from .report import Call, DenseReason, Position, RunReport, stopwatch
+from .schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+MAX_ERRORS = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose.
+
+    Attributes:
+        policy: selection and tail; its density is replaced by the schedule's, call by call.
+        schedule: density by noise level, layer and head.
+        auto_tail: let the error probe choose each head's tail at the first sparse call of every layer.
+        q_block, k_block, tile, order: see `Layout`.
+        backend: registry name or "auto".
+        min_tokens: calls with fewer video tokens run dense.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    schedule: Schedule = field(default_factory=Schedule)
+    auto_tail: bool = False
+    q_block: int = 128
+    k_block: int = 64
+    tile: Tile | None = None
+    order: str = "tile"
+    backend: str = "auto"
+    min_tokens: int = 0
+
+    def layout(self, grid: TokenGrid, extra_before: int = 0, extra_after: int = 0) -> Layout:
+        return Layout(grid, extra_before, extra_after, self.q_block, self.k_block, self.tile, self.order)
+
+
+@dataclass
+class Session:
+    """State of one patched model. Thread-safe; call `start_run` before and `finish_run` after each sampling run."""
+
+    settings: Settings
+    report: RunReport = field(default_factory=RunReport)
+    cache: TableCache = field(default_factory=TableCache)
+    on_call: Callable[[Attention, Position], None] | None = None
+    _levels: dict[float, int] = field(default_factory=dict)
+    _tails: dict[tuple[int, int], tuple[TailName, ...]] = field(default_factory=dict)
+    _checked: set[int] = field(default_factory=set)
+    _errors: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def start_run(self) -> None:
+        """Forget the previous run's counts, choices and failures."""
+        with self._lock:
+            self.report = RunReport()
+            self._levels.clear()
+            self._tails.clear()
+            self._checked.clear()
+            self._errors = 0
+
+    def finish_run(self) -> RunReport:
+        """Close the run: free the index tables, return the report."""
+        self.cache.clear()
+        self.report.finish()
+        return self.report
+
+    def step_of(self, level: float) -> int:
+        """Index of a noise level in this run, in order of first appearance."""
+        with self._lock:
+            return self._levels.setdefault(level, len(self._levels))
+
+    def dense(
+        self, run: Callable[[], Tensor], reason: DenseReason, position: Position | None = None, q: Tensor | None = None
+    ) -> Tensor:
+        """Run the host's own attention and count it under `reason`.
+
+        Args:
+            run: computes the call the way the host would without us.
+            reason: why.
+            position: where in the run; None for calls that are not video self-attention.
+            q: (B, H, L, D) of a video self-attention call, for the executed density.
+        """
+        pairs = 0.0 if q is None or position is None else float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
+        if q is None:
+            out = run()
+            self.report.add(Call(position, None, reason, pairs, lambda: 0.0))
+            return out
+        stop = stopwatch(q.device)
+        out = run()
+        self.report.add(Call(position, None, reason, pairs, stop()))
+        return out
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        grid: TokenGrid,
+        position: Position,
+        dense: Callable[[], Tensor],
+        extra_before: int = 0,
+        extra_after: int = 0,
+        key_bias: Tensor | None = None,
+        from_core: Callable[[Tensor], Tensor] = lambda out: out,
+    ) -> Tensor:
+        """Serve one video self-attention call, sparse where the schedule allows it.
+
+        Args:
+            q, k, v: (B, H, L, D) as `draft_attention` takes them.
+            grid, extra_before, extra_after: what the L tokens are.
+            position: where in the run.
+            dense: the host's own attention for this call, in the host's output form.
+            key_bias: see `draft_attention`.
+            from_core: turns (B, H, L, D) into the host's output form.
+
+        Returns:
+            The output in the host's form. Never raises on account of the sparse path.
+        """
+        settings = self.settings
+        density = settings.schedule.density(position.progress, position.layer, position.layers)
+        if density is None:
+            dense_layer = settings.schedule.is_dense_layer(position.layer, position.layers)
+            reason = DenseReason.DENSE_LAYER if dense_layer else DenseReason.SCHEDULE
+            return self.dense(dense, reason, position, q)
+        if grid.tokens < settings.min_tokens:
+            return self.dense(dense, DenseReason.FEW_TOKENS, position, q)
+        if q.shape[2] != grid.tokens + extra_before + extra_after:
+            return self.dense(dense, DenseReason.TOKENS, position, q)
+        if self._errors >= MAX_ERRORS:
+            return self.dense(dense, DenseReason.STOOD_ASIDE, position, q)
+
+        stop = stopwatch(q.device)
+        try:
+            result = self._sparse(q, k, v, settings.layout(grid, extra_before, extra_after), density, position, key_bias)
+        except torch.OutOfMemoryError:
+            if q.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._tell("DraftAttention ran out of memory in a sparse call and ran it dense: lower the resolution")
+            return self.dense(dense, DenseReason.OUT_OF_MEMORY, position, q)
+        except ValueError as error:
+            self._tell(f"DraftAttention runs dense: {error}")
+            return self.dense(dense, DenseReason.BACKEND, position, q)
+        except Exception as error:
+            self._count_error(error)
+            return self.dense(dense, DenseReason.ERROR, position, q)
+        if result is None:
+            return self.dense(dense, DenseReason.NON_FINITE, position, q)
+        pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
+        self.report.add(Call(position, result.density(), None, pairs, stop()))
+        if self.on_call is not None:
+            self.on_call(result, position)
+        return from_core(result.out)
+
+    def _sparse(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        density: Density,
+        position: Position,
+        key_bias: Tensor | None,
+    ) -> Attention | None:
+        """The sparse call; None if its first output in this layer is not finite."""
+        policy = self.settings.policy.with_density(density)
+        heads = q.shape[1]
+        choose = self.settings.auto_tail and (position.layer, heads) not in self._tails
+        if self.settings.auto_tail and not choose:
+            policy = replace(policy, tail=self._tails[(position.layer, heads)])
+
+        result = attend(q, k, v, layout, policy, backend=self.settings.backend, key_bias=key_bias, cache=self.cache)
+        if choose:
+            result = self._with_best_tails(result, policy, position)
+        with self._lock:
+            first = position.layer not in self._checked
+            self._checked.add(position.layer)
+        if first and not bool(torch.isfinite(result.out).all()):
+            self._tell(
+                f"DraftAttention: the first sparse output of layer {position.layer} is not finite, so it ran dense; "
+                "float16 overflow is the usual cause: load the model in bfloat16"
+            )
+            return None
+        return result
+
+    def _with_best_tails(self, result: Attention, policy: Policy, position: Position) -> Attention:
+        """Let the probe choose each head's tail for this layer, and redo the call if they differ from what ran."""
+        probe = probe_errors(result.request, seed=position.layer)
+        names = best_tails(probe)
+        with self._lock:
+            self._tails[(position.layer, result.request.q.shape[1])] = names
+            self.report.tails[position.layer] = names
+            self.report.tail_errors[position.layer] = {
+                name: float(errors.mean()) for name, errors in probe.errors.items()
+            }
+        request = result.request
+        return attend(
+            request.q,
+            request.k,
+            request.v,
+            request.tables.layout,
+            replace(policy, tail=names),
+            backend=result.backend,
+            key_bias=request.key_bias,
+            scale=request.scale,
+            cache=self.cache,
+        )
+
+    def _tell(self, message: str) -> None:
+        if self.report.note(message):
+            log.warning(message)
+
+    def _count_error(self, error: Exception) -> None:
+        with self._lock:
+            self._errors += 1
+            first, last = self._errors == 1, self._errors == MAX_ERRORS
+        if first:
+            log.error("DraftAttention: a sparse call failed and ran dense\n%s", traceback.format_exc())
+        self._tell(f"error: {type(error).__name__}: {error}")
+        if last:
+            self._tell(f"DraftAttention stands aside for the rest of this run after {MAX_ERRORS} errors")
