@@ -1,0 +1,89 @@
+"""What reaches a user: the pack loads without ComfyUI, the registry accepts it, and its archive holds no ballast."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from demo.comfyui_path import PACK_ROOT
+
+MEGABYTE = 1 << 20
+# Packages that ComfyUI's own requirements bring at every version from 0.14.0 on.
+BROUGHT_BY_COMFYUI = {"torch", "numpy", "einops", "safetensors", "pillow"}
+
+
+def test_the_pack_loads_without_comfyui_and_imports_nothing_yet(pack: ModuleType) -> None:
+    assert inspect.iscoroutinefunction(pack.comfy_entrypoint)
+    assert not [name for name in sys.modules if name.startswith(f"{pack.__name__}.")]
+
+
+def test_the_core_is_importable_by_its_own_name() -> None:
+    import draftattn_core
+
+    assert draftattn_core.__file__ is not None
+    assert Path(draftattn_core.__file__).parent == PACK_ROOT / "draftattn_core"
+
+
+def test_installing_the_pack_installs_nothing_that_comfyui_lacks() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
+    project = tomllib.loads((PACK_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["dependencies"]) <= BROUGHT_BY_COMFYUI
+    assert not [name for name in ("requirements.txt", "install.py") if (PACK_ROOT / name).exists()]
+
+
+@pytest.fixture(scope="module")
+def published_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tracked files as a git checkout of its own, so that packing leaves the working tree alone."""
+    if importlib.util.find_spec("comfy_cli") is None:
+        pytest.skip("comfy-cli is not installed")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PACK_ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout, so what would be published is not known")
+    tree = tmp_path_factory.mktemp("published")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (PACK_ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PACK_ROOT / name, tree / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
+    subprocess.run(["git", "add", "--force", "."], cwd=tree, check=True)
+    return tree
+
+
+def comfy_node(action: str, tree: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", action]
+    # Another home: comfy-cli writes its settings there, and the user's own stay as they are.
+    environment = {**os.environ, "HOME": str(home), "USERPROFILE": str(home), "PYTHONUTF8": "1"}
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, encoding="utf-8")
+
+
+def test_the_registry_accepts_the_pack_without_warnings(published_tree: Path, tmp_path: Path) -> None:
+    result = comfy_node("validate", published_tree, tmp_path)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert "All validation checks passed" in output
+    # Its security rules only warn, and end with 0.
+    assert not [word for word in ("arning", "S102", "S307", "E702") if word in output], output
+
+
+def test_the_archive_holds_what_runs_in_comfyui_and_nothing_else(published_tree: Path, tmp_path: Path) -> None:
+    result = comfy_node("pack", published_tree, tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    archive = published_tree / "node.zip"
+    names = set(zipfile.ZipFile(archive).namelist())
+
+    assert {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "draftattn_core/__init__.py"} <= names
+    assert "nodes/extension.py" in names
+    assert {name for name in names if name.startswith("demo/")} <= {"demo/__init__.py", "demo/prompts.py"}
+    unwanted = ("tests/", "benchmarks/", "docs/", "assets/", ".", "run.py", "requirements")
+    assert not [name for name in names if name.startswith(unwanted)]
+    assert not [name for name in names if name.endswith((".safetensors", ".mp4", ".gif", ".zip"))]
+    assert archive.stat().st_size < 2 * MEGABYTE
