@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .attention import Attention, attend
+from .backends.registry import NoBackendError, backend_names
 from .grid import TokenGrid
 from .layout import Layout, TableCache
 from .order import Tile
@@ -41,6 +42,9 @@ class Settings:
         q_block, k_block, tile, order: see `Layout`.
         backend: registry name or "auto".
         min_tokens: calls with fewer video tokens run dense.
+
+    Raises:
+        ValueError: if blocks, tile or order do not fit together, or no backend has that name.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -52,6 +56,11 @@ class Settings:
     order: str = "tile"
     backend: str = "auto"
     min_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.layout(TokenGrid(1, 1, 1))
+        if self.backend not in backend_names():
+            raise ValueError(f"unknown backend {self.backend!r}: choose one of {', '.join(backend_names())}")
 
     def layout(self, grid: TokenGrid, extra_before: int = 0, extra_after: int = 0) -> Layout:
         return Layout(grid, extra_before, extra_after, self.q_block, self.k_block, self.tile, self.order)
@@ -160,7 +169,7 @@ class Session:
                 torch.cuda.empty_cache()
             self._tell("DraftAttention ran out of memory in a sparse call and ran it dense: lower the resolution")
             return self.dense(dense, DenseReason.OUT_OF_MEMORY, position, q)
-        except ValueError as error:
+        except NoBackendError as error:
             self._tell(f"DraftAttention runs dense: {error}")
             return self.dense(dense, DenseReason.BACKEND, position, q)
         except Exception as error:

@@ -13,6 +13,10 @@ from .request import AttendRequest
 from .rows import attend_rows
 
 
+class NoBackendError(ValueError):
+    """No backend can serve a call; the message carries every reason."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """The part of a call that decides which backend can serve it."""
@@ -66,8 +70,8 @@ def choose_backend(name: str, problem: Problem) -> Backend:
     """The backend called `name`, or for `auto` the first one that serves `problem`.
 
     Raises:
-        ValueError: if the name is unknown, or the named backend (or every automatic one) refuses the problem; the
-            message carries the reasons.
+        ValueError: if the name is unknown.
+        NoBackendError: if the named backend, or every automatic one, refuses the problem; the message says why.
     """
     known = backends()
     if name != "auto":
@@ -75,7 +79,7 @@ def choose_backend(name: str, problem: Problem) -> Backend:
             if backend.name == name:
                 reason = backend.refuses(problem)
                 if reason is not None:
-                    raise ValueError(f"backend {name!r} cannot serve this call: {reason}; use backend 'auto'")
+                    raise NoBackendError(f"backend {name!r} cannot serve this call: {reason}; use backend 'auto'")
                 return backend
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(backend_names())}")
     reasons = []
@@ -85,4 +89,4 @@ def choose_backend(name: str, problem: Problem) -> Backend:
             if reason is None:
                 return backend
             reasons.append(f"{backend.name}: {reason}")
-    raise ValueError("no backend can serve this call: " + "; ".join(reasons))
+    raise NoBackendError("no backend can serve this call: " + "; ".join(reasons))
