@@ -43,6 +43,15 @@ class Attention:
         """Share of the call's token pairs computed exactly, extra tokens included: 0-d float64 on the device."""
         return self.computed_pairs().mean() / float(self.request.tables.layout.tokens) ** 2
 
+    def tail_work(self) -> float:
+        """Work of the tail beside that of the dense call: its key equivalents over the call's keys, 0 without one."""
+        tail, layout = self.request.tail, self.request.tables.layout
+        if tail is None:
+            return 0.0
+        blocks, dim = tail.k_mean.shape[2], tail.k_mean.shape[3]
+        keys = blocks * (1 + tail.ranks) + (dim / 2 if tail.cov is not None else 0.0)
+        return keys * layout.grid.tokens / float(layout.tokens) ** 2
+
 
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, key_bias: Tensor | None) -> None:
     """Raises ValueError with what to do if shapes, dtypes or devices do not fit the layout."""

@@ -65,6 +65,7 @@ class Call:
         reason: why it was dense; None if sparse.
         pairs: token pairs of the call, over batch and heads; 0 keeps it out of the executed density.
         seconds: duration, read when asked.
+        tail_work: work of the tail as a share of the dense call's (see `Attention.tail_work`).
     """
 
     position: Position | None
@@ -72,6 +73,7 @@ class Call:
     reason: DenseReason | None
     pairs: float
     seconds: Callable[[], float]
+    tail_work: float = 0.0
 
 
 def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
@@ -165,6 +167,13 @@ class RunReport:
             return None
         return sum(call.pairs * (1.0 if call.density is None else float(call.density)) for call in calls) / total
 
+    def work_density(self) -> float | None:
+        """`executed_density` with the work of the tails added: what the run's attention cost beside all dense."""
+        executed, total = self.executed_density(), sum(call.pairs for call in self.calls)
+        if executed is None:
+            return None
+        return executed + sum(call.pairs * call.tail_work for call in self.calls) / total
+
     def attention_seconds(self) -> float:
         """Time spent in the video self-attention, sparse and dense."""
         return sum(call.seconds() for call in self.calls if call.position is not None)
@@ -199,6 +208,7 @@ class RunReport:
             "calls_dense": self.calls_dense(),
             "sparse_density": self.sparse_density(),
             "executed_density": self.executed_density(),
+            "work_density": self.work_density(),
             "attention_seconds": self.attention_seconds(),
             "total_seconds": self.seconds,
             "density_map": self.density_map(),

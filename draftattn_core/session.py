@@ -178,7 +178,7 @@ class Session:
         if result is None:
             return self.dense(dense, DenseReason.NON_FINITE, position, q)
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
-        self.report.add(Call(position, result.density(), None, pairs, stop()))
+        self.report.add(Call(position, result.density(), None, pairs, stop(), result.tail_work()))
         if self.on_call is not None:
             self.on_call(result, position)
         return from_core(result.out)
