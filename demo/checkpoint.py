@@ -109,7 +109,9 @@ def save(
     The file is replaced in one step, so that a reader never sees half of it.
     """
     config = dict(config or TINY_CONFIG)
-    tensors = {diffusers_to_wan(key): value.detach().to("cpu", torch.float16).contiguous() for key, value in state.items()}
+    tensors = {
+        diffusers_to_wan(key): value.detach().to("cpu", torch.float16).contiguous() for key, value in state.items()
+    }
     metadata = {
         "format": "pt",
         "config": json.dumps({"transformer": _host_config(config)}),

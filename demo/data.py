@@ -12,9 +12,8 @@ import torch
 from .latent import rgb_to_latent
 from .prompts import PROMPTS
 
-MAX_SHAPES = 6
-
 # Two tones each, sRGB in [0, 1]: dull grounds and bright shapes, so that a small model can tell them apart.
+# Each prompt has two grounds of its own, in the order of PROMPTS: a sample shows at a glance whether it was obeyed.
 _GROUNDS = torch.tensor(
     [
         [[0.10, 0.14, 0.38], [0.22, 0.30, 0.60]],
@@ -43,7 +42,9 @@ def _tones(table: torch.Tensor, index: torch.Tensor, mix: torch.Tensor) -> torch
     return torch.lerp(first.expand(-1, -1, *mix.shape[1:]), second.expand(-1, -1, *mix.shape[1:]), mix[:, None])
 
 
-def _texture(kind: torch.Tensor, x: torch.Tensor, y: torch.Tensor, angle: torch.Tensor, period: torch.Tensor) -> torch.Tensor:
+def _texture(
+    kind: torch.Tensor, x: torch.Tensor, y: torch.Tensor, angle: torch.Tensor, period: torch.Tensor
+) -> torch.Tensor:
     """Mix in [0, 1], shape (B, T, H, W): 0 stripes, 1 checker, 2 rings, 3 plain. kind, angle, period: (B,)."""
     angle, frequency = angle.view(-1, 1, 1, 1), (2 * math.pi / period).view(-1, 1, 1, 1)
     u = (x * angle.cos() + y * angle.sin()) * frequency
@@ -59,9 +60,9 @@ def video_batch(
 ) -> tuple[torch.Tensor, list[str]]:
     """Random videos, float32 (B, 3, T, H, W) in [-1, 1], and the prompt of each.
 
-    `shapes`: 2 to 6 moving shapes on a still ground; `pan`: the camera moves over a ground with up to 2 shapes lying
-    on it; `both`: moving shapes and a moving camera. Sizes and speeds are in latent pixels and grow slowly with the
-    frame. The generator must be on the CPU; the same generator state gives the same videos.
+    `shapes`: 2 to 4 moving shapes on a still blue or green ground; `pan`: the camera moves over a plum or brown ground
+    with up to 2 shapes lying on it; `both`: moving shapes and a moving camera over grey or teal. Sizes and speeds are
+    in latent pixels and grow slowly with the frame. The generator must be on the CPU; its state decides everything.
     """
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -80,7 +81,9 @@ def video_batch(
     x0 = torch.arange(width, dtype=torch.float32).view(1, 1, 1, -1) + 0.5
     shape = (batch, frames, height, width)
 
-    def moved(x: torch.Tensor, y: torch.Tensor, vx: torch.Tensor, vy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def moved(
+        x: torch.Tensor, y: torch.Tensor, vx: torch.Tensor, vy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         x, y, vx, vy = (value.view(-1, 1, 1, 1) for value in (x, y, vx, vy))
         return (x0 - x - vx * t).expand(shape), (y0 - y - vy * t).expand(shape)
 
@@ -89,11 +92,11 @@ def video_batch(
     camera_x, camera_y = (v * panning for v in velocity(0.6 * size, 2.0 * size))
     ground_x, ground_y = moved(uniform(0, width), uniform(0, height), -camera_x, -camera_y)
     mix = _texture(choice(3), ground_x, ground_y, uniform(0, math.pi), uniform(6 * size, 11 * size))
-    video = _tones(_GROUNDS, choice(len(_GROUNDS)), mix)
+    video = _tones(_GROUNDS, 2 * scene + choice(2), mix)
 
     crowd = 2 + round(size)
     count = torch.where(shapes_move, 2 + choice(crowd - 1), choice(3))
-    for index in range(min(crowd, MAX_SHAPES)):
+    for index in range(crowd):
         vx, vy = velocity(0.4 * size, 2.2 * size)
         x, y = moved(uniform(0, width), uniform(0, height), vx * shapes_move - camera_x, vy * shapes_move - camera_y)
         radius = uniform(2.6 * size, 4.8 * size).view(-1, 1, 1, 1)
@@ -110,9 +113,7 @@ def video_batch(
     return video, [PROMPTS[index] for index in scene.tolist()]
 
 
-def latent_batch(
-    generator: torch.Generator, batch: int, grid: tuple[int, int, int]
-) -> tuple[torch.Tensor, list[str]]:
+def latent_batch(generator: torch.Generator, batch: int, grid: tuple[int, int, int]) -> tuple[torch.Tensor, list[str]]:
     """Latents (B, 16, T, 2 H, 2 W) of random videos for a token grid (T, H, W), and the prompt of each."""
     video, prompts = video_batch(generator, batch, grid[0], 2 * grid[1], 2 * grid[2])
     return rgb_to_latent(video), prompts

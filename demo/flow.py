@@ -1,4 +1,4 @@
-"""Flow matching as Wan uses it: x_sigma = (1 - sigma) x0 + sigma noise, velocity = noise - x0, timestep = 1000 sigma."""
+"""Flow matching as in Wan: x_sigma = (1 - sigma) x0 + sigma noise, velocity = noise - x0, timestep = 1000 sigma."""
 
 from __future__ import annotations
 
@@ -34,9 +34,14 @@ def split_error(error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def visible_velocity_error(
-    model: WanTransformer3DModel, sigma: float, *, grid: tuple[int, int, int] = (5, 12, 16), samples: int = 8, seed: int = 1
+    model: WanTransformer3DModel,
+    sigma: float,
+    *,
+    grid: tuple[int, int, int] = (5, 12, 16),
+    samples: int = 8,
+    seed: int = 1,
 ) -> tuple[float, float]:
-    """Velocity error on videos outside training, in the visible directions: (of the model, of a model that sees nothing).
+    """Visible velocity error on videos outside training: (of the model, of a model that sees nothing).
 
     The second answers the mean velocity everywhere, so it is the variance of the true velocity. Both are mean squares
     per dimension over `samples` videos of a token grid at noise level sigma.

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 
 def contact_sheet(videos: list[np.ndarray], labels: list[str], path: Path, *, frames: int = 9, scale: int = 3) -> None:
-    """Write a PNG with one row per video (uint8, T x H x W x 3, label at its left) and up to `frames` frames of each."""
+    """Write a PNG: one row per video (uint8, T x H x W x 3) with its label and up to `frames` of its frames."""
     gap, margin = 4, 90
     rows = [video[np.linspace(0, len(video) - 1, min(frames, len(video))).round().astype(int)] for video in videos]
     heights = [scale * row.shape[1] for row in rows]

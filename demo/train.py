@@ -1,4 +1,4 @@
-"""Train the tiny Wan model from a seed: `python -m demo.train` (see MODEL_CARD.md for the run behind the shipped file)."""
+"""Train the tiny Wan model from a seed: `python -m demo.train` (MODEL_CARD.md has the run behind the shipped file)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ GRIDS: dict[str, tuple[Grid, ...]] = {
 }
 # (progress at which it ends, share of steps per grid family)
 CURRICULUM = (
-    (0.50, {"small": 0.80, "medium": 0.20}),
-    (0.75, {"small": 0.45, "medium": 0.40, "large": 0.15}),
-    (0.90, {"small": 0.20, "medium": 0.40, "large": 0.39, "demo": 0.01}),
-    (1.01, {"medium": 0.35, "large": 0.50, "demo": 0.15}),
+    (0.45, {"small": 0.80, "medium": 0.20}),
+    (0.70, {"small": 0.40, "medium": 0.40, "large": 0.20}),
+    (0.86, {"small": 0.15, "medium": 0.35, "large": 0.47, "demo": 0.03}),
+    (1.01, {"medium": 0.30, "large": 0.45, "demo": 0.25}),
 )
 TOKENS_PER_STEP = 3072
 PROMPT_DROPOUT = 0.12
@@ -175,14 +175,18 @@ def train(arguments: argparse.Namespace) -> None:
         recent = {"x".join(map(str, grid)): round(value, 4) for grid, value in sorted(smooth.items())}
         tqdm.write(f"{arguments.out.name}: {notes}; recent training error by grid: {recent}")
 
-    with tqdm(total=100.0, unit="%", bar_format="{desc} {percentage:5.1f}%|{bar:20}| {elapsed}<{remaining}", mininterval=5) as bar:
+    with tqdm(
+        total=100.0, unit="%", bar_format="{desc} {percentage:5.1f}%|{bar:20}| {elapsed}<{remaining}", mininterval=5
+    ) as bar:
         while (done := progress()) < 1.0:
             error, grid = trainer.step(done, bfloat16=arguments.bf16)
             trainer.seconds = time.monotonic() - start
             if not math.isfinite(error):
                 raise SystemExit(f"the loss is {error} at step {trainer.step_count}: lower --rate and start again")
             smooth[grid] = error if grid not in smooth else 0.95 * smooth[grid] + 0.05 * error
-            bar.set_description(f"step {trainer.step_count} error {sum(smooth.values()) / len(smooth):.3f}", refresh=False)
+            bar.set_description(
+                f"step {trainer.step_count} error {sum(smooth.values()) / len(smooth):.3f}", refresh=False
+            )
             bar.update(100 * min(1.0, progress()) - bar.n)
             if time.monotonic() - saved > 60 * arguments.save_every:
                 save()
