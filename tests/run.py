@@ -22,7 +22,7 @@ from demo.comfyui_path import ComfyUIInstall, ComfyUIPathError, find_all_comfyui
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = {
     "ruff check": ["ruff", "check", "."],
-    "ruff format": ["ruff", "format", "--check", "."],
+    "ruff format": ["ruff", "format", "--check", "--output-format=concise", "."],
     "mypy": ["mypy"],
 }
 
@@ -46,7 +46,9 @@ class Stage:
 def main(argv: list[str] | None = None) -> int:
     """Run the stages and return 0 if all passed, 1 if one failed, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="run.py test", description="Lint, type-check and test. Unknown arguments go to pytest."
+        prog="run.py test",
+        description="Lint, type-check and test. Unknown arguments go to pytest.",
+        allow_abbrev=False,
     )
     parser.add_argument("--host", action="store_true", help="only the tests that run a real ComfyUI; fail without one")
     parser.add_argument("--no-checks", action="store_true", help="leave out ruff and mypy")

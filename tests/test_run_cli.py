@@ -92,13 +92,14 @@ class Installer:
         self.root = root
         self.calls: list[str] = []
         self.pip_works = True
+        self.has_pip = True
 
     def __call__(self, command: list[str], **_: object) -> int:
         if command[1:] == ["-c", "import pip"]:
-            return 0
+            return 0 if self.has_pip else 1
         self.calls.append(command[2] if command[2] == "venv" else f"{command[2]} {Path(command[-1]).name}")
         if command[2] == "venv":
-            (self.root / ".venv" / BIN).mkdir(parents=True)
+            (self.root / ".venv" / BIN).mkdir(parents=True, exist_ok=True)
             (self.root / ".venv" / BIN / ("python.exe" if os.name == "nt" else "python")).touch()
         return 0 if command[2] == "venv" or self.pip_works else 1
 
@@ -144,6 +145,15 @@ def test_a_failed_install_is_one_sentence_and_is_tried_again(checkout: Path, ins
     installer.pip_works = True
     run.prepare(checkout / "requirements-demo.txt")
     assert installer.calls == ["venv", "pip requirements-demo.txt", "pip requirements-demo.txt"]
+
+
+def test_an_environment_left_half_made_is_made_anew(checkout: Path, installer: Installer) -> None:
+    installer.pip_works = installer.has_pip = False
+    with pytest.raises(run.UserError):
+        run.prepare(checkout / "requirements-demo.txt")
+    installer.pip_works = True
+    run.prepare(checkout / "requirements-demo.txt")
+    assert installer.calls == ["venv", "pip requirements-demo.txt"] * 2
 
 
 @pytest.mark.parametrize("version", [(3, 9, 18), (3, 14, 0)])

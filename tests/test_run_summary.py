@@ -1,0 +1,52 @@
+"""The test command: what its summary counts, and its exit codes for bad input."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests import run as test_command
+
+REPORT = """<testsuites><testsuite>
+<testcase name="a"/>
+<testcase name="b"><failure message="assert 1 == 2"/></testcase>
+<testcase name="c"><error message="in a fixture"/></testcase>
+<testcase name="d"><skipped type="pytest.skip" message="no GPU"/></testcase>
+<testcase name="e"><skipped type="pytest.skip" message="no GPU"/></testcase>
+<testcase name="f"><skipped type="pytest.skip" message="no ComfyUI"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_every_test_lands_in_one_count_and_every_skip_under_its_reason(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(REPORT)
+    stage = test_command.read_report("pytest", report)
+    assert stage.counts == "1 passed, 2 failed, 3 skipped"
+    assert stage.skipped == {"no GPU": 2, "no ComfyUI": 1}
+
+
+def test_a_run_of_pytest_without_tests_is_a_failure(tmp_path: Path) -> None:
+    stage = test_command.run_pytest("pytest", None, ["--quiet", "-p", "no:cacheprovider", str(tmp_path)])
+    assert (stage.ok, stage.failed) == (False, 1)
+
+
+def test_skips_are_named_before_the_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = test_command.Stage("mypy", True, skipped=Counter(["mypy is not installed"]))
+    tests = test_command.Stage("pytest", True, 1.0, passed=5, skipped=Counter({"no GPU": 2}))
+    test_command.print_summary([checks, tests])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "5 passed, 0 failed, 3 skipped"
+    assert {"    2 x no GPU", "    1 x mypy is not installed"} <= set(lines)
+
+
+def test_a_comfyui_that_is_not_there_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COMFYUI_PATHS", raising=False)
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        test_command.main([])
+    assert ended.value.code == 2
+    assert f"COMFYUI_PATH names {tmp_path}, which is not a ComfyUI folder" in capsys.readouterr().err
