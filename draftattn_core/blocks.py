@@ -49,6 +49,14 @@ def block_means(x: Tensor, perm: Tensor, table: BlockTable) -> Tensor:
     return means
 
 
+def centre(blocks: Tensor, means: Tensor, table: BlockTable) -> Tensor:
+    """Subtract block means (B, h, g, D) from blocks (B, h, g, block, D) in place; empty slots stay zero."""
+    blocks.sub_(means.unsqueeze(3))
+    # Only the last video block can have empty slots.
+    blocks[:, :, -1, table.bounds[table.video] - table.bounds[table.video - 1] :] = 0
+    return blocks
+
+
 def block_means_and_spread(x: Tensor, perm: Tensor, table: BlockTable) -> tuple[Tensor, Tensor]:
     """`block_means` and, from the same pass, each block's spread: mean |x - mean|^2, (B, H, g), same dtype."""
     counts = table.counts[: table.video].to(statistics_dtype(x))
@@ -56,9 +64,6 @@ def block_means_and_spread(x: Tensor, perm: Tensor, table: BlockTable) -> tuple[
     spread = means.new_empty(means.shape[:3])
     for part in head_chunks(x):
         blocks = video_in_order(x[:, part], perm, table)
-        mean = blocks.sum(3) / counts[:, None]
-        means[:, part] = mean
-        # The zero slots of a short block add |mean|^2 each; take them out again.
-        empty = (table.size - counts) * mean.square().sum(-1)
-        spread[:, part] = (((blocks - mean.unsqueeze(3)).square().sum((3, 4)) - empty) / counts).clamp_min(0)
+        means[:, part] = blocks.sum(3) / counts[:, None]
+        spread[:, part] = centre(blocks, means[:, part], table).square_().sum((3, 4)) / counts
     return means, spread

@@ -40,7 +40,8 @@ def draft_logits(draft: Draft, tables: LayoutTables, scale: float) -> Tensor:
 
     The log of a key block's token count makes a short last block weigh what it holds. Half the log of the spread
     (the standard deviation of its keys) ranks up the blocks whose expansion around the mean would be worst
-    (error-aware selection as in SVG-EAR, arXiv 2603.08982, and PISA, arXiv 2602.01077). NaN scores rank last.
+    (error-aware selection as in SVG-EAR, arXiv 2603.08982, and PISA, arXiv 2602.01077). NaN scores rank last; infinite
+    ones become the largest finite number, so that what a selection forces still ranks above them.
     """
     logits = torch.matmul(draft.q_mean * scale, draft.k_mean.transpose(-1, -2))
     counts = tables.k.counts[: tables.k.video].to(logits.dtype)
@@ -48,4 +49,4 @@ def draft_logits(draft: Draft, tables: LayoutTables, scale: float) -> Tensor:
     if draft.k_spread is not None:
         bias = bias + 0.5 * draft.k_spread.clamp_min(torch.finfo(logits.dtype).tiny).log()
     logits = logits + bias.unsqueeze(2)
-    return torch.nan_to_num(logits, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return torch.nan_to_num(logits, nan=-torch.inf, posinf=torch.finfo(logits.dtype).max, neginf=-torch.inf)

@@ -203,7 +203,9 @@ class TableCache:
         with self._lock:
             tables = self._entries.get(key)
             if tables is None:
-                tables = build_tables(*key)
+                # Tensors made in inference mode could not serve a later call that records gradients.
+                with torch.inference_mode(False):
+                    tables = build_tables(*key)
                 self._entries[key] = tables
                 while len(self._entries) > self.limit:
                     self._entries.popitem(last=False)

@@ -44,8 +44,11 @@ def tile_order(grid: TokenGrid, tile: Tile) -> Tensor:
     parts: list[Tensor] = []
     leftwards = False
     for t_index, (t0, t1) in enumerate(balanced_groups(grid.t, p_t)):
-        for h0, h1 in row_groups if t_index % 2 == 0 else reversed(row_groups):
+        upwards = t_index % 2 == 1
+        for h0, h1 in reversed(row_groups) if upwards else row_groups:
             columns = host[t0:t1, h0:h1].permute(2, 0, 1)
+            # Columns run the way the groups do: a block that turns around mid-column still meets the next group.
+            columns = columns.flip(2) if upwards else columns
             parts.append((columns.flip(0) if leftwards else columns).reshape(-1))
             leftwards = not leftwards
     return torch.cat(parts)

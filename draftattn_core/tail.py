@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .blocks import block_means, head_chunks, video_in_order
+from .blocks import block_means, centre, head_chunks, video_in_order
 from .layout import BlockTable, LayoutTables
 from .policy import TailName, head_tails, tail_rank
 
@@ -94,10 +94,9 @@ def _linear_terms(
     u = k_mean.new_zeros(batch, heads, blocks, ranks, dim)
     w = torch.zeros_like(u)
     counts = table.counts[:blocks].to(k_mean.dtype)
-    real = torch.arange(table.size, device=k.device) < counts[:, None]
     for part in head_chunks(k):
-        keys = (video_in_order(k[:, part], perm, table) - k_mean[:, part].unsqueeze(3)) * real.unsqueeze(-1)
-        values = (video_in_order(v[:, part], perm, table) - v_mean[:, part].unsqueeze(3)) * real.unsqueeze(-1)
+        keys = centre(video_in_order(k[:, part], perm, table), k_mean[:, part], table)
+        values = centre(video_in_order(v[:, part], perm, table), v_mean[:, part], table)
         total[:, part] = torch.matmul(keys.flatten(2, 3).transpose(-1, -2), values.flatten(2, 3))
         if ranks:
             found_u, found_w = singular_pairs(keys, values, counts, ranks)

@@ -1,0 +1,98 @@
+"""Block statistics and the draft map against loops over host tokens."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from draftattn_core import blocks as blocks_module
+from draftattn_core.blocks import block_means, block_means_and_spread
+from draftattn_core.draft import draft_logits, make_draft
+from draftattn_core.layout import Layout, build_tables
+from tests.core.cases import blocks_of, small_layout, smooth_qkv
+
+LAYOUTS = [
+    small_layout((3, 5, 7)),
+    small_layout((3, 5, 7), 5, 3, 8, 16),
+    small_layout((1, 1, 1)),
+    small_layout((2, 4, 8)),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_means_and_spread_are_those_of_the_real_tokens(layout: Layout) -> None:
+    _, k, _ = smooth_qkv(layout, batch=2)
+    tables = build_tables(layout)
+    means, spread = block_means_and_spread(k, tables.perm, tables.k)
+    for j, block in enumerate(blocks_of(tables, "k")[: tables.k.video]):
+        tokens = k[:, :, block]
+        torch.testing.assert_close(means[:, :, j], tokens.mean(2), rtol=0, atol=1e-14)
+        expected = (tokens - tokens.mean(2, keepdim=True)).square().sum(-1).mean(2)
+        torch.testing.assert_close(spread[:, :, j], expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(block_means(k, tables.perm, tables.k), means, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_summed_in_float32(dtype: torch.dtype) -> None:
+    layout = small_layout((4, 8, 8), q_block=128, k_block=128)
+    k = (smooth_qkv(layout)[1] + 100).to(dtype)
+    tables = build_tables(layout)
+    means = block_means(k, tables.perm, tables.k)
+    assert means.dtype == torch.float32
+    exact = block_means(k.double(), tables.perm, tables.k)
+    torch.testing.assert_close(means.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_spread_survives_a_large_common_mean() -> None:
+    # A short last block: its empty slots must not cost the spread its digits.
+    layout = small_layout((1, 1, 9))
+    k = (smooth_qkv(layout)[1] * 0.01 + 100).float()
+    tables = build_tables(layout)
+    _, spread = block_means_and_spread(k, tables.perm, tables.k)
+    _, exact = block_means_and_spread(k.double(), tables.perm, tables.k)
+    torch.testing.assert_close(spread.double(), exact, rtol=1e-3, atol=1e-7)
+
+
+def test_heads_in_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = small_layout()
+    q, k, _ = smooth_qkv(layout, heads=5)
+    tables = build_tables(layout)
+    whole = block_means_and_spread(k, tables.perm, tables.k)
+    monkeypatch.setattr(blocks_module, "_CHUNK_BYTES", 1)
+    for a, b in zip(block_means_and_spread(k, tables.perm, tables.k), whole):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_draft_scores_are_pooled_logits_plus_log_count_plus_half_log_spread(layout: Layout) -> None:
+    q, k, _ = smooth_qkv(layout, batch=2)
+    tables = build_tables(layout)
+    scale = 0.3
+    plain = draft_logits(make_draft(q, k, tables, spread=False), tables, scale)
+    spread = draft_logits(make_draft(q, k, tables, spread=True), tables, scale)
+    for i, q_tokens in enumerate(blocks_of(tables, "q")[: tables.q.video]):
+        for j, k_tokens in enumerate(blocks_of(tables, "k")[: tables.k.video]):
+            keys = k[:, :, k_tokens]
+            expected = scale * (q[:, :, q_tokens].mean(2) * keys.mean(2)).sum(-1) + math.log(len(k_tokens))
+            torch.testing.assert_close(plain[:, :, i, j], expected, rtol=0, atol=1e-12)
+            if len(k_tokens) > 1:
+                variance = (keys - keys.mean(2, keepdim=True)).square().sum(-1).mean(2)
+                torch.testing.assert_close(spread[:, :, i, j], expected + 0.5 * variance.log(), rtol=0, atol=1e-9)
+            else:
+                # A block of one token is its own mean: its tail is exact, so it ranks behind every other.
+                assert (spread[:, :, i, j] < expected - 100).all()
+
+
+def test_scores_that_are_not_numbers_rank_last_and_infinities_stay_below_what_is_forced() -> None:
+    layout = small_layout()
+    q, k, _ = smooth_qkv(layout)
+    tables = build_tables(layout)
+    blocks = blocks_of(tables, "k")
+    k[:, :, blocks[2][0]] = torch.nan
+    k[:, :, blocks[3][0], 0] = torch.inf
+    scores = draft_logits(make_draft(q.abs(), k, tables, spread=False), tables, 1.0)
+    assert not scores.isnan().any()
+    assert (scores[..., 2] == -torch.inf).all()
+    assert (scores[..., 3] == torch.finfo(scores.dtype).max).all()
