@@ -1,0 +1,101 @@
+"""Error and recall of any selection and tail on sampled query rows of one call, without computing attention anew.
+
+Per sampled row and key block the exact partial sums of the softmax (sum of e, sum of e v) are made once; dense
+attention is the sum over all blocks, and a selection is the sum over the kept ones plus the tail. So a row of the
+table costs a few milliseconds, and its error is that of the real method on those query rows, not an estimate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from draftattn_core.layout import LayoutTables
+from torch import Tensor
+
+from .selection import Chosen, Source
+
+WORST_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Figures of one row in one call.
+
+    Attributes:
+        relative_l2: |out - dense| / |dense| per head over all sampled rows, mean over heads.
+        worst: mean of the largest 5 % of |out - dense| / |dense| of single rows (all heads together).
+        recall: softmax mass of the kept tokens, mean over sampled rows and heads.
+    """
+
+    relative_l2: float
+    worst: float
+    recall: float
+
+
+def figures(out: Tensor, dense: Tensor, recall: Tensor) -> Errors:
+    """Errors of out against dense, (heads, rows, D) each; recall (heads, rows)."""
+    difference, size = (out - dense).square().sum(-1), dense.square().sum(-1)
+    relative = (difference.sum(-1) / size.sum(-1)).sqrt().mean()
+    single = (difference / size.clamp_min(1e-30)).sqrt().flatten()
+    worst = single.topk(max(1, round(WORST_SHARE * single.numel()))).values.mean()
+    return Errors(relative.item(), worst.item(), recall.mean().item())
+
+
+class SampledRows:
+    """Exact partial sums of some query rows of one call (batch 1), per key block of one layout."""
+
+    def __init__(self, source: Source, tokens: Tensor) -> None:
+        """tokens: (rows,) host tokens, the query rows to look at."""
+        tables: LayoutTables = source.tables
+        if tables.layout.extra or source.q.shape[0] != 1:
+            raise ValueError("sampled rows are for calls of batch 1 without extra tokens")
+        self.source, self.tokens, table = source, tokens, tables.k
+        self.q_block = tables.q.of_token[tables.inverse[tokens]]
+        self.q = source.q[0].index_select(1, tokens).float() * source.scale
+        keys, values = (x[0].index_select(1, tables.perm).float() for x in (source.k, source.v))
+        logits = torch.matmul(self.q, keys.transpose(-1, -2))
+        self.peak = logits.amax(-1, keepdim=True)
+        weights = (logits - self.peak).exp_()
+        missing = table.video * table.size - weights.shape[-1]
+        weights = torch.nn.functional.pad(weights, (0, missing)).unflatten(-1, (table.video, table.size))
+        values = torch.nn.functional.pad(values, (0, 0, 0, missing)).unflatten(1, (table.video, table.size))
+        self.mass = weights.sum(-1)
+        # (heads, k blocks, rows, D): one product per head and block
+        self.weighted = torch.matmul(weights.transpose(1, 2), values)
+        self.dense = self.weighted.sum(1) / self.mass.sum(-1, keepdim=True)
+
+    def output(self, chosen: Chosen) -> Tensor:
+        """What attention under `chosen` gives for the sampled rows: (heads, rows, D)."""
+        kept = chosen.keep[0, :, self.q_block].float()
+        above = torch.einsum("hsc,hcsd->hsd", kept, self.weighted)
+        below = (kept * self.mass).sum(-1, keepdim=True)
+        tail = self.source.tail(chosen.tails)
+        if tail is not None:
+            pooled = torch.matmul(self.q, tail.k_mean[0].transpose(-1, -2)) + tail.log_count[:, None, :]
+            if chosen.shared_tail:
+                pooled = pooled + self._shared(tail.k_mean[0])
+            skipped = (pooled - self.peak).exp() * (1 - kept)
+            below = below + skipped.sum(-1, keepdim=True)
+            above = above + torch.matmul(skipped, tail.v_mean[0])
+            if tail.cov is not None:
+                above = above + skipped.sum(-1, keepdim=True) * torch.matmul(self.q, tail.cov[0])
+            if tail.u is not None and tail.w is not None:
+                for rank in range(tail.ranks):
+                    along = torch.matmul(self.q, tail.u[0, :, :, rank].transpose(-1, -2))
+                    above = above + torch.matmul(skipped * along, tail.w[0, :, :, rank])
+        return above / below
+
+    def _shared(self, k_mean: Tensor) -> Tensor:
+        """What turns each row's own tail scores (heads, rows, k blocks) into comfy-kitchen's.
+
+        There keys are centred, and all rows of a query block share the scores of its mean on the centred keys.
+        """
+        shared = self.source.draft().q_mean[0][:, self.q_block] * self.source.scale
+        centred = k_mean - k_mean.mean(1, keepdim=True)
+        return torch.matmul(shared - self.q, centred.transpose(-1, -2))
+
+    def errors(self, chosen: Chosen) -> Errors:
+        kept = chosen.keep[0, :, self.q_block].float()
+        recall = (kept * self.mass).sum(-1) / self.mass.sum(-1)
+        return figures(self.output(chosen), self.dense, recall)
