@@ -1,0 +1,186 @@
+"""Node: Apply DraftAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..draftattn_core.backends.registry import backend_names
+from .adapter import apply_draft_attention
+from .presets import DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES, Choices, parse_layers, parse_tile
+
+CATEGORY = "model/patch/draft attention"
+Report = io.Custom("DRAFT_ATTENTION_REPORT")
+SparsitySchedule = io.Custom("SPARSITY_SCHEDULE")
+
+BLOCKS = {"128/64": (128, 64), "128/128": (128, 128), "64/64": (64, 64)}
+
+
+class ApplyDraftAttention(io.ComfyNode):
+    """Patches a model; see `adapter.apply_draft_attention`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApplyDraftAttention",
+            display_name="Apply DraftAttention",
+            category=CATEGORY,
+            description=(
+                "Makes the self-attention of video models sparse: a draft map picks the blocks that are computed "
+                "exactly, every other block still counts through its mean and a linear term. Put it after LoRA and "
+                "attention nodes, before the sampler."
+            ),
+            search_aliases=["sparse attention", "draft attention", "speed up video", "block sparse", "wan", "hunyuan"],
+            inputs=[
+                io.Model.Input("model", tooltip="A video model: Wan, HunyuanVideo, Kandinsky 5 and others."),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESET_NAMES),
+                    default="auto",
+                    tooltip="auto chooses by number of steps and video size. quality, balanced, fast: fixed targets. "
+                    "paper: DraftAttention as published. custom: the sparsity and dense_start below.",
+                ),
+                io.Float.Input(
+                    "sparsity",
+                    default=0.75,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="For the presets custom and paper. Sparsity 0.75 = a quarter of the blocks is computed "
+                    "exactly. 0 = everything dense.",
+                ),
+                io.Float.Input(
+                    "dense_start",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="For the preset custom: this share of the denoising, from its noisy start, stays dense.",
+                ),
+                io.Combo.Input(
+                    "tail",
+                    options=list(TAIL_NAMES),
+                    default="auto",
+                    advanced=True,
+                    tooltip="What stands in for the blocks that are not computed. auto measures on your model which "
+                    "tail is most exact for each head. none drops them, as the paper does.",
+                ),
+                io.Combo.Input(
+                    "blocks",
+                    options=list(BLOCKS),
+                    default="128/64",
+                    advanced=True,
+                    tooltip="Tokens per query block / per key block. Smaller key blocks are more exact.",
+                ),
+                io.String.Input(
+                    "tile",
+                    default="auto",
+                    advanced=True,
+                    tooltip='Shape of a block in the video as frames x rows x columns, such as "4x4x8"; its product '
+                    "is the larger block size.",
+                ),
+                io.String.Input(
+                    "dense_layers",
+                    default="",
+                    advanced=True,
+                    tooltip='Layers that always run dense, such as "0, -1" for the first and the last or "0, 47-49".',
+                ),
+                io.Int.Input(
+                    "min_tokens",
+                    default=DEFAULT_MIN_TOKENS,
+                    min=0,
+                    max=10_000_000,
+                    advanced=True,
+                    tooltip="Videos with fewer tokens (frames x rows x columns of the latent after patchify) run "
+                    "dense: too little to gain.",
+                ),
+                io.Boolean.Input(
+                    "keep_first_frame",
+                    default=False,
+                    advanced=True,
+                    tooltip="Every block always sees the first latent frame exactly; steadies image-to-video.",
+                ),
+                io.Boolean.Input(
+                    "keep_last_frame",
+                    default=False,
+                    advanced=True,
+                    tooltip="Every block always sees the last latent frame exactly; for first-last-frame models.",
+                ),
+                io.Combo.Input(
+                    "backend",
+                    options=list(backend_names()),
+                    default="auto",
+                    advanced=True,
+                    tooltip="What computes the sparse calls. auto takes the fastest that can serve them.",
+                ),
+                io.Boolean.Input(
+                    "strict",
+                    default=False,
+                    advanced=True,
+                    tooltip="Stop with an error before sampling if calls would run dense for a reason you did not "
+                    "ask for.",
+                ),
+                SparsitySchedule.Input(
+                    "schedule", optional=True, tooltip="From the Sparsity Scheduler node; replaces the preset's curve."
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The patched model."),
+                Report.Output(display_name="report", tooltip="For the DraftAttention Report and Preview nodes."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        preset: str,
+        sparsity: float,
+        dense_start: float = 0.1,
+        tail: str = "auto",
+        blocks: str = "128/64",
+        tile: str = "auto",
+        dense_layers: str = "",
+        min_tokens: int = DEFAULT_MIN_TOKENS,
+        keep_first_frame: bool = False,
+        keep_last_frame: bool = False,
+        backend: str = "auto",
+        strict: bool = False,
+        schedule: Any = None,
+    ) -> io.NodeOutput:
+        choices = Choices(
+            preset=preset,
+            sparsity=sparsity,
+            dense_start=dense_start,
+            tail=tail,
+            blocks=BLOCKS[blocks],
+            tile=parse_tile(tile),
+            dense_layers=parse_layers(dense_layers),
+            min_tokens=min_tokens,
+            anchor_first=keep_first_frame,
+            anchor_last=keep_last_frame,
+            backend=backend,
+            schedule=schedule,
+            strict=strict,
+        )
+        patched, handle = apply_draft_attention(model, choices, _teller(cls.hidden.unique_id))
+        return io.NodeOutput(patched, handle)
+
+
+def _teller(node_id: str | None) -> Callable[[str], None] | None:
+    """Writes text under the node in the browser; None where there is no server (a script uses the nodes)."""
+    if node_id is None:
+        return None
+
+    def tell(text: str) -> None:
+        from server import PromptServer
+
+        instance = getattr(PromptServer, "instance", None)
+        if instance is not None:
+            instance.send_progress_text(text, node_id)
+
+    return tell
