@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .backends.registry import Backend, Problem, choose_backend
 from .backends.request import AttendRequest
-from .draft import draft_logits, make_draft
+from .draft import make_draft
 from .layout import Layout, LayoutTables, TableCache, build_tables
 from .policy import Policy
-from .selection import select_blocks
+from .selection import select_from_draft
 from .tail import make_tail
 
 
@@ -31,17 +31,19 @@ class Attention:
     backend: str
 
     def computed_pairs(self) -> Tensor:
-        """Token pairs computed exactly, extra tokens included, per batch and head: (B, H) float64 on the device."""
+        """Token pairs computed exactly, extra tokens included, per batch and head: (B, H) int64 on the device."""
         keep, table = self.request.keep, self.request.tables.k
         row_keys = keep.sum(-1) * table.size
         for block in {table.video - 1, table.total - 1}:
             short = table.size - (table.bounds[block + 1] - table.bounds[block])
             row_keys = row_keys - keep[..., block] * short
-        return torch.matmul(row_keys.double(), self.request.tables.q.counts.double())
+        return (row_keys * self.request.tables.q.counts.long()).sum(-1)
 
     def density(self) -> Tensor:
-        """Share of the call's token pairs computed exactly, extra tokens included: 0-d float64 on the device."""
-        return self.computed_pairs().mean() / float(self.request.tables.layout.tokens) ** 2
+        """Share of the call's token pairs computed exactly, extra tokens included: 0-d float32 on the device."""
+        pairs = self.computed_pairs()
+        # Integers up to the last division: not every device has float64.
+        return pairs.sum().float() / (float(self.request.tables.layout.tokens) ** 2 * pairs.numel())
 
     def tail_work(self) -> float:
         """Work of the tail beside that of the dense call: its key equivalents over the call's keys, 0 without one."""
@@ -64,6 +66,10 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, key_bias: Tens
         raise ValueError(f"the call has {q.shape[2]} tokens but the layout ({layout}) accounts for {layout.tokens}")
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
         raise ValueError("q, k and v must share one dtype and one device")
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise ValueError("sparse attention computes no gradients: call it under torch.no_grad() or run dense")
+    if key_bias is not None and not key_bias.is_floating_point():
+        raise ValueError(f"key_bias is added to logits, got {key_bias.dtype}: turn a mask into 0 and -inf")
     if key_bias is not None and (key_bias.dim() != 2 or key_bias.shape[1] != layout.extra):
         raise ValueError(
             f"key_bias must be (batch or 1, {layout.extra} extra tokens), got {tuple(key_bias.shape)}: "
@@ -93,7 +99,7 @@ def attend(
     tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     draft = make_draft(q, k, tables, spread=policy.spread)
-    keep = select_blocks(draft_logits(draft, tables, scale), tables, policy)
+    keep = select_from_draft(draft, tables, policy, scale)
     tail = make_tail(k, v, tables, policy.tail, k_mean=draft.k_mean)
     request = AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)
     return Attention(chosen.attend(request), request, chosen.name)

@@ -25,6 +25,11 @@ class Draft:
     k_mean: Tensor
     k_spread: Tensor | None
 
+    def of_heads(self, part: slice) -> Draft:
+        """The same for some of the heads, as views."""
+        spread = None if self.k_spread is None else self.k_spread[:, part]
+        return Draft(self.q_mean[:, part], self.k_mean[:, part], spread)
+
 
 def make_draft(q: Tensor, k: Tensor, tables: LayoutTables, *, spread: bool) -> Draft:
     """Block statistics of post-RoPE q and k (B, H, L, D), in float32 (float64 for float64 inputs)."""

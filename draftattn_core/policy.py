@@ -29,14 +29,15 @@ class Policy:
     """What one sparse call may do.
 
     Attributes:
-        density: share of video block pairs computed exactly, 0..1; a tuple gives one per head. Ignored by `top_p`.
+        density: share of video block pairs computed exactly, 0..1; a tuple gives one per head. For `top_p` it only
+            sets the floor.
         method: `head` spends one budget per head over its whole draft map, with a floor per row; `row` gives every
             query block its top-k; `top_p` keeps the shortest prefix holding the mass `top_p`; `draft` is the
             published rule: one threshold per head on the post-softmax map (arXiv 2505.14708, section 4.2).
         tail: what stands in for skipped blocks (design.md section 1): nothing, their mean, or the linear term with
             0, 1 or 2 ranks per block; a tuple gives one per head.
-        floor: share of a row's even budget that every row gets before heads spend the rest, 0..1 (`head`), and the
-            least share of key blocks a row keeps (`top_p`).
+        floor: share of a row's even budget (density times key blocks) that every row keeps whatever its scores, 0..1
+            (`head` and `top_p`).
         spread: add half the log of the within-block spread of K to the score.
         keep_own: always keep the key blocks that overlap the query block.
         keep_first_frame, keep_last_frame: always keep the key blocks that hold tokens of that frame.

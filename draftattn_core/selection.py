@@ -1,31 +1,38 @@
 """Selection: which block pairs of the draft map are computed exactly.
 
-Every function maps scores (B, H, R, C) (rows = query blocks, columns = key blocks; -inf for NaN) to a bool mask of
-the same shape. They are deterministic: ties go to the lowest index, except for `paper_threshold`, which keeps all
-entries equal to its threshold, as the published code does. None of them reads a value back from the device.
+Every function maps scores (B, H, R, C) (rows = query blocks, columns = key blocks; -inf for NaN, finite above) to a
+bool mask of the same shape. They are deterministic: ties go to the lowest index, except for `paper_threshold`, which
+keeps all entries equal to its threshold, as the published code does. None of them reads a value back from the device.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .draft import Draft, draft_logits
 from .layout import LayoutTables
 from .policy import Policy, head_densities
+from .transfer import per_head
+
+# Scores, sort keys and sort indices of one group of heads; whole maps of a long video would take gigabytes.
+_CHUNK_BYTES = 256 << 20
+_BYTES_PER_PAIR = 40
 
 
-def _ranks(scores: Tensor) -> Tensor:
-    """Rank of every entry along the last axis, 0 for the largest; ties rank by index."""
+def _best(scores: Tensor, counts: Tensor) -> Tensor:
+    """Mask of the `counts` (broadcastable to (..., 1)) largest entries along the last axis; ties go by index."""
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
-    positions = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, positions)
+    wanted = torch.arange(scores.shape[-1], device=scores.device) < counts
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, wanted.expand_as(order))
 
 
 def row_top_k(scores: Tensor, counts: Tensor) -> Tensor:
     """Keep the `counts` (broadcastable to (B, H, R, 1), int64) best entries of every row."""
-    return _ranks(scores) < counts
+    return _best(scores, counts)
 
 
 def head_budget(scores: Tensor, forced: Tensor, row_least: Tensor, budgets: Tensor) -> Tensor:
@@ -37,14 +44,17 @@ def head_budget(scores: Tensor, forced: Tensor, row_least: Tensor, budgets: Tens
     """
     batch, heads, rows, columns = scores.shape
     log_mass = torch.nan_to_num(scores.log_softmax(-1), nan=-torch.inf, neginf=-torch.inf)
-    promised = _ranks(scores.masked_fill(forced, torch.inf)) < row_least.view(1, heads, rows, 1)
-    ranked = log_mass.masked_fill(promised, torch.inf).view(batch, heads, rows * columns)
+    promised = _best(scores.masked_fill(forced, torch.inf), row_least.unsqueeze(-1))
+    ranked = log_mass.masked_fill_(promised, torch.inf).view(batch, heads, rows * columns)
     limits = torch.maximum(budgets, row_least.sum(-1)).view(1, heads, 1)
-    return (_ranks(ranked) < limits).view(batch, heads, rows, columns)
+    return _best(ranked, limits).view(batch, heads, rows, columns)
 
 
 def row_top_p(scores: Tensor, mass: float, least: Tensor) -> Tensor:
-    """Keep, per row, the shortest prefix of the sorted softmax that holds `mass`, and at least `least` entries."""
+    """Keep, per row, the shortest prefix of the sorted softmax that holds `mass`, and at least `least` entries.
+
+    A row without a single number among its scores is kept whole.
+    """
     probabilities = torch.nan_to_num(scores.softmax(-1))
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
     ordered = probabilities.gather(-1, order)
@@ -63,7 +73,7 @@ def paper_threshold(scores: Tensor, densities: tuple[float, ...]) -> Tensor:
     batch, heads, rows, columns = scores.shape
     probabilities = torch.nan_to_num(scores.softmax(-1)).view(batch, heads, rows * columns)
     ascending = probabilities.sort(-1).values
-    dropped = torch.tensor([int((1.0 - d) * rows * columns) for d in densities], device=scores.device)
+    dropped = per_head([int((1.0 - d) * rows * columns) for d in densities], scores.device, torch.int64)
     index = (dropped - 1).clamp_min(0).view(1, heads, 1).expand(batch, heads, 1)
     threshold = ascending.gather(-1, index)
     keep = (probabilities >= threshold) | (dropped == 0).view(1, heads, 1)
@@ -88,29 +98,44 @@ def select_blocks(scores: Tensor, tables: LayoutTables, policy: Policy) -> Tenso
     """
     batch, heads, rows, columns = scores.shape
     densities = head_densities(policy.density, heads)
-    device = scores.device
     forced = forced_blocks(tables, policy)
     fewest = 1 if policy.drops else 0
-    forced_in_row = forced.sum(-1)
+
+    def least(wanted: list[int]) -> Tensor:
+        """(H, R): per head at least `wanted`, at least what is forced, and one where nothing stands in for a row."""
+        counts = per_head([max(fewest, count) for count in wanted], scores.device, torch.int64)
+        return torch.maximum(counts.unsqueeze(1), forced.sum(-1))
 
     if policy.method == "draft":
         keep = paper_threshold(scores, densities) | forced
     elif policy.method == "top_p":
-        least = (forced_in_row.clamp_min(max(fewest, math.ceil(policy.floor * columns * min(densities))))).unsqueeze(-1)
-        keep = row_top_p(scores, policy.top_p, least) | forced
+        floors = least([math.ceil(policy.floor * d * columns) for d in densities])
+        keep = row_top_p(scores, policy.top_p, floors.unsqueeze(-1)) | forced
     elif policy.method == "row":
-        wanted = torch.tensor([max(fewest, round(d * columns)) for d in densities], device=device)
-        keep = row_top_k(scores.masked_fill(forced, torch.inf), torch.maximum(wanted.view(heads, 1), forced_in_row).unsqueeze(-1))
+        counts = least([round(d * columns) for d in densities])
+        keep = row_top_k(scores.masked_fill(forced, torch.inf), counts.unsqueeze(-1))
     else:
-        floors = torch.tensor([max(fewest, math.floor(policy.floor * d * columns)) for d in densities], device=device)
-        budgets = torch.tensor([round(d * rows * columns) for d in densities], device=device)
-        keep = head_budget(scores, forced, torch.maximum(floors.view(heads, 1), forced_in_row), budgets)
+        budgets = per_head([round(d * rows * columns) for d in densities], scores.device, torch.int64)
+        keep = head_budget(scores, forced, least([math.floor(policy.floor * d * columns) for d in densities]), budgets)
     if policy.drops and policy.method == "draft":
         best = torch.zeros_like(keep).scatter_(-1, scores.argmax(-1, keepdim=True), True)
         keep = keep | (best & ~keep.any(-1, keepdim=True))
 
     if tables.layout.extra == 0:
         return keep
-    full = torch.ones(batch, heads, tables.q.total, tables.k.total, dtype=torch.bool, device=device)
+    full = torch.ones(batch, heads, tables.q.total, tables.k.total, dtype=torch.bool, device=scores.device)
     full[:, :, :rows, :columns] = keep
     return full
+
+
+def select_from_draft(draft: Draft, tables: LayoutTables, policy: Policy, scale: float) -> Tensor:
+    """`select_blocks` on the `draft_logits` of a call, a few heads at a time, so that memory stays bounded."""
+    batch, heads = draft.q_mean.shape[:2]
+    keep = torch.empty(batch, heads, tables.q.total, tables.k.total, dtype=torch.bool, device=draft.q_mean.device)
+    densities = head_densities(policy.density, heads)
+    step = max(1, _CHUNK_BYTES // (batch * tables.q.video * tables.k.video * _BYTES_PER_PAIR))
+    for start in range(0, heads, step):
+        part = slice(start, start + step)
+        scores = draft_logits(draft.of_heads(part), tables, scale)
+        keep[:, part] = select_blocks(scores, tables, replace(policy, density=densities[part]))
+    return keep
