@@ -1,0 +1,177 @@
+"""What the demo leaves behind: the video, the contact sheet, the density map, the figures."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from draftattn_core.charts import stack
+from draftattn_core.metrics import flicker, psnr, ssim
+
+from .methods import DENSE, PAPER
+from .pictures import contact_sheet
+
+PANEL_SCALE = 4
+FRAME_RATE = 8
+TITLES = {DENSE: "dense", PAPER: "DraftAttention as published", "ours": "ours: 3-D tiles + linear tail"}
+
+
+@dataclass
+class MethodRun:
+    """One method's run.
+
+    Attributes:
+        frames: uint8 (T, H, W, 3).
+        report: `RunReport.to_dict()` of the run.
+        density_map: picture of steps x layers.
+        total_seconds: wall time of the sampling.
+    """
+
+    frames: np.ndarray
+    report: dict[str, Any]
+    density_map: Image.Image
+    total_seconds: float
+
+
+def figures(run: MethodRun, dense: MethodRun) -> dict[str, Any]:
+    """A method's entry in report.json; quality is measured against the dense run of the same seed."""
+    mine, reference = (torch.from_numpy(frames).float() / 255 for frames in (run.frames, dense.frames))
+    itself = run is dense
+    return {
+        "executed_density": run.report["executed_density"],
+        "sparse_density": run.report["sparse_density"],
+        "work_density": run.report["work_density"],
+        "psnr_db": None if itself else psnr(mine, reference),
+        "ssim": None if itself else ssim(mine, reference),
+        "flicker": None if itself or len(mine) < 2 else flicker(mine, reference),
+        "attention_seconds": run.report["attention_seconds"],
+        "total_seconds": run.total_seconds,
+        "calls_sparse": run.report["calls_sparse"],
+        "calls_dense": run.report["calls_dense"],
+    }
+
+
+def cpu_name() -> str:
+    """What the processor calls itself, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def full_report(
+    runs: dict[str, MethodRun], *, host: str, device: str, grid: tuple[int, int, int], steps: int, baseline: str
+) -> dict[str, Any]:
+    """The whole of report.json, schema 1."""
+    return {
+        "schema": 1,
+        "host": host,
+        "device": device,
+        "torch": torch.__version__,
+        "grid": list(grid),
+        "tokens": grid[0] * grid[1] * grid[2],
+        "steps": steps,
+        "methods": {name: figures(run, runs[DENSE]) for name, run in runs.items()},
+        "baseline": baseline,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The figures as text, one line per method."""
+    lines = [
+        f"{report['tokens']} tokens ({'x'.join(map(str, report['grid']))}), {report['steps']} steps, {report['host']}, "
+        f"{report['device']}, torch {report['torch']}; baseline: {report['baseline']}",
+        "",
+        f"{'method':8} {'executed':>9} {'+ tail':>8} {'sparse':>8} {'PSNR':>8} {'SSIM':>7} {'flicker':>8} {'attention':>10} {'total':>8}",
+        f"{'':8} {'density':>9} {'work':>8} {'density':>8} {'dB':>8} {'':>7} {'':>8} {'seconds':>10} {'seconds':>8}",
+    ]
+    for name, row in report["methods"].items():
+        cells = [
+            _cell(row["executed_density"], 9, 3),
+            _cell(row["work_density"], 8, 3),
+            _cell(row["sparse_density"], 8, 3),
+            _cell(row["psnr_db"], 8, 2),
+            _cell(row["ssim"], 7, 4),
+            _cell(row["flicker"], 8, 4),
+            _cell(row["attention_seconds"], 10, 1),
+            _cell(row["total_seconds"], 8, 1),
+        ]
+        lines.append(f"{name:8} " + " ".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, width: int, digits: int) -> str:
+    return f"{'-' if value is None else format(value, f'.{digits}f'):>{width}}"
+
+
+def _panel(frame: np.ndarray, title: str, note: str) -> Image.Image:
+    height, width = frame.shape[0] * PANEL_SCALE, frame.shape[1] * PANEL_SCALE
+    panel = Image.new("RGB", (width, height + 44), "white")
+    draw = ImageDraw.Draw(panel)
+    draw.text((8, 4), title, fill="black", font=ImageFont.load_default(16))
+    draw.text((8, 24), note, fill="#444444", font=ImageFont.load_default(13))
+    picture = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
+    panel.paste(picture, (0, 44))
+    return panel
+
+
+def _note(row: dict[str, Any]) -> str:
+    if row["psnr_db"] is None:
+        return f"attention {row['attention_seconds']:.0f} s"
+    return (
+        f"density {row['executed_density']:.2f}, PSNR {row['psnr_db']:.1f} dB, "
+        f"attention {row['attention_seconds']:.0f} s"
+    )
+
+
+def side_by_side(runs: dict[str, MethodRun], report: dict[str, Any]) -> list[Image.Image]:
+    """The clips next to each other, one picture per frame, titles and figures above them."""
+    pictures = []
+    for index in range(len(runs[DENSE].frames)):
+        panels = [
+            _panel(run.frames[index], TITLES.get(name, name), _note(report["methods"][name]))
+            for name, run in runs.items()
+        ]
+        picture = Image.new("RGB", (sum(p.width for p in panels) + 8 * (len(panels) - 1), panels[0].height), "white")
+        left = 0
+        for panel in panels:
+            picture.paste(panel, (left, 0))
+            left += panel.width + 8
+        pictures.append(picture)
+    return pictures
+
+
+def write_video(pictures: list[Image.Image], path: Path) -> None:
+    """H.264 in an mp4, forwards and backwards so that a short clip can be watched in a loop."""
+    order = [*pictures, *pictures[-2:0:-1]] * 2
+    width, height = (size - size % 2 for size in pictures[0].size)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAME_RATE)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "16"}
+        for picture in order:
+            frame = av.VideoFrame.from_image(picture.crop((0, 0, width, height)))
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def write(out: Path, runs: dict[str, MethodRun], report: dict[str, Any]) -> list[Path]:
+    """Write every file of the demo into `out`; returns their paths."""
+    paths = [out / name for name in ("side_by_side.mp4", "contact_sheet.png", "density_map.png", "report.json")]
+    write_video(side_by_side(runs, report), paths[0])
+    contact_sheet([run.frames for run in runs.values()], list(runs), paths[1], scale=3)
+    stack([run.density_map for name, run in runs.items() if name != DENSE]).save(paths[2])
+    paths[3].write_text(json.dumps(report, indent=2) + "\n")
+    return paths
