@@ -164,6 +164,8 @@ class Session:
         stop = stopwatch(q.device)
         try:
             result = self._sparse(q, k, v, settings.layout(grid, extra_before, extra_after), density, position, key_bias)
+            if result is not None:
+                out, shares = from_core(result.out), (result.density(), result.tail_work())
         except torch.OutOfMemoryError:
             if q.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -173,15 +175,15 @@ class Session:
             self._tell(f"DraftAttention runs dense: {error}")
             return self.dense(dense, DenseReason.BACKEND, position, q)
         except Exception as error:
-            self._count_error(error)
+            self.failed(error)
             return self.dense(dense, DenseReason.ERROR, position, q)
         if result is None:
             return self.dense(dense, DenseReason.NON_FINITE, position, q)
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
-        self.report.add(Call(position, result.density(), None, pairs, stop(), result.tail_work()))
+        self.report.add(Call(position, shares[0], None, pairs, stop(), shares[1]))
         if self.on_call is not None:
             self.on_call(result, position)
-        return from_core(result.out)
+        return out
 
     def _sparse(
         self,
@@ -193,7 +195,7 @@ class Session:
         position: Position,
         key_bias: Tensor | None,
     ) -> Attention | None:
-        """The sparse call; None if its first output in this layer is not finite."""
+        """The sparse call; None if it is not finite, asked in every layer until one output was."""
         policy = self.settings.policy.with_density(density)
         heads = q.shape[1]
         choose = self.settings.auto_tail and (position.layer, heads) not in self._tails
@@ -205,8 +207,11 @@ class Session:
             result = self._with_best_tails(result, policy, position)
         with self._lock:
             first = position.layer not in self._checked
-            self._checked.add(position.layer)
-        if first and not bool(torch.isfinite(result.out).all()):
+        finite = not first or bool(torch.isfinite(result.out).all())
+        if finite:
+            with self._lock:
+                self._checked.add(position.layer)
+        else:
             self._tell(
                 f"DraftAttention: the first sparse output of layer {position.layer} is not finite, so it ran dense; "
                 "float16 overflow is the usual cause: load the model in bfloat16"
@@ -241,7 +246,9 @@ class Session:
         if self.report.note(message):
             log.warning(message)
 
-    def _count_error(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
+        """Count an error of ours, from an except block: the first is logged with its traceback, after `MAX_ERRORS` the
+        session stands aside. Hosts call it for errors of their own translation."""
         with self._lock:
             self._errors += 1
             first, last = self._errors == 1, self._errors == MAX_ERRORS
