@@ -95,6 +95,11 @@ class Session:
         self.report.finish()
         return self.report
 
+    @property
+    def stood_aside(self) -> bool:
+        """Whether the session gave up on this run after `MAX_ERRORS` errors."""
+        return self._errors >= MAX_ERRORS
+
     def step_of(self, level: float) -> int:
         """Index of a noise level in this run, in order of first appearance."""
         with self._lock:
@@ -158,7 +163,7 @@ class Session:
             return self.dense(dense, DenseReason.FEW_TOKENS, position, q)
         if q.shape[2] != grid.tokens + extra_before + extra_after:
             return self.dense(dense, DenseReason.TOKENS, position, q)
-        if self._errors >= MAX_ERRORS:
+        if self.stood_aside:
             return self.dense(dense, DenseReason.STOOD_ASIDE, position, q)
 
         stop = stopwatch(q.device)

@@ -9,7 +9,6 @@ context windows and split conditions cannot get into each other's way.
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,11 +21,11 @@ from torch import Tensor
 from ..draftattn_core.report import DenseReason
 from ..draftattn_core.session import Session
 from . import chain
-from .layouts import NoLayout, Tokens, describe, layer_of
+from .calls import HostCall, classify
+from .layouts import NoLayout, Tokens, describe
 from .presets import Choices
 from .runs import ModelCall, ReportHandle, Run, Trajectory
-
-log = logging.getLogger(__name__)
+from .strict import refuse_surprises
 
 KEY = "draft_attention"
 WRAPPERS = ("outer_sample", "apply_model", "diffusion_model")
@@ -52,7 +51,7 @@ class Adapter:
         options = guider.model_options.setdefault("transformer_options", {})
         outer, found = self.run, chain.install(options, self.serve)
         try:
-            self.run = self._open(guider, noise, sigmas)
+            self.run = self._open(guider, noise, sigmas, kwargs.get("latent_shapes"))
             try:
                 return executor(noise, latent, sampler, sigmas, *args, **kwargs)
             finally:
@@ -61,21 +60,20 @@ class Adapter:
             self.run = outer
             chain.restore(options, found)
 
-    def _open(self, guider: Any, noise: Tensor, sigmas: Tensor) -> Run:
+    def _open(self, guider: Any, noise: Tensor, sigmas: Tensor, shapes: Any) -> Run:
         patcher = guider.model_patcher
         sampling = patcher.get_model_object("model_sampling")
         trajectory = Trajectory(sampling.percent_to_sigma, tuple(float(sigma) for sigma in sigmas))
-        network = patcher.model.diffusion_model
-        try:
-            tokens = describe(network, {"x": noise, "context": None})
-        except Exception:  # what a model call brings along is not known yet
-            tokens = None
+        tokens = _expected(patcher.model.diffusion_model, tuple(shapes[0]) if shapes else tuple(noise.shape))
         count = tokens.grid.tokens if isinstance(tokens, Tokens) else 0
-        session = Session(self.choices.settings(trajectory.whole_steps(), count))
+        settings = self.choices.settings(trajectory.whole_steps(), count)
+        bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))
+        if self.choices.strict:
+            refuse_surprises(tokens, settings, bypassed, patcher)
+        session = Session(settings)
         session.on_call = self.handle.tell if self.handle.listeners else None
         session.start_run()
         self.handle.session, self.handle.report = session, session.report
-        bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))
         return Run(session, trajectory, bypassed, self.tell_node)
 
     # Model calls
@@ -121,133 +119,54 @@ class Adapter:
         self, dense: Callable[[], Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Answer one attention call of the host; `dense` is the rest of the chain."""
-        run, options = self.run, kwargs.get("transformer_options") or {}
-        call: ModelCall | None = options.get(KEY)
-        if run is None or call is None or call.served:
+        options = kwargs.get("transformer_options") or {}
+        model: ModelCall | None = options.get(KEY)
+        if self.run is None or model is None or model.served:
             return dense()
-        call.served = True
+        model.served = True
         try:
-            return _serve(run.session, self.handle, call, dense, _Attention(q, k, v, heads, args, kwargs), options)
+            return self._serve(self.run.session, model, dense, HostCall(q, k, v, heads, args, kwargs), options)
         finally:
-            call.served = False
+            model.served = False
+
+    def _serve(
+        self,
+        session: Session,
+        model: ModelCall,
+        dense: Callable[[], Tensor],
+        call: HostCall,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        try:
+            place = classify(model, call, options)
+            q, k, v = call.to_core()
+        except Exception as error:
+            aside = session.stood_aside
+            session.failed(error)
+            return session.dense(dense, DenseReason.STOOD_ASIDE if aside else DenseReason.ERROR)
+        if place.reason is not None or place.tokens is None or place.position is None:
+            return session.dense(dense, place.reason or DenseReason.ERROR, place.position, q)
+        self.handle.grid = place.tokens.grid.as_tuple()
+        return session.attention(
+            q,
+            k,
+            v,
+            grid=place.tokens.grid,
+            extra_before=place.tokens.before,
+            extra_after=place.tokens.after,
+            position=place.position,
+            dense=dense,
+            key_bias=place.bias,
+            from_core=call.from_core,
+        )
 
 
-class _Attention:
-    """Arguments of the host's `optimized_attention`, in one form."""
-
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
-        names = ("mask", "attn_precision", "skip_reshape", "skip_output_reshape")
-        given = {**dict(zip(names, args)), **kwargs}
-        self.mask: Tensor | None = given.get("mask")
-        self.plain = not given.get("enable_gqa") and given.get("scale") is None
-        self.heads = heads
-        self.host = (q, k, v)
-        self.split = bool(given.get("skip_reshape"))
-        self.keep_heads = bool(given.get("skip_output_reshape"))
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        axis = 2 if self.split else 1
-        return int(self.host[0].shape[axis]), int(self.host[1].shape[axis])
-
-    def to_core(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, H, L, D) views."""
-        if self.split:
-            return self.host
-        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in self.host)
-        return q, k, v
-
-    def from_core(self, out: Tensor) -> Tensor:
-        """The host's output form; its own attention returns contiguous tensors, callers may view them."""
-        return out if self.keep_heads else out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
-
-
-def _serve(
-    session: Session,
-    handle: ReportHandle,
-    call: ModelCall,
-    dense: Callable[[], Tensor],
-    attention: _Attention,
-    options: Mapping[str, Any],
-) -> Tensor:
-    queries, keys = attention.lengths
-    tokens = _with_published_grid(call.tokens, options)
-    if queries != keys:
-        return session.dense(dense, DenseReason.CROSS_ATTENTION)
-    if isinstance(tokens, NoLayout):
-        return session.dense(dense, tokens.reason)
-    if queries != tokens.total:
-        known = queries in call.lengths
-        return session.dense(dense, DenseReason.CROSS_ATTENTION if known else DenseReason.TOKENS)
-    block = (str(options.get("block_type", "")), options.get("block_index", -1))
-    if queries in call.lengths and (block[1] == -1 or block in call.seen):
-        # Text as long as the video: only the first call of a block is surely the self-attention.
-        return session.dense(dense, DenseReason.CROSS_ATTENTION)
-    layer = layer_of(call.network, options, call.seen, call.counted)
-    call.counted += 1
-    position = call.position(layer)
-    q, k, v = attention.to_core()
-    if not attention.plain:
-        return session.dense(dense, DenseReason.BACKEND, position, q)
-    bias: Tensor | None = None
-    if attention.mask is not None:
-        bias = _key_bias(call, attention.mask, tokens, q)
-        if bias is None:
-            return session.dense(dense, DenseReason.MASK, position, q)
-    handle.grid = tokens.grid.as_tuple()
-    return session.attention(
-        q,
-        k,
-        v,
-        grid=tokens.grid,
-        extra_before=tokens.before,
-        extra_after=tokens.after,
-        position=position,
-        dense=dense,
-        key_bias=bias,
-        from_core=attention.from_core,
-    )
-
-
-def _with_published_grid(tokens: Tokens | NoLayout, options: Mapping[str, Any]) -> Tokens | NoLayout:
-    """What the host publishes about this call goes before what was derived from the latent."""
-    published = options.get("grid_sizes")
-    if isinstance(tokens, NoLayout):
-        return tokens
-    if published is not None and tuple(published) != tokens.grid.as_tuple():
-        grid = type(tokens.grid)(*(int(size) for size in published))
-        return Tokens(grid, tokens.before, tokens.after)
-    image = options.get("img_slice")
-    if image is not None and int(image[1]) == tokens.total:
-        # Everything but the video: text first, then reference tokens directly before the video.
-        first = int(image[0]) > 0
-        if first != (tokens.after == 0):
-            return NoLayout(DenseReason.TOKENS, "the order of text and video is not what the host publishes")
-    return tokens
-
-
-def _key_bias(call: ModelCall, mask: Tensor, tokens: Tokens, q: Tensor) -> Tensor | None:
-    """A mask as a bias on the extra tokens, (B or 1, extra); None if it touches video tokens or tells rows apart."""
-    if id(mask) not in call.bias:
-        call.bias[id(mask)] = (mask, _derive_bias(mask, tokens, q))
-    bias: Tensor | None = call.bias[id(mask)][1]
-    return bias
-
-
-def _derive_bias(mask: Tensor, tokens: Tokens, q: Tensor) -> Tensor | None:
-    if mask.shape[-1] != tokens.total or any(size != 1 for size in mask.shape[1:-1]):
+def _expected(network: Any, shape: tuple[int, ...]) -> Tokens | NoLayout | None:
+    """Layout to expect for a latent of this shape, its text left out; None if only the model calls can tell."""
+    try:
+        return describe(network, {"x": torch.empty(shape, device="meta"), "context": torch.empty(1, 0, 1)})
+    except Exception:  # an unusual latent: what a model call brings along is not known yet
         return None
-    if mask.dim() > 2 and mask.shape[0] not in (1, q.shape[0]):
-        return None
-    columns = mask.reshape(-1, tokens.total)
-    if columns.shape[0] not in (1, q.shape[0]) or (mask.dim() == 2 and mask.shape[0] != 1):
-        return None
-    if columns.dtype == torch.bool:
-        columns = torch.zeros_like(columns, dtype=q.dtype).masked_fill(~columns, -torch.inf)
-    video = columns[:, tokens.before : tokens.before + tokens.grid.tokens]
-    if bool((video != 0).any()):
-        return None
-    return torch.cat([columns[:, : tokens.before], columns[:, tokens.before + tokens.grid.tokens :]], 1)
 
 
 def _find_options(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 Listener = Callable[[Attention, Position], None]
 
 REMEDIES: Mapping[str, str] = {
-    DenseReason.SCHEDULE.value: "the schedule asks for dense attention throughout: raise the sparsity",
+    DenseReason.SCHEDULE.value: "the schedule keeps all of this dense: raise the sparsity or shorten the dense start",
     DenseReason.DENSE_LAYER.value: "every layer is in the list of dense layers: shorten it",
     DenseReason.FEW_TOKENS.value: "the video is too small to gain anything: raise size or length, or lower min_tokens",
     DenseReason.CROSS_ATTENTION.value: "no video self-attention was seen: another node may replace the attention",
@@ -157,7 +157,7 @@ class Run:
             report.note(f"another node replaces some of this model's attention: {self._names()}")
         log.info(report.summary())
         reasons = report.calls_dense()
-        if report.calls and not report.calls_sparse:
+        if not report.calls_sparse:
             unexpected = [reason for reason in reasons if reason != DenseReason.CROSS_ATTENTION.value]
             reason = next(iter(unexpected), DenseReason.CROSS_ATTENTION.value)
             message = f"nothing was sparse ({reason}): {REMEDIES[reason]}"
