@@ -13,6 +13,8 @@ from torch import Tensor
 from .layout import BlockTable
 
 _CHUNK_BYTES = 64 << 20
+# Beside launching a few dozen kernels per group of heads, groups of one head would leave a GPU idle.
+_DEVICE_CHUNK_BYTES = 256 << 20
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
@@ -21,9 +23,9 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def head_chunks(x: Tensor) -> Iterator[slice]:
-    """Slices of the head axis of x (B, H, L, D) small enough for one float32 copy of about 64 MiB."""
+    """Slices of the head axis of x (B, H, L, D) small enough for one float32 copy of about 64 MiB (256 MiB off the CPU)."""
     per_head = max(1, x.shape[0] * x.shape[2] * x.shape[3] * 4)
-    step = max(1, _CHUNK_BYTES // per_head)
+    step = max(1, (_CHUNK_BYTES if x.device.type == "cpu" else _DEVICE_CHUNK_BYTES) // per_head)
     for start in range(0, x.shape[1], step):
         yield slice(start, min(start + step, x.shape[1]))
 

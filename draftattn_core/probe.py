@@ -15,7 +15,7 @@ from torch import Tensor
 from .backends.request import AttendRequest
 from .blocks import head_chunks
 from .policy import TAILS, TailName
-from .tail import make_tail
+from .tail import expand_blocks, tail_from
 
 DEFAULT_ROWS = 64
 
@@ -105,8 +105,9 @@ def _probe_heads(
     errors: dict[str, Tensor] = {}
     if output is not None:
         errors["output"] = relative_error(output.index_select(2, tokens), exact)
+    expansion = expand_blocks(request.k, request.v, tables, tails)
     for name in tails:
-        tail = make_tail(request.k, request.v, tables, name)
+        tail = tail_from(expansion, name)
         if tail is None:
             errors[name] = relative_error(torch.matmul(kept_logits.softmax(-1).nan_to_num(), v), exact)
             continue

@@ -11,7 +11,7 @@ and average the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from torch import Tensor
 from .blocks import block_means, centre, head_chunks, video_in_order
 from .layout import BlockTable, LayoutTables
 from .policy import TailName, head_tails, tail_rank
+from .transfer import per_head
 
-POWER_ITERATIONS = 3
+POWER_ITERATIONS = 2
+# Rows iterated beyond the ranks wanted: far cheaper than more iterations for the same accuracy.
+OVERSAMPLING = 2
 
 
 @dataclass(frozen=True)
@@ -48,41 +51,87 @@ class Tail:
         return 0 if self.u is None else self.u.shape[3]
 
 
+@dataclass(frozen=True)
+class Expansion:
+    """What every tail of one call is made from, without what sets them apart; shapes as in `Tail`.
+
+    Attributes:
+        counts: (g,) tokens per block.
+        total: (B, H, D, D) sum over blocks of n_j C_j; None if no linear term is wanted.
+        u, w: as many singular pairs as the highest rank wanted; None for none.
+    """
+
+    counts: Tensor
+    k_mean: Tensor
+    v_mean: Tensor
+    total: Tensor | None = None
+    u: Tensor | None = None
+    w: Tensor | None = None
+
+
 def singular_pairs(keys: Tensor, values: Tensor, counts: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
     """Leading `ranks` singular pairs of C = keys^T values / count, without forming C.
+
+    Subspace iteration with `OVERSAMPLING` more rows than wanted, from the value deviations of the tokens with the
+    largest |k||v|, then a rotation inside the subspace found (Halko, Martinsson, Tropp, SIAM Review 53, 2011). Each
+    iteration costs four products of a few rows with n x D matrices.
 
     Args:
         keys, values: (..., n, D) deviations from the block means; slots past `counts` hold zeros.
         counts: (...,) tokens per block.
 
     Returns:
-        u (..., ranks, D) orthonormal rows and w (..., ranks, D) with C ~ sum_r u_r w_r^T. Subspace iteration from the
-        value deviations of the tokens with the largest |k||v|: each step costs two products with n x D matrices.
-        A block without spread gives zeros.
+        u (..., ranks, D) orthonormal rows and w (..., ranks, D) with C ~ sum_r u_r w_r^T, largest first; fewer than
+        `ranks` where a block has fewer tokens. A block without spread gives zeros.
     """
     weight = keys.norm(dim=-1) * values.norm(dim=-1)
-    lead = weight.topk(min(ranks, keys.shape[-2]), dim=-1).indices
+    lead = weight.topk(min(ranks + OVERSAMPLING, keys.shape[-2]), dim=-1).indices
     w = values.gather(-2, lead.unsqueeze(-1).expand(*lead.shape, values.shape[-1]))
     u = w
-    for _ in range(POWER_ITERATIONS):
-        u = _orthonormal(torch.matmul(torch.matmul(w, values.transpose(-1, -2)), keys))
+    for step in range(POWER_ITERATIONS):
+        u = torch.matmul(torch.matmul(w, values.transpose(-1, -2)), keys)
+        if step < POWER_ITERATIONS - 1:
+            u = u / u.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        else:
+            u = _orthonormal(u)
         w = torch.matmul(torch.matmul(u, keys.transpose(-1, -2)), values)
-    return u, w / counts[..., None, None]
+    rotation = _leading_vectors(torch.matmul(w, w.transpose(-1, -2)), min(ranks, keys.shape[-2]))
+    return torch.matmul(rotation, u), torch.matmul(rotation, w) / counts[..., None, None]
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
     """Gram-Schmidt on the few rows of (..., r, D), twice for accuracy; a row without length becomes zero."""
-    done: list[Tensor] = []
+    done = torch.zeros_like(rows)
     for i in range(rows.shape[-2]):
-        row = rows[..., i, :]
+        row = rows[..., i : i + 1, :]
         length = row.norm(dim=-1, keepdim=True)
-        for _ in range(2):
-            for other in done:
-                row = row - (row * other).sum(-1, keepdim=True) * other
+        for _ in range(2 if i else 0):
+            row = row - torch.matmul(torch.matmul(row, done.transpose(-1, -2)), done)
         left = row.norm(dim=-1, keepdim=True)
         # What is left after projection is rounding noise once it is this small beside the row itself.
-        done.append(torch.where(left > 1e-6 * length, row / left.clamp_min(1e-30), torch.zeros_like(row)))
-    return torch.stack(done, dim=-2)
+        enough = left > 1e-6 * length
+        done[..., i : i + 1, :] = torch.where(enough, row / left.clamp_min(1e-30), torch.zeros_like(row))
+    return done
+
+
+def _leading_vectors(gram: Tensor, count: int) -> Tensor:
+    """Leading `count` eigenvectors of small symmetric matrices (..., p, p), as orthonormal rows (..., count, p).
+
+    By powers of the matrix: a handful of tiny products on every device, where an eigensolver may be slow or missing.
+    """
+    found: list[Tensor] = []
+    for _ in range(count):
+        # The trace bounds the largest eigenvalue within 1/p..1, so its 32nd power stays in float32's range.
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        gram = gram / trace.clamp_min(1e-30)
+        power = torch.linalg.matrix_power(gram, 32)
+        column = power.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+        vector = power.gather(-2, column.expand(*column.shape[:-1], power.shape[-1]))
+        vector = vector / vector.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        found.append(vector)
+        value = torch.matmul(torch.matmul(vector, gram), vector.transpose(-1, -2))
+        gram = gram - value * vector.transpose(-1, -2) * vector
+    return _orthonormal(torch.cat(found, dim=-2))
 
 
 def _linear_terms(
@@ -105,48 +154,71 @@ def _linear_terms(
     return total, u, w
 
 
-def make_tail(
-    k: Tensor,
-    v: Tensor,
-    tables: LayoutTables,
-    tail: TailName | Sequence[TailName],
-    *,
-    k_mean: Tensor | None = None,
-) -> Tail | None:
-    """Expansion of every video key block of k, v (B, H, L, D); None if every head drops its skipped blocks.
+def expand_blocks(
+    k: Tensor, v: Tensor, tables: LayoutTables, names: Sequence[TailName], *, k_mean: Tensor | None = None
+) -> Expansion:
+    """Statistics of every video key block of k, v (B, H, L, D): enough for each tail in `names`.
 
-    Args:
-        tail: one name, or one per head: heads with different tails share one table (a head without a linear term has
-            zeros there), so a kernel needs no branch.
-        k_mean: (B, H, g, D) if the draft has it already.
+    `k_mean` (B, H, g, D) is taken from the draft where it is at hand.
     """
-    heads, table = k.shape[1], tables.k
-    names = head_tails(tail if isinstance(tail, str) else tuple(tail), heads)
-    if all(name == "none" for name in names):
-        return None
+    table = tables.k
     if k_mean is None:
         k_mean = block_means(k, tables.perm, table)
     v_mean = block_means(v, tables.perm, table)
     counts = table.counts[: table.video].to(k_mean.dtype)
-    device = k.device
-    enters = torch.tensor([name != "none" for name in names], device=device)
-    log_count = torch.where(enters[:, None], counts.log(), counts.new_tensor(-torch.inf))
-    plain = Tail(log_count=log_count, k_mean=k_mean, v_mean=v_mean)
     if not any(name.startswith("linear") for name in names):
-        return plain
-
+        return Expansion(counts, k_mean, v_mean)
     ranks = max(tail_rank(name) for name in names)
     total, u, w = _linear_terms(k, v, k_mean, v_mean, tables.perm, table, ranks)
-    used = torch.tensor([tail_rank(name) for name in names], device=device)
-    active = (torch.arange(ranks, device=device) < used[:, None]).to(u.dtype)
-    u = u * active[None, :, None, :, None]
-    weighted = u * counts[:, None, None]
-    total = total - torch.matmul(weighted.flatten(2, 3).transpose(-1, -2), w.flatten(2, 3))
-    linear = torch.tensor([name.startswith("linear") for name in names], device=device, dtype=total.dtype)
-    cov = total / counts.sum() * linear[None, :, None, None]
-    if not ranks:
-        return replace(plain, cov=cov)
-    return replace(plain, cov=cov, u=u, w=w)
+    return Expansion(counts, k_mean, v_mean, total, u, w) if ranks else Expansion(counts, k_mean, v_mean, total)
+
+
+def tail_from(expansion: Expansion, tail: TailName | Sequence[TailName]) -> Tail | None:
+    """The tail named, or one per head, from statistics made for it; None if every head drops its skipped blocks.
+
+    Heads with different tails share one table (a head without a linear term has zeros there), so a kernel needs no
+    branch.
+    """
+    heads, device = expansion.k_mean.shape[1], expansion.k_mean.device
+    names = head_tails(tail if isinstance(tail, str) else tuple(tail), heads)
+    if all(name == "none" for name in names):
+        return None
+    drops = per_head([name == "none" for name in names], device, torch.bool)
+    log_count = expansion.counts.log().expand(heads, -1).masked_fill(drops.unsqueeze(1), -torch.inf)
+    k_mean, v_mean = expansion.k_mean, expansion.v_mean
+    linear = [name.startswith("linear") for name in names]
+    if not any(linear) or expansion.total is None:
+        return Tail(log_count, k_mean, v_mean)
+
+    total, ranks = expansion.total, max(tail_rank(name) for name in names)
+    u = w = None
+    if ranks and expansion.u is not None and expansion.w is not None:
+        used = per_head([tail_rank(name) for name in names], device, torch.int64)
+        active = (torch.arange(ranks, device=device) < used.unsqueeze(1)).to(total.dtype)
+        u = expansion.u[:, :, :, :ranks] * active[None, :, None, :, None]
+        w = expansion.w[:, :, :, :ranks].contiguous()
+        weighted = u * expansion.counts[:, None, None]
+        total = total - torch.matmul(weighted.flatten(2, 3).transpose(-1, -2), w.flatten(2, 3))
+    cov = total / expansion.counts.sum() * per_head(linear, device, total.dtype)[None, :, None, None]
+    return Tail(log_count, k_mean, v_mean, cov, u, w)
+
+
+def make_tail(
+    k: Tensor, v: Tensor, tables: LayoutTables, tail: TailName | Sequence[TailName], *, k_mean: Tensor | None = None
+) -> Tail | None:
+    """Expansion of every video key block of k, v (B, H, L, D) under a tail; None if every head drops its blocks.
+
+    Args:
+        tail: one name, or one per head.
+        k_mean: (B, H, g, D) if the draft has it already.
+
+    Raises:
+        ValueError: if the number of names is not the number of heads.
+    """
+    names = head_tails(tail if isinstance(tail, str) else tuple(tail), k.shape[1])
+    if all(name == "none" for name in names):
+        return None
+    return tail_from(expand_blocks(k, v, tables, names, k_mean=k_mean), names)
 
 
 def tail_key_equivalents(tail: TailName, blocks: int, dim: int) -> float:

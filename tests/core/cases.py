@@ -35,7 +35,7 @@ def smooth_qkv(
     seed: int = 0,
     noise: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v (B, H, L, D): random waves over the token grid plus noise, so that neighbouring tokens resemble each other."""
+    """q, k, v (B, H, L, D): random waves over the token grid plus noise, so neighbouring tokens resemble each other."""
     generator = torch.Generator().manual_seed(seed)
     grid = layout.grid
     axes = torch.meshgrid(*(torch.linspace(0, 1, n, dtype=torch.float64) for n in grid.as_tuple()), indexing="ij")

@@ -1,4 +1,4 @@
-"""Selection: every method against a loop that says what it means, its budgets to the block, and inputs that are not numbers."""
+"""Selection: every method against a loop that says what it means, budgets to the block, inputs that are no numbers."""
 
 from __future__ import annotations
 
