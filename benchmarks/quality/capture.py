@@ -1,18 +1,20 @@
-"""Reaching into a diffusers Wan transformer: replace its self-attention by any function, or keep copies of its inputs."""
+"""Reaching into a diffusers Wan transformer: replace its self-attention by a function, or copy what goes into it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from demo.sample import sample
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
-from draftattn_core import TokenGrid
 from torch import Tensor
+
+from demo.prompts import PROMPTS
+from demo.sample import sample
+from draftattn_core import TokenGrid
 
 # (q, k, v, layer, step) -> out, all (B, heads, L, D); step counts noise levels from 0 in order of appearance.
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
@@ -29,6 +31,11 @@ class CapturedCall:
     seed: int
     step: int
     layer: int
+
+
+def prompt_of(seed: int) -> str:
+    """Seeds take turns in the prompts."""
+    return PROMPTS[seed % len(PROMPTS)]
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, layer: int, step: int) -> Tensor:
@@ -125,9 +132,6 @@ def capture(
         if step >= max(at_steps):
             raise _Enough
 
-    with attention_replaced(model, keep):
-        try:
-            sample(model, prompt, grid.as_tuple(), steps=steps, seed=seed, cfg=1.0, callback=after_step)
-        except _Enough:
-            pass
+    with attention_replaced(model, keep), suppress(_Enough):
+        sample(model, prompt, grid.as_tuple(), steps=steps, seed=seed, cfg=1.0, callback=after_step)
     return calls

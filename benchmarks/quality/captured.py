@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+from tqdm import tqdm
+
 from draftattn_core import Layout, TableCache
 from draftattn_core.policy import TailName
 from draftattn_core.probe import sample_rows
-from torch import Tensor
 
-from .capture import CapturedCall
+from .capture import CapturedCall, capture, prompt_of
 from .errors import Errors, SampledRows, figures
 from .peer import load_peer, peer_itself
+from .plan import CapturedPlan, Clock
 from .rows import Row
 from .selection import Source, choose, probed_tails
 
@@ -100,6 +104,62 @@ def _check_peer(row: Row, target: float, parameter: float, study: SampledRows, o
     out = peer_itself(sol_attn, source.q, source.k, source.v, **how)[0].index_select(1, study.tokens)
     difference = float((out - ours).norm() / out.norm())
     return [PeerCheck(row.name, target, difference, figures(out, study.dense, torch.zeros(1)))]
+
+
+def run_plan(
+    model: WanTransformer3DModel, plan: CapturedPlan, rows: list[Row], clock: Clock
+) -> tuple[list[Measured], list[PeerCheck], list[str]]:
+    """Capture and study the calls of `plan`, as many as the clock has time for.
+
+    Returns:
+        Measurements, checks of comfy-kitchen, and in words what was left out and why.
+    """
+    measured: list[Measured] = []
+    checks: list[PeerCheck] = []
+    cache = TableCache(64)
+    per_run = len(plan.at_steps) * len(plan.layers)
+    studied, longest = 0, 0.0
+    with tqdm(total=len(plan.runs) * per_run * len(rows), unit="row", desc="captured calls") as bar:
+        for grid, seed in plan.runs:
+            if studied and clock.left(plan.share) < per_run * longest:
+                break
+            calls = capture(
+                model, prompt_of(seed), grid, seed=seed, steps=plan.steps, at_steps=plan.at_steps, layers=plan.layers
+            )
+            for call in calls:
+                start = clock.used
+                found, checked = study_call(
+                    call,
+                    rows,
+                    plan.targets,
+                    sampled=plan.sampled,
+                    cache=cache,
+                    check_peer=studied < plan.peer_checks,
+                    on_row=bar.update,
+                )
+                measured += found
+                checks += checked
+                studied += 1
+                longest = max(longest if studied > plan.peer_checks else 0.0, clock.used - start)
+    wanted = len(plan.runs) * per_run
+    left_out = []
+    if studied < wanted:
+        runs = plan.runs[studied // per_run :]
+        left_out.append(
+            f"captured calls: out of time after {studied} of {wanted}; left out (grid, seed): "
+            + ", ".join(f"({grid}, {seed})" for grid, seed in runs)
+        )
+    counts = {(item.row, item.target): 0 for item in measured}
+    for item in measured:
+        counts[(item.row, item.target)] += 1
+    for target in plan.targets:
+        dear = [row.name for row in rows if counts.get((row.name, target), 0) < studied]
+        if dear:
+            left_out.append(
+                f"captured calls at {target:.0%}, rows whose tail and forced blocks alone cost more than that in some "
+                f"call: {', '.join(dear)}"
+            )
+    return measured, checks, left_out
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from demo.latent import latent_to_rgb
-from demo.prompts import PROMPTS
-from demo.sample import sample
 from diffusers import WanTransformer3DModel
+from torch import Tensor
+from tqdm import tqdm
+
+from demo.latent import latent_to_rgb
+from demo.sample import sample
 from draftattn_core import TableCache, TokenGrid
 from draftattn_core.backends.registry import Problem, choose_backend
 from draftattn_core.metrics import flicker, psnr, ssim
 from draftattn_core.policy import TailName
-from torch import Tensor
 
-from .capture import attention_replaced, dense_attention
+from .capture import attention_replaced, dense_attention, prompt_of
 from .peer import load_peer, peer_itself
+from .plan import DENSE_FEWER, Clock, EndToEndPlan, Scenario
 from .rows import Row
 from .selection import Source, choose, probed_tails
 
@@ -57,10 +59,6 @@ class Scores:
     seconds: float
 
 
-def prompt_of(seed: int) -> str:
-    return PROMPTS[seed % len(PROMPTS)]
-
-
 class SparseRun:
     """Attention function of one row in one run: dense while warming up, then at equal work.
 
@@ -95,10 +93,10 @@ class SparseRun:
 
 
 def run_dense(
-    model: WanTransformer3DModel, setting: Setting, seed: int, steps: int | None = None, on_step: Callable[[], None] = lambda: None
+    model: WanTransformer3DModel, setting: Setting, seed: int, steps: int, on_step: Callable[[], None] = lambda: None
 ) -> Run:
-    """The dense twin, or with `steps` a dense run of fewer steps from the same noise."""
-    return _run(model, setting, seed, setting.steps if steps is None else steps, on_step)
+    """A dense run of `steps` steps: the twin, or with fewer of them a cheaper run from the same noise."""
+    return _run(model, setting, seed, steps, on_step)
 
 
 def run_sparse(
@@ -134,9 +132,7 @@ def _run(model: WanTransformer3DModel, setting: Setting, seed: int, steps: int, 
 
 def compare(run: Run, twin: Run) -> Scores:
     mine, reference = run.frames.float() / 255, twin.frames.float() / 255
-    return Scores(
-        run.executed, psnr(mine, reference), ssim(mine, reference), flicker(mine, reference), run.seconds
-    )
+    return Scores(run.executed, psnr(mine, reference), ssim(mine, reference), flicker(mine, reference), run.seconds)
 
 
 def attention_share(model: WanTransformer3DModel, tokens: int) -> float:
@@ -157,13 +153,79 @@ def steps_at_equal_compute(setting: Setting, target: float, share: float) -> int
 
 @dataclass
 class Cell:
-    """One line of the end-to-end table: a row (or `dense_fewer`) at a target in a setting, scores by seed."""
+    """One line of the end-to-end table: a scenario on one set of grids, scores by (grid, seed)."""
 
+    plan: str
     row: str
     target: float
-    setting: Setting
-    note: str = ""
-    scores: dict[int, Scores] = field(default_factory=dict)
+    steps: int
+    warmup: float
+    scores: dict[tuple[str, int], Scores] = field(default_factory=dict)
 
     def mean(self, value: Callable[[Scores], float]) -> float:
         return sum(map(value, self.scores.values())) / len(self.scores)
+
+
+def run_plan(
+    model: WanTransformer3DModel,
+    plan: EndToEndPlan,
+    rows: dict[str, Row],
+    clock: Clock,
+    *,
+    share: float,
+) -> tuple[list[Cell], list[str]]:
+    """Every scenario of `plan` in every round the clock has time for.
+
+    Args:
+        rows: by name.
+        share: attention's share of a dense step, for the dense rows with fewer steps.
+
+    Returns:
+        Cells with scores, and in words what was left out and why.
+    """
+    cells = {scenario: Cell(plan.name, *scenario) for scenario in plan.scenarios}
+    impossible: dict[Scenario, str] = {}
+    cache = TableCache(64)
+    done, longest, rounds = 0, 0.0, plan.rounds
+    total = len(rounds) * sum(steps for _, _, steps, _ in plan.scenarios)
+    with tqdm(total=total, unit="step", desc=f"sampling, {plan.name} grids") as bar:
+        for grid, seed in rounds:
+            if done and clock.left(plan.share) < longest:
+                break
+            start, found = clock.used, {}
+            twins: dict[int, Run] = {}
+            for scenario in plan.scenarios:
+                row, target, steps, warmup = scenario
+                setting = Setting(grid, steps, warmup, plan.cfg)
+                if scenario in impossible:
+                    bar.update(steps)
+                    continue
+                if done == 0 and clock.left(plan.share) < 0:
+                    impossible[scenario] = "out of time"
+                    continue
+                if steps not in twins:
+                    twins[steps] = run_dense(model, setting, seed, steps)
+                if row == DENSE_FEWER:
+                    run = run_dense(model, setting, seed, steps_at_equal_compute(setting, target, share))
+                    bar.update(steps)
+                else:
+                    try:
+                        run = run_sparse(model, rows[row], target, setting, seed, cache, bar.update)
+                    except ValueError as error:
+                        impossible[scenario] = str(error)
+                        continue
+                found[scenario] = compare(run, twins[steps])
+            for scenario, scores in found.items():
+                cells[scenario].scores[(str(grid), seed)] = scores
+            done, longest = done + 1, max(longest, clock.used - start)
+    left_out = [
+        f"{plan.name} grids, {row} at {target:.0%}, {steps} steps, warm-up {warmup:.0%}: {reason}"
+        for (row, target, steps, warmup), reason in impossible.items()
+    ]
+    if done < len(rounds):
+        left_out.append(
+            f"{plan.name} grids: out of time after {done} of {len(rounds)} rounds; left out (grid, seed): "
+            + ", ".join(f"({grid}, {seed})" for grid, seed in rounds[done:])
+        )
+    # A scenario some round could not run is left out of the table altogether: all rows stand on the same rounds.
+    return [cell for scenario, cell in cells.items() if cell.scores and scenario not in impossible], left_out

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from draftattn_core.layout import LayoutTables
 from torch import Tensor
+
+from draftattn_core.layout import LayoutTables
 
 from .selection import Chosen, Source
 

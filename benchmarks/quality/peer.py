@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from draftattn_core.draft import Draft
 from draftattn_core.selection import row_top_k
-from torch import Tensor
 
 from .work import spread_counts
 

@@ -152,18 +152,42 @@ def orders() -> list[Row]:
     """Our defaults in other orders: strips, 2-D and 3-D tiles, Hilbert."""
     goal = ours()
     tiles: dict[int, tuple[Tile, ...]] = {
-        128: ((1, 8, 16), (2, 8, 8), (4, 4, 8), (8, 4, 4), (3, 6, 7)),
-        64: ((1, 8, 8), (2, 4, 8), (4, 4, 4), (8, 2, 4)),
+        128: ((1, 8, 16), (2, 8, 8), (4, 4, 8), (4, 8, 4), (8, 4, 4), (8, 2, 8)),
+        64: ((1, 8, 8), (2, 4, 8), (4, 4, 4), (8, 2, 4), (8, 4, 2)),
     }
     large = max(goal.q_block, goal.k_block)
     rows = []
     for tile in tiles.get(large, ()):
-        if tile[0] * tile[1] * tile[2] == large:
-            shape = "x".join(map(str, tile))
-            rows.append(replace(goal, name=f"tile_{shape}", label=f"ours with tiles {shape}", tile=tile, order="tile"))
+        shape = "x".join(map(str, tile))
+        rows.append(replace(goal, name=f"tile_{shape}", label=f"ours with tiles {shape}", tile=tile, order="tile"))
     for order in ("hilbert", "raster"):
         rows.append(replace(goal, name=f"order_{order}", label=f"ours in {order} order", tile=None, order=order))
     return [replace(row, group="order") for row in rows]
+
+
+def candidates() -> list[Row]:
+    """Other whole configurations that might be the defaults."""
+    goal = ours()
+    rows = []
+    for q_block, k_block, tile in ((128, 64, (8, 4, 4)), (64, 64, (4, 4, 4)), (64, 64, (8, 4, 2))):
+        for tail, method in (("linear0", "row"), ("linear1", "row"), ("linear0", "head")):
+            shape = "x".join(map(str, tile))
+            policy = replace(goal.policy, tail=tail, method=method, floor=0.5, spread=True)  # type: ignore[arg-type]
+            rows.append(
+                replace(
+                    goal,
+                    name=f"c{q_block}_{shape}_{tail}_{method}",
+                    label=f"blocks {q_block}/{k_block}, tiles {shape}, tail {tail}, {method} budget",
+                    group="candidate",
+                    policy=policy,
+                    q_block=q_block,
+                    k_block=k_block,
+                    tile=tile,
+                    order="tile",
+                    auto_tail=False,
+                )
+            )
+    return rows
 
 
 def selections() -> list[Row]:
@@ -185,7 +209,8 @@ def selections() -> list[Row]:
         for floor in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
     rows.append(variant("own_off", "ours without keeping the own block", keep_own=False))
-    rows.append(replace(goal, name="auto_tail", label="ours, tail by the error probe", group="selection", auto_tail=True))
+    probed = replace(goal, name="auto_tail", label="ours, tail by the error probe", auto_tail=True)
+    rows.append(replace(probed, group="selection"))
     return rows
 
 
@@ -210,7 +235,17 @@ def oracles() -> list[Row]:
 
 def all_rows() -> list[Row]:
     """Every row, main ones first."""
-    return [*peers(), paper(), ours(), *ladder(), *tails_and_blocks(), *orders(), *selections(), *oracles()]
+    return [
+        *peers(),
+        paper(),
+        ours(),
+        *ladder(),
+        *tails_and_blocks(),
+        *orders(),
+        *candidates(),
+        *selections(),
+        *oracles(),
+    ]
 
 
 def distinct(rows: list[Row]) -> tuple[list[Row], dict[str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
+
 from draftattn_core.backends.request import AttendRequest
 from draftattn_core.draft import Draft, draft_logits, make_draft
 from draftattn_core.layout import LayoutTables
@@ -12,7 +14,6 @@ from draftattn_core.policy import TailName, head_tails
 from draftattn_core.probe import best_tails, probe_errors
 from draftattn_core.selection import select_blocks
 from draftattn_core.tail import Tail, make_tail
-from torch import Tensor
 
 from .peer import peer_keep_tau, peer_keep_topk, pooled_scores, sol_keep
 from .rows import Row

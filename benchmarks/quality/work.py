@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
+
 from draftattn_core.layout import LayoutTables
 from draftattn_core.policy import TailName
 from draftattn_core.tail import tail_key_equivalents
-from torch import Tensor
 
 TOLERANCE = 1e-3
 
@@ -29,7 +30,9 @@ def exact_share(keep: Tensor, tables: LayoutTables) -> float:
     return float(torch.matmul(keys, tables.q.counts.double()).mean()) / tables.layout.tokens**2
 
 
-def solve(share: Callable[[float], float], target: float, *, guess: float, tolerance: float = TOLERANCE) -> float | None:
+def solve(
+    share: Callable[[float], float], target: float, *, guess: float, tolerance: float = TOLERANCE
+) -> float | None:
     """x in 0..1 for which the non-decreasing `share(x)` comes closest to `target`; None if share(0) is above it.
 
     `guess` is tried first. A step function may jump over the target; then the side closer to it is taken.

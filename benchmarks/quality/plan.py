@@ -1,0 +1,151 @@
+"""What a quick and a full run measure, in which order, and how long they may take."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from draftattn_core import TokenGrid
+
+DENSE_FEWER = "dense_fewer"
+
+# (row, target, steps, warm-up); a plan lists first what must not be cut.
+Scenario = tuple[str, float, int, float]
+
+
+class Clock:
+    """A time limit in minutes."""
+
+    def __init__(self, minutes: float) -> None:
+        self.start, self.minutes = time.monotonic(), minutes
+
+    @property
+    def used(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds until `share` of the limit is used up."""
+        return 60 * self.minutes * share - self.used
+
+
+@dataclass(frozen=True)
+class CapturedPlan:
+    """Part A: which calls are captured. `share` of the time limit may be used up by the end of it."""
+
+    grids: tuple[TokenGrid, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    at_steps: tuple[int, ...]
+    layers: tuple[int, ...]
+    sampled: int
+    targets: tuple[float, ...] = (0.05, 0.10, 0.20, 0.30)
+    peer_checks: int = 1
+    share: float = 0.35
+
+    @property
+    def runs(self) -> list[tuple[TokenGrid, int]]:
+        """Grids take turns, so that a run cut short has seen both."""
+        return [(grid, seed) for seed in self.seeds for grid in self.grids]
+
+
+@dataclass(frozen=True)
+class EndToEndPlan:
+    """Part B: rounds of (grid, seed); each round runs every scenario, so all rows are measured on the same pairs."""
+
+    name: str
+    grids: tuple[TokenGrid, ...]
+    seeds: tuple[int, ...]
+    scenarios: tuple[Scenario, ...]
+    cfg: float
+    share: float = 1.0
+
+    @property
+    def rounds(self) -> list[tuple[TokenGrid, int]]:
+        return [(grid, seed) for seed in self.seeds for grid in self.grids]
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    minutes: float
+    captured: CapturedPlan | None
+    end_to_end: tuple[EndToEndPlan, ...]
+    left_out: tuple[str, ...]
+
+
+BIG_GRIDS = (TokenGrid(9, 24, 40), TokenGrid(9, 26, 36))
+# A quarter of the tokens with the blocks of the big grids: 32 query and 64 key blocks. With smaller blocks the tail,
+# which costs 1 / block of dense work per pass, would be charged twice what it costs on real sizes.
+SMALL_GRIDS = (TokenGrid(8, 16, 32), TokenGrid(9, 18, 25))
+
+MAIN = ("sol", "paper", "ours")
+VARIANTS = (
+    "strips",
+    "paper_oracle",
+    "ours_oracle",
+    "q128_k64_none",
+    "q128_k64_mean",
+    "q128_k64_linear0",
+    "q128_k128_linear0",
+    "q64_k64_linear0",
+    "tile_1x8x16",
+    "order_hilbert",
+)
+
+
+def quick_scenarios() -> tuple[Scenario, ...]:
+    cells: list[Scenario] = [(row, d, 20, 0.25) for d in (0.1, 0.2, 0.3) for row in MAIN]
+    cells += [("ours", d, 20, 0.0) for d in (0.1, 0.2, 0.3)]
+    cells += [(DENSE_FEWER, 0.1, 20, 0.25), ("strips", 0.1, 20, 0.25), ("ours_oracle", 0.1, 20, 0.25)]
+    cells += [(row, 0.2, 20, 0.0) for row in ("sol", "paper")]
+    cells += [("ours", 0.2, 20, 0.1), ("q128_k64_none", 0.1, 20, 0.25), ("q128_k64_mean", 0.1, 20, 0.25)]
+    cells += [("q128_k64_linear0", 0.1, 20, 0.25), ("tile_1x8x16", 0.1, 20, 0.25)]
+    cells += [(row, 0.2, 4, w) for w in (0.25, 0.0) for row in (*MAIN, DENSE_FEWER)]
+    return tuple(cells)
+
+
+def full_scenarios() -> tuple[Scenario, ...]:
+    cells: list[Scenario] = []
+    main = (*MAIN, "strips", DENSE_FEWER)
+    for warmup in (0.25, 0.0, 0.1):
+        cells += [(row, d, 20, warmup) for d in (0.1, 0.2, 0.3, 0.05) for row in main]
+    cells += [(row, 0.1, 20, 0.25) for row in VARIANTS if row != "strips"]
+    # 10 % of 4 steps is no step at all.
+    cells += [(row, d, 4, w) for w in (0.25, 0.0) for d in (0.05, 0.1, 0.2, 0.3) for row in main]
+    return tuple(cells)
+
+
+def quick() -> Plan:
+    return Plan(
+        "quick",
+        18.5,
+        CapturedPlan(BIG_GRIDS, (0, 1), 8, (1, 3, 6), (0, 2, 4), sampled=256),
+        (EndToEndPlan("small", SMALL_GRIDS, (0, 1, 2, 3), quick_scenarios(), cfg=1.0),),
+        (
+            "captured calls: seeds 2-7, layers 1 and 3, the 20-step trajectory (quick follows one of 8 steps)",
+            "end to end: seeds 4-7, classifier-free guidance, 5 %, warm-up 10 % but for one row, "
+            "comfy-kitchen itself (its reference is O(L^2)), most ablations, grids of 8,000 tokens and more",
+        ),
+    )
+
+
+def full(on_gpu: bool = False) -> Plan:
+    captured = CapturedPlan(
+        BIG_GRIDS, tuple(range(8)), 20, (1, 6, 11, 17), (0, 1, 2, 3, 4), sampled=512, peer_checks=8, share=0.3
+    )
+    peer: tuple[Scenario, ...] = (("peer_topk", 0.1, 20, 0.25), ("peer_tau", 0.1, 20, 0.25))
+    if on_gpu:
+        everything = EndToEndPlan("big", BIG_GRIDS, tuple(range(8)), (*full_scenarios(), *peer), cfg=2.0)
+        return Plan("full", 175.0, captured, (everything,), ())
+    few: tuple[Scenario, ...] = tuple((row, 0.1, 20, w) for w in (0.25, 0.0) for row in MAIN)
+    return Plan(
+        "full",
+        175.0,
+        captured,
+        (
+            EndToEndPlan("big", BIG_GRIDS, (0,), (*few, (DENSE_FEWER, 0.1, 20, 0.25), *peer[:1]), cfg=2.0, share=0.5),
+            EndToEndPlan("small", SMALL_GRIDS, tuple(range(8)), full_scenarios(), cfg=2.0),
+        ),
+        ("end to end at 8,000 tokens and more: seeds 1-7 and all densities but 10 % (a GPU runs them)",),
+    )
