@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 
@@ -84,7 +87,7 @@ def test_untrained_model_does_not(untrained):
 
 
 def test_the_prompt_is_obeyed(trained):
-    """At full noise the prompt alone says which ground colours to expect: brown or plum are red, blue or green are not."""
+    """At full noise the prompt alone tells the ground: plum and brown are red, blue and green are not."""
     noise = sample.initial_noise((3, 8, 12), seed=5)
     reds = {}
     for name in ("shapes", "pan"):
@@ -202,3 +205,25 @@ def test_top_block_mass_of_known_attention():
     assert true.item() == pytest.approx(1) and drafted.item() == pytest.approx(1)
     flat = torch.zeros(1, 1, 32, 4)
     assert attention.top_block_mass(flat, flat, order, 8, share=0.25)[0].item() == pytest.approx(0.25)
+
+
+def test_comfyui_gives_the_same_velocity(comfyui, tmp_path, trained):
+    """One file, two hosts: the original names, the RoPE split and the time steps mean the same to both."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "x": torch.randn(2, 16, 3, 12, 20, generator=generator),
+        "timestep": torch.tensor([900.0, 250.0]),
+        "text": torch.cat([prompts.prompt_embedding("pan"), prompts.prompt_embedding("")]),
+    }
+    save_file(inputs, tmp_path / "in.safetensors")
+    script = Path(__file__).parent / "comfyui" / "demo_velocity.py"
+    files = (checkpoint.CHECKPOINT, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    command = [str(value) for value in (comfyui.python, script, comfyui.path, *files)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    answer = load_file(files[-1])
+    with torch.no_grad():
+        expected = flow.predict_velocity(trained, inputs["x"], inputs["timestep"] / 1000, inputs["text"])
+    assert answer["heads"].item() == 4
+    difference = (answer["velocity"] - expected).abs().max().item()
+    assert difference < 2e-4 * expected.abs().max().item()
