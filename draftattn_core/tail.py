@@ -48,7 +48,7 @@ class Tail:
 
     @property
     def ranks(self) -> int:
-        return 0 if self.u is None else self.u.shape[3]
+        return 0 if self.u is None else self.u.shape[-2]
 
 
 @dataclass(frozen=True)

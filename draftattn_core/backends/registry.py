@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .chunks import attend_chunks
 from .reference import attend_reference
 from .request import AttendRequest
 from .rows import attend_rows
@@ -54,10 +55,15 @@ def _needs_float(problem: Problem) -> str | None:
     return None
 
 
+def attend_torch(request: AttendRequest) -> Tensor:
+    """The portable backend: a loop over query blocks on the CPU, groups of them where launching kernels costs."""
+    return attend_rows(request) if request.q.device.type == "cpu" else attend_chunks(request)
+
+
 def backends() -> tuple[Backend, ...]:
     """All backends, best first."""
     return (
-        Backend("torch", attend_rows, _needs_float),
+        Backend("torch", attend_torch, _needs_float),
         Backend("reference", attend_reference, _needs_float, automatic=False),
     )
 
