@@ -49,9 +49,15 @@ def test_at_full_density_the_sparse_path_equals_the_model(name):
 
 def test_dense_calls_are_the_models_own_bit_for_bit(name):
     model, inputs = build(name), MODELS[name].inputs(2)
-    expected = run(model, inputs)
+    seen: list[Any] = []
+    for module in model.modules():
+        if hasattr(module, "get_processor"):
+            module.register_forward_hook(lambda _module, _args, out: seen.append(out))
+    expected, stock = run(model, inputs), list(seen)
+    seen.clear()
     with apply_draft_attention(model, DENSE, steps=1) as handle:
         assert torch.equal(run(model, inputs), expected)
+    torch.testing.assert_close(seen, stock, rtol=0, atol=0)
     assert handle.report.calls_sparse == 0
     assert handle.report.calls_dense() == {DenseReason.SCHEDULE.value: MODELS[name].layers}
 
@@ -255,7 +261,7 @@ def test_calls_that_record_gradients_run_dense_and_have_them():
         run(model, inputs).sum().backward()
         assert torch.equal(model.blocks[0].attn1.to_q.weight.grad, expected)
         assert handle.report.calls_dense() == {DenseReason.BACKEND.value: 3}
-        handle.start_run()
+        handle.finish_run()
         with torch.no_grad():
             out = run(model, inputs)
     assert handle.report.calls_sparse == 3 and not out.requires_grad
@@ -330,6 +336,17 @@ def test_the_scheduler_tells_runs_and_steps(scheduler):
         assert sorted({call.position.progress for call in report.calls}) == [step / steps for step in range(steps)]
         assert report.calls_dense() == {DenseReason.SCHEDULE.value: 12}
         assert report.calls_sparse == 6 * steps - 12
+
+
+def test_finish_run_parts_two_runs_that_look_like_one():
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    with apply_draft_attention(model, SPARSE, steps=1) as handle:
+        run(model, inputs)
+        report = handle.finish_run()
+        assert report is handle.report
+        run(model, inputs)
+    assert handle.report is not report
+    assert len(report.calls) == len(handle.report.calls) == 3
 
 
 def test_the_host_loads_without_diffusers(monkeypatch):

@@ -91,7 +91,6 @@ class DraftAttentionHandle:
                 raise ValueError("this transformer has draft attention already: call remove() on its handle first")
         self.session = Session(settings)
         self._clock = clock
-        self._begun = False
         self._patch = family.patch(transformer.config)
         self._model = ServedModel(self.session, len(modules), family.text)
         self._served = [
@@ -115,17 +114,13 @@ class DraftAttentionHandle:
         """The report of the current run, or of the last one if none is under way."""
         return self.session.report
 
-    def start_run(self) -> None:
-        """Begin a run by hand. Needed only where two runs look like one: without a scheduler, when a run starts at a
-        timestep no higher than where the last one ended."""
-        self.session.start_run()
-        self._clock.restart()
-        self._begun = True
-
     def finish_run(self) -> RunReport:
-        """End the run: free its index tables and return its report. The next transformer call begins a new one."""
+        """End the run: free its index tables and return its report. The next transformer call begins a new one.
+
+        Needed only where two runs look like one: without a scheduler, when a run starts at a timestep no higher than
+        where the last one ended.
+        """
         self._clock.restart()
-        self._begun = False
         return self.session.finish_run()
 
     def remove(self) -> None:
@@ -153,9 +148,8 @@ class DraftAttentionHandle:
     def _before(self, _model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         tick = self._clock.tick(kwargs["timestep"] if "timestep" in kwargs else args[1])
-        if tick.new_run and not self._begun:
+        if tick.new_run:
             self.session.start_run()
-        self._begun = False
         if not self._clock.knows_length:
             self.report.note("progress was read from the noise level alone: pass scheduler, timesteps or steps")
         elif not tick.listed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -31,18 +31,15 @@ class Evaluation:
 
     grid: TokenGrid
     tick: Tick
-    _masks: list[tuple[Tensor, TextMask | None]] = field(default_factory=list)
+    _read: tuple[Tensor, TextMask | None] | None = None
 
     def text_mask(self, mask: Tensor | None, text: int) -> TextMask | None:
         """`read_text_mask`, once for all layers that are given the same mask."""
         if mask is None:
             return TextMask(text)
-        for seen, result in self._masks:
-            if seen is mask:
-                return result
-        result = read_text_mask(mask, self.grid.tokens, text)
-        self._masks.append((mask, result))
-        return result
+        if self._read is None or self._read[0] is not mask:
+            self._read = (mask, read_text_mask(mask, self.grid.tokens, text))
+        return self._read[1]
 
 
 class ServedModel:
