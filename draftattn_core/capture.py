@@ -14,7 +14,7 @@ from .layout import Layout, build_tables
 from .report import Position
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CapturedCall:
     """What a call chose, for the first sample of its batch; tensors on the CPU, video blocks only.
 
@@ -74,7 +74,7 @@ def _video_blocks(layout: Layout) -> tuple[Tensor, Tensor]:
     return tables.q.of_token[place], tables.k.of_token[place]
 
 
-@dataclass
+@dataclass(eq=False)
 class CallCapture:
     """Listener that keeps the first sparse call of the wanted step and layer.
 

@@ -5,11 +5,25 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplyDraftAttention
+from .compare import DraftAttentionCompare
 from .demo_prompt import DraftAttentionDemoPrompt
+from .doctor_node import DraftAttentionDoctor
+from .preview import DraftAttentionCapture, DraftAttentionPreview
+from .report_node import DraftAttentionReport
+from .scheduler import SparsityScheduler
 
 
 class DraftAttentionExtension(ComfyExtension):
     """The nodes of this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ApplyDraftAttention, DraftAttentionDemoPrompt]
+        return [
+            ApplyDraftAttention,
+            SparsityScheduler,
+            DraftAttentionReport,
+            DraftAttentionCapture,
+            DraftAttentionPreview,
+            DraftAttentionCompare,
+            DraftAttentionDoctor,
+            DraftAttentionDemoPrompt,
+        ]

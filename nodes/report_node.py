@@ -1,0 +1,77 @@
+"""Node: DraftAttention Report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..draftattn_core.charts import report_sheet
+from .apply import CATEGORY, Report
+from .pictures import to_image
+from .report_text import report_text
+from .runs import ReportHandle
+
+
+class DraftAttentionReport(io.ComfyNode):
+    """Shows what a run did: text, picture, and JSON on request."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DraftAttentionReport",
+            display_name="DraftAttention Report",
+            category=CATEGORY,
+            description=(
+                "What the last run of the patched model did: how dense every step and layer was, why calls ran dense, "
+                "time per step, and the attention error measured on this model. Connect `after` to the sampler's "
+                "output, so that this node waits for the run."
+            ),
+            search_aliases=["draft attention status", "sparse attention report", "density map"],
+            inputs=[
+                Report.Input("report", tooltip="From Apply DraftAttention."),
+                io.AnyType.Input(
+                    "after", tooltip="Anything the sampler leads to, such as its LATENT: the report is drawn after it."
+                ),
+                io.Boolean.Input(
+                    "save_json", default=False, tooltip="Also write the figures as a JSON file to the output folder."
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="draft_attention/report",
+                    advanced=True,
+                    tooltip="Folder and name of the JSON file inside the output folder; a number is appended.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="text", tooltip="The report in words."),
+                io.Image.Output(display_name="picture", tooltip="Density by step and layer, time per step, tails."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, report: ReportHandle, after: Any, save_json: bool = False, filename_prefix: str = "draft_attention/report"
+    ) -> io.NodeOutput:
+        run = report.report
+        text = report_text(run)
+        if save_json:
+            text += f"\n\nSaved as {_save(run.to_dict(), filename_prefix)}"
+        picture = to_image(report_sheet(run))
+        shown = ui.PreviewImage(picture, cls=cls).as_dict()
+        return io.NodeOutput(text, picture, ui={**shown, "text": (text,)})
+
+
+def _save(values: dict[str, Any], prefix: str) -> Path:
+    """Write JSON to ComfyUI's output folder under the next free number."""
+    import folder_paths
+
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    target = Path(folder)
+    # ComfyUI counts names of the form NAME_00001_.ext; so the file has that form.
+    path = target / f"{name}_{counter:05}_.json"
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,93 @@
+"""The report of a run in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ..draftattn_core.report import EXPECTED_REASONS, DenseReason, RunReport
+from .runs import REMEDIES
+
+
+def report_text(report: RunReport) -> str:
+    """Several lines: the summary, densities, what was dense and why, time, tails, notes."""
+    if not report.calls:
+        return (
+            "DraftAttention: no attention call was seen yet. Connect `after` to the sampler's output, "
+            "so that this node waits for it."
+        )
+    lines = [report.summary(), ""]
+    lines += _densities(report)
+    lines += _dense_calls(report)
+    lines += _time(report)
+    lines += _tails(report)
+    if report.notes:
+        lines += ["", "Notes:", *(f"  {note}" for note in report.notes)]
+    return "\n".join(lines)
+
+
+def _densities(report: RunReport) -> list[str]:
+    lines = []
+    sparse, executed, work = report.sparse_density(), report.executed_density(), report.work_density()
+    if sparse is not None:
+        lines.append(f"Sparse calls computed {sparse:.1%} of their token pairs exactly.")
+    if executed is not None:
+        lines.append(f"Executed density of the whole run, dense calls and text included: {executed:.1%}.")
+    if work is not None and sparse is not None:
+        lines.append(f"With the work of the tails that is {work:.1%} of what dense attention would have computed.")
+    return lines
+
+
+def _dense_calls(report: RunReport) -> list[str]:
+    counts = report.calls_dense()
+    if not counts:
+        return []
+    lines = ["", "Dense calls:"]
+    for name, count in counts.items():
+        expected = DenseReason(name) in EXPECTED_REASONS
+        lines.append(f"  {count} {name}" + ("" if expected else f": {REMEDIES[name]}"))
+    return lines
+
+
+def _time(report: RunReport) -> list[str]:
+    sparse, dense = report.mean_seconds()
+    lines = ["", f"Run: {report.seconds:.1f} s, of which video self-attention {report.attention_seconds():.1f} s."]
+    if sparse is not None and dense is not None:
+        calls = sum(call.position is not None for call in report.calls)
+        all_dense = dense * calls
+        saved = all_dense - report.attention_seconds()
+        lines.append(
+            f"A sparse call took {1000 * sparse:.1f} ms, a dense one {1000 * dense:.1f} ms "
+            f"({dense / sparse:.2f}x); against all calls dense at that pace "
+            + (
+                f"{saved:.1f} s were saved."
+                if saved >= 0
+                else f"{-saved:.1f} s were lost: raise min_tokens or sparsity."
+            )
+        )
+    elif sparse is not None:
+        lines.append(
+            f"A sparse call took {1000 * sparse:.1f} ms. No call ran dense, so the gain is not measured: "
+            "compare with a run without the node."
+        )
+    return lines
+
+
+def _tails(report: RunReport) -> list[str]:
+    if not report.tails:
+        return []
+    chosen = Counter(name for names in report.tails.values() for name in names)
+    shares = ", ".join(f"{name} {count}" for name, count in chosen.most_common())
+    lines = ["", f"Tails chosen by the error probe (heads of all layers): {shares}."]
+    if report.tail_errors:
+        names = next(iter(report.tail_errors.values()))
+        means = {
+            name: sum(errors[name] for errors in report.tail_errors.values()) / len(report.tail_errors)
+            for name in names
+            if all(name in errors for errors in report.tail_errors.values())
+        }
+        lines.append(
+            "Measured attention error by tail (relative L2, mean over layers): "
+            + ", ".join(f"{name} {error:.3f}" for name, error in sorted(means.items(), key=lambda item: item[1]))
+            + "."
+        )
+    return lines

@@ -1,0 +1,193 @@
+"""Runs in ComfyUI's Python: the nodes that schedule, report, draw and compare, executed on a tiny Wan model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import host
+import torch
+from model_cases import CASES
+
+CHECKS: dict[str, Callable[[], None]] = {}
+
+
+def check(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Register a check under its name."""
+
+    def register(function: Callable[[], None]) -> Callable[[], None]:
+        CHECKS[name] = function
+        return function
+
+    return register
+
+
+def node(module: str, name: str) -> Any:
+    """A node class as the host calls it: an executable clone with its hidden inputs."""
+    cls = getattr(host.pack(f"nodes.{module}"), name)
+    prepared = cls.PREPARE_CLASS_CLONE(None)
+    prepared.hidden = cls.hidden
+    return prepared
+
+
+def run(module: str, name: str, **inputs: Any) -> tuple[Any, ...]:
+    """Outputs of a node; its previews go to a temporary folder."""
+    import folder_paths
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.set_temp_directory(folder)
+        return node(module, name).EXECUTE_NORMALIZED(**inputs).result
+
+
+def wan() -> tuple[Any, Any, Any]:
+    """A tiny Wan model, its latent and its conditioning."""
+    case = CASES[0]
+    return host.build(case.config, case.unet), torch.zeros(1, 16, 3, 12, 16), case.conditioning()
+
+
+def sampled(**choices: Any) -> tuple[Any, Any, torch.Tensor]:
+    """Model, report handle and output of a sparse run of 3 steps."""
+    model, latent, conditioning = wan()
+    patched, handle = host.apply(model, **choices)
+    return patched, handle, host.sample(patched, latent, conditioning, steps=3)
+
+
+@check("every node has a schema with a tooltip on every input, in one category")
+def schemas() -> None:
+    extension = host.pack("nodes.extension").DraftAttentionExtension()
+    nodes = asyncio.run(extension.get_node_list())
+    assert len({cls.GET_SCHEMA().node_id for cls in nodes}) == len(nodes) == 8
+    for cls in nodes:
+        schema = cls.GET_SCHEMA()
+        assert schema.category == "model/patch/draft attention", schema.node_id
+        assert schema.description, schema.node_id
+        silent = [item.id for item in [*schema.inputs, *schema.outputs] if not item.tooltip]
+        assert not silent or schema.node_id == "DraftAttentionDemoPrompt", (schema.node_id, silent)
+
+
+@check("the scheduler marks the steps of the connected sampler")
+def scheduler() -> None:
+    model, _, _ = wan()
+    defaults = {"curve": "balanced", "steps": 20, "density": 0.0}
+    spec, picture = run("scheduler", "SparsityScheduler", **defaults)
+    assert spec.resolve(20).curve(0.9) == 0.2
+    assert picture.dim() == 4 and picture.shape[-1] == 3 and picture.min() >= 0 and picture.max() <= 1
+
+    place = host.pack("nodes.scheduler").sampler_steps
+    progress, whole, _ = place(4, model, None)
+    assert whole == 4 and len(progress) == 4 and progress[0] < 1e-6
+    assert all(abs(found - step / 4) < 0.01 for step, found in enumerate(progress)), progress
+    # The second half of the sampler's sigmas lands in the second half of the whole trajectory.
+    import comfy.samplers
+
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 20)
+    progress, whole, _ = place(4, model, sigmas[10:])
+    assert whole == 20 and len(progress) == 10 and abs(progress[0] - 0.5) < 0.02, (whole, progress)
+    _, with_model = run("scheduler", "SparsityScheduler", **defaults, model=model, sigmas=sigmas, dense_layers="0")
+    assert not torch.equal(picture, with_model)
+    try:
+        place(4, None, sigmas)
+    except ValueError as error:
+        assert "connect the model" in str(error)
+    else:
+        raise AssertionError("sigmas without a model were placed")
+
+
+@check("one schedule lands at the same noise in both halves of a split run")
+def split_run() -> None:
+    import comfy.samplers
+
+    model, latent, conditioning = wan()
+    curve = host.pack("nodes.curves").SparsityCurve("custom points", points=((0, 1), (0.45, 1), (0.45, 0.3), (1, 0.3)))
+    patched, handle = host.apply(model, schedule=curve)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)
+    reasons = []
+    for part in (sigmas[:5], sigmas[4:]):
+        host.sample(patched, latent, conditioning, steps=4, sigmas=part)
+        reasons.append((handle.report.calls_sparse, handle.report.calls_dense().get("schedule", 0)))
+    assert reasons[0] == (0, 8) and reasons[1] == (8, 0), reasons
+
+
+@check("the report node tells and draws the run, and writes it as JSON")
+def report() -> None:
+    import folder_paths
+
+    _, handle, out = sampled()
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.set_output_directory(folder)
+        text, picture = run(
+            "report_node", "DraftAttentionReport", report=handle, after={"samples": out}, save_json=True
+        )
+        (path,) = Path(folder).rglob("*.json")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    assert values == json.loads(json.dumps(handle.report.to_dict()))
+    assert values["calls_sparse"] == 6 and len(values["density_map"]) == 3
+    assert text.startswith("DraftAttention: 6 of 6 self-attention calls sparse") and str(path) in text
+    assert picture.shape[1] > 200 and picture.shape[2] > 300
+
+
+@check("a capture keeps the wanted call and leaves the run as it was")
+def preview() -> None:
+    patched, handle, without = sampled()
+    capturing, captured = host.pack("nodes.preview").capture_calls(patched, handle, step=1, layer=-1)
+    _, latent, conditioning = wan()
+    out = host.sample(capturing, latent, conditioning, steps=3)
+    assert torch.equal(out, without)
+    assert not handle.listeners and handle.session.on_call is None
+    taken = captured.capture.taken
+    assert (taken.position.step, taken.position.layer) == (1, 1)
+    assert taken.layout.grid.as_tuple() == (3, 6, 8)
+
+    place = {"time": 0.5, "y": 0.5, "x": 0.5}
+    sheet, heat, kept = run(
+        "preview", "DraftAttentionPreview", capture=captured, samples={"samples": out}, head=1, **place
+    )
+    assert sheet.shape[0] == 1 and heat.shape == kept.shape and heat.shape[0] == 3
+    assert not torch.equal(heat, kept)
+    images = torch.rand(9, 96, 128, 3)
+    over_images = run(
+        "preview",
+        "DraftAttentionPreview",
+        capture=captured,
+        samples={"samples": out},
+        head=1,
+        images=images,
+        **place,
+    )
+    assert not torch.equal(over_images[2], kept)
+    missing = run("preview", "DraftAttentionPreview", capture=captured, samples={"samples": out}, head=9, **place)
+    assert missing[0].shape[1] < sheet.shape[1]
+
+
+@check("a run without the capture's model is not captured")
+def capture_stays_with_its_model() -> None:
+    patched, handle, _ = sampled()
+    _, captured = host.pack("nodes.preview").capture_calls(patched, handle, step=-1, layer=0)
+    _, latent, conditioning = wan()
+    host.sample(patched, latent, conditioning, steps=3)
+    assert captured.capture.taken is None
+
+
+@check("compare measures latents and images and refuses a mix")
+def compare() -> None:
+    model, latent, conditioning = wan()
+    dense = host.sample(model, latent, conditioning, steps=3)
+    _, _, sparse = sampled()
+    inputs = {"reference": {"samples": dense}, "clip": {"samples": sparse}}
+    text, frames, psnr, ssim, flicker = run("compare", "DraftAttentionCompare", **inputs, model=model)
+    assert frames.shape[0] == 3 and f"PSNR {psnr:.2f} dB" in text
+    assert 0 < psnr < 200 and 0 < ssim <= 1 and flicker >= 0
+    same = run("compare", "DraftAttentionCompare", reference={"samples": dense}, clip={"samples": dense})
+    assert "Identical" in same[0]
+    images = torch.rand(5, 24, 32, 3)
+    assert run("compare", "DraftAttentionCompare", reference=images, clip=images * 0.9)[1].shape[0] == 5
+
+
+@check("the doctor finds a backend that is right")
+def doctor() -> None:
+    text, works = run("doctor_node", "DraftAttentionDoctor")
+    assert works and "right: relative L2 error" in text and "`auto` takes" in text

@@ -1,0 +1,26 @@
+"""The node modules that need no ComfyUI, imported as part of the pack under a name of the host's choice."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from demo.comfyui_path import PACK_ROOT
+
+# Not the name of the fixture `pack`, whose test wants to see a pack that has imported nothing.
+NAME = "draft attention as the node tests load it"
+
+
+@pytest.fixture(scope="session")
+def part() -> Callable[[str], ModuleType]:
+    """Imports a module of the pack by its path inside it, such as "nodes.curves"."""
+    spec = importlib.util.spec_from_file_location(NAME, PACK_ROOT / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules[NAME] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[NAME])
+    return lambda path: importlib.import_module(f"{NAME}.{path}")

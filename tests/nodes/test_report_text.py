@@ -1,0 +1,71 @@
+"""The report in words names every number the run counted."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def told(part):
+    """Text of a report filled by a function that gets `add(step, density, reason, seconds)` and the report."""
+    core = part("draftattn_core.report")
+    text = part("nodes.report_text")
+
+    def tell(fill) -> str:
+        report = core.RunReport()
+
+        def add(step, density=None, reason=None, seconds=0.0):
+            why = None if reason is None else core.DenseReason(reason)
+            report.add(core.Call(core.Position(step, 0.0, 0, 1), density, why, 100.0, lambda: seconds))
+
+        fill(add, report)
+        report.finish()
+        return text.report_text(report)
+
+    return tell
+
+
+def test_before_a_run_it_says_what_to_connect(told) -> None:
+    assert "Connect `after`" in told(lambda add, report: None)
+
+
+def test_a_mixed_run(told) -> None:
+    def run(add, report):
+        add(0, reason="schedule", seconds=1.0)
+        add(1, density=0.2, seconds=0.25)
+        add(2, density=0.2, seconds=0.25)
+        add(3, reason="too few tokens", seconds=1.0)
+        report.tails[0] = ("linear1", "linear1", "mean")
+        report.tail_errors[0] = {"mean": 0.3, "linear1": 0.1}
+        report.tail_errors[1] = {"mean": 0.2, "linear1": 0.1}
+        report.note("watch out")
+
+    text = told(run)
+    assert "computed 20.0% of their token pairs" in text
+    assert "Executed density of the whole run, dense calls and text included: 60.0%" in text
+    assert "1 schedule\n" in text
+    assert "1 too few tokens: the video is too small" in text
+    assert "A sparse call took 250.0 ms, a dense one 1000.0 ms (4.00x)" in text
+    assert "1.5 s were saved" in text
+    assert "linear1 2, mean 1" in text
+    assert "linear1 0.100, mean 0.250" in text
+    assert "watch out" in text
+
+
+def test_a_slower_sparse_call_is_called_a_loss(told) -> None:
+    def run(add, report):
+        add(0, reason="schedule", seconds=1.0)
+        add(1, density=0.9, seconds=1.5)
+
+    assert "0.5 s were lost" in told(run)
+
+
+def test_without_a_dense_call_no_gain_is_claimed(told) -> None:
+    text = told(lambda add, report: add(0, density=0.2, seconds=0.1))
+    assert "the gain is not measured" in text and "saved" not in text
+
+
+def test_every_reason_has_a_remedy(part) -> None:
+    core = part("draftattn_core.report")
+    remedies = part("nodes.runs").REMEDIES
+    assert {str(reason) for reason in core.DenseReason} <= set(remedies)
