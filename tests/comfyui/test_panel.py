@@ -1,4 +1,4 @@
-"""The nodes that schedule, report, draw and compare, in real ComfyUI installations: one process per host runs check_panel."""
+"""The nodes that schedule, report, draw and compare, in real ComfyUI installations: one process per host."""
 
 from __future__ import annotations
 
