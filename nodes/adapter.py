@@ -29,7 +29,10 @@ from .strict import refuse_surprises
 
 KEY = "draft_attention"
 WRAPPERS = ("outer_sample", "apply_model", "diffusion_model")
-ATTENTION_FORWARD = re.compile(r"diffusion_model\..*attn[^.]*(\.forward)?$")
+# Where a node may put an attention of its own; cross-attention (NAG patches it) is none of our business.
+ATTENTION_FORWARD = re.compile(
+    r"^diffusion_model\.(?!.*(cross|attn2|refiner)).*(attn|attention)[^.]*(\.(forward|compute_attention))?$"
+)
 
 
 @dataclass
@@ -84,6 +87,7 @@ class Adapter:
         if self.run is None or options is None:
             return executor(x, t, *args, **kwargs)
         network = executor.class_obj.diffusion_model
+        network = getattr(network, "_orig_mod", network)  # a compiled module around it
         arguments = {**kwargs, "x": x, "context": args[1] if len(args) > 1 else kwargs.get("c_crossattn")}
         with self._model_call(network, arguments, options):
             return executor(x, t, *args, **kwargs)
@@ -99,19 +103,19 @@ class Adapter:
     @contextmanager
     def _model_call(self, network: Any, arguments: Mapping[str, Any], options: dict[str, Any]) -> Iterator[None]:
         assert self.run is not None
-        before = options.get(KEY)
+        outer: ModelCall | None = options.get(KEY)
         try:
-            try:
-                tokens = describe(network, arguments)
-            except Exception as error:
-                tokens = NoLayout(DenseReason.UNKNOWN_GRID, f"the token grid could not be derived: {error!r}")
-            options[KEY] = self.run.model_call(network, tokens, arguments, options)
+            tokens = describe(network, arguments)
+        except Exception as error:
+            tokens = NoLayout(DenseReason.UNKNOWN_GRID, f"the token grid could not be derived: {error!r}")
+        options[KEY] = self.run.model_call(network, tokens, arguments, options, outer)
+        try:
             yield
         finally:
-            if before is None:
+            if outer is None:
                 options.pop(KEY, None)
             else:
-                options[KEY] = before
+                options[KEY] = outer
 
     # Attention calls
 
@@ -145,6 +149,8 @@ class Adapter:
             session.failed(error)
             return session.dense(dense, DenseReason.STOOD_ASIDE if aside else DenseReason.ERROR)
         if place.reason is not None or place.tokens is None or place.position is None:
+            if place.explanation:
+                self.handle.warn(place.explanation)
             return session.dense(dense, place.reason or DenseReason.ERROR, place.position, q)
         self.handle.grid = place.tokens.grid.as_tuple()
         return session.attention(

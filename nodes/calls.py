@@ -58,12 +58,14 @@ class Place:
         reason: why it must run dense; None for a video self-attention the core may serve.
         tokens: its layout. position: where in the run; both None where it is no video self-attention of a known layout.
         bias: key bias (B or 1, extra tokens) of its mask.
+        explanation: for the user, where the reason alone does not say enough.
     """
 
     reason: DenseReason | None
     tokens: Tokens | None = None
     position: Position | None = None
     bias: Tensor | None = None
+    explanation: str = ""
 
 
 def classify(model: ModelCall, call: HostCall, options: Mapping[str, Any]) -> Place:
@@ -77,7 +79,7 @@ def classify(model: ModelCall, call: HostCall, options: Mapping[str, Any]) -> Pl
         return Place(DenseReason.CROSS_ATTENTION)
     tokens = with_published(model.tokens, options)
     if isinstance(tokens, NoLayout):
-        return Place(tokens.reason)
+        return Place(tokens.reason, explanation=tokens.message)
     if queries != tokens.total:
         return Place(DenseReason.CROSS_ATTENTION if queries in model.lengths else DenseReason.TOKENS)
     if queries in model.lengths:

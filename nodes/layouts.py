@@ -7,6 +7,7 @@ has no layout and runs dense.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -170,13 +171,10 @@ def _mochi(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     """[video][text, cropped to the number of tokens in use]"""
     patch = int(network.patch_size)
     grid = TokenGrid(*_patches(_latent(arguments), (1, patch, patch)))
-    tokens = arguments.get("num_tokens")
-    if tokens is None:
-        mask = arguments.get("attention_mask")
-        tokens = int(arguments["context"].shape[1]) if mask is None else None
-    if tokens is None:
-        return NoLayout(DenseReason.TOKENS, "how many text tokens Mochi keeps is not published")
-    return Tokens(grid, 0, int(tokens))
+    kept = arguments.get("num_tokens")
+    if kept is None:
+        kept = inspect.signature(network.forward).parameters["num_tokens"].default
+    return Tokens(grid, 0, min(int(kept), int(arguments["context"].shape[1])))
 
 
 def _cogvideox(network: Any, arguments: Arguments) -> Tokens | NoLayout:
@@ -229,9 +227,12 @@ BLOCK_LISTS = (
 
 
 def other_lengths(arguments: Arguments) -> frozenset[int]:
-    """Lengths of the token sequences a model call brings along besides the video (text, image embeddings)."""
+    """Lengths of the token sequences a model call brings along besides the video (text, image embeddings, audio)."""
     sequences = (value for name, value in arguments.items() if name != "x" and len(getattr(value, "shape", ())) == 3)
-    return frozenset(int(sequence.shape[1]) for sequence in sequences)
+    lengths = {int(sequence.shape[1]) for sequence in sequences}
+    if isinstance(arguments["x"], (list, tuple)):  # video and audio in one model: (B, C, tokens, bands)
+        lengths |= {int(stream.shape[2]) for stream in arguments["x"][1:] if len(stream.shape) == 4}
+    return frozenset(lengths)
 
 
 def layer_count(network: Any) -> int:

@@ -48,6 +48,11 @@ class ReportHandle:
     listeners: list[Listener] = field(default_factory=list)
     grid: tuple[int, int, int] | None = None
 
+    def warn(self, message: str) -> None:
+        """Keep a message with the run and log it, once."""
+        if self.report.note(message):
+            log.warning("DraftAttention: %s", message)
+
     def tell(self, result: Attention, position: Position) -> None:
         for listener in tuple(self.listeners):
             try:
@@ -131,21 +136,30 @@ class Run:
     _level: int = -1
 
     def model_call(
-        self, network: Any, tokens: Tokens | NoLayout, arguments: Mapping[str, Any], options: Mapping[str, Any]
+        self,
+        network: Any,
+        tokens: Tokens | NoLayout,
+        arguments: Mapping[str, Any],
+        options: Mapping[str, Any],
+        outer: ModelCall | None,
     ) -> ModelCall:
-        """Note a model evaluation and where it stands."""
+        """Note a model evaluation and where it stands.
+
+        Args:
+            outer: the same evaluation as noted by a wrapper further out, which has read the sigma already.
+        """
+        lengths = other_lengths(arguments)
+        if outer is not None:
+            return ModelCall(network, tokens, lengths, outer.step, outer.progress, outer.branch)
         sigmas = options.get("sigmas")
         sigma = float(sigmas[0]) if sigmas is not None else self.trajectory.schedule[0]
         step = self.session.step_of(sigma)
-        if isinstance(tokens, NoLayout) and self.session.report.note(tokens.message):
-            log.warning("DraftAttention: %s", tokens.message)
         if step > self._level:
             self._level = step
             self._progress_text(step)
-        chunks = {0: "cond", 1: "uncond"}
-        kinds = sorted(set(options.get("cond_or_uncond") or ()))
-        branch = "both" if len(kinds) > 1 else chunks.get(kinds[0], "") if kinds else ""
-        return ModelCall(network, tokens, other_lengths(arguments), step, self.trajectory.progress(sigma), branch)
+        kinds = {"cond" if kind == 0 else "uncond" for kind in options.get("cond_or_uncond") or ()}
+        branch = "both" if len(kinds) > 1 else next(iter(kinds), "")
+        return ModelCall(network, tokens, lengths, step, self.trajectory.progress(sigma), branch)
 
     def finish(self) -> RunReport:
         """Close the run and say in one line how it went; with a remedy if nothing was sparse."""

@@ -1,0 +1,41 @@
+"""Runs in ComfyUI's Python: python run_checks.py COMFYUI MODULE OUT.json [NAME...]
+
+Runs the CHECKS of a module; writes {"version": ..., "results": {name: {"outcome", "detail", "seconds"}}}.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+
+def main() -> None:
+    comfyui, module, out, *names = sys.argv[1:]
+    sys.path.insert(0, str(Path(__file__).parent))
+    import host
+
+    host.start(comfyui)
+    from comfyui_version import __version__
+
+    results: dict[str, dict[str, object]] = {}
+    for name, check in importlib.import_module(module).CHECKS.items():
+        if names and name not in names:
+            continue
+        began = time.perf_counter()
+        try:
+            check()
+            outcome, detail = "passed", ""
+        except host.Absent as reason:
+            outcome, detail = "skipped", str(reason)
+        except Exception:
+            outcome, detail = "failed", traceback.format_exc()
+        results[name] = {"outcome": outcome, "detail": detail, "seconds": round(time.perf_counter() - began, 2)}
+        Path(out).write_text(json.dumps({"version": __version__, "results": results}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
