@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .backends.registry import Backend, Problem, choose_backend
+from .backends.registry import Backend, NoBackendError, Problem, choose_backend
 from .backends.request import AttendRequest
 from .draft import make_draft
 from .layout import Layout, LayoutTables, TableCache, build_tables
@@ -67,7 +67,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, key_bias: Tens
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
         raise ValueError("q, k and v must share one dtype and one device")
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise ValueError("sparse attention computes no gradients: call it under torch.no_grad() or run dense")
+        raise NoBackendError("sparse attention computes no gradients: call it under torch.no_grad() or run dense")
     if key_bias is not None and not key_bias.is_floating_point():
         raise ValueError(f"key_bias is added to logits, got {key_bias.dtype}: turn a mask into 0 and -inf")
     if key_bias is not None and (key_bias.dim() != 2 or key_bias.shape[1] != layout.extra):
@@ -93,9 +93,7 @@ def attend(
 ) -> Attention:
     """Like `draft_attention`, returning the selection, the tail and the backend's name with the output."""
     check_inputs(q, k, v, layout, key_bias)
-    chosen: Backend = choose_backend(
-        backend, Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block)
-    )
+    chosen: Backend = choose_backend(backend, Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block))
     tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     draft = make_draft(q, k, tables, spread=policy.spread)

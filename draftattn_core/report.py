@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -82,7 +83,7 @@ def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
     On CUDA it records events, so nothing waits until the time is read after the run.
     """
     if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record(torch.cuda.current_stream(device))
 
         def stop_events() -> Callable[[], float]:
@@ -90,7 +91,7 @@ def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
 
             def read() -> float:
                 end.synchronize()
-                return begin.elapsed_time(end) / 1000.0
+                return float(begin.elapsed_time(end)) / 1000.0
 
             return read
 
@@ -201,7 +202,7 @@ class RunReport:
         return means[0], means[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; None for an error that is not a number."""
         return {
             "calls": len(self.calls),
             "calls_sparse": self.calls_sparse,
@@ -213,7 +214,10 @@ class RunReport:
             "total_seconds": self.seconds,
             "density_map": self.density_map(),
             "tails": {str(layer): list(names) for layer, names in sorted(self.tails.items())},
-            "tail_errors": {str(layer): errors for layer, errors in sorted(self.tail_errors.items())},
+            "tail_errors": {
+                str(layer): {name: error if math.isfinite(error) else None for name, error in errors.items()}
+                for layer, errors in sorted(self.tail_errors.items())
+            },
             "notes": list(self.notes),
         }
 

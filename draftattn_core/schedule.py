@@ -86,7 +86,8 @@ class Schedule:
             if _from_start(band.first, layers) <= layer <= _from_start(band.last, layers):
                 base *= band.factor
         if self.head_weights is not None and layer < len(self.head_weights):
-            return tuple(min(1.0, base * weight) for weight in self.head_weights[layer])
+            heads = tuple(min(1.0, base * weight) for weight in self.head_weights[layer])
+            return None if all(density >= 1.0 for density in heads) else heads
         return None if base >= 1.0 else base
 
     def with_dense_layers(self, dense_layers: Sequence[int]) -> Schedule:

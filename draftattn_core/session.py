@@ -21,7 +21,7 @@ from .backends.registry import NoBackendError, backend_names
 from .grid import TokenGrid
 from .layout import Layout, TableCache
 from .order import Tile
-from .policy import Density, Policy, TailName
+from .policy import Density, Policy, TailName, head_tails
 from .probe import best_tails, probe_errors
 from .report import Call, DenseReason, Position, RunReport, stopwatch
 from .schedule import Schedule
@@ -168,7 +168,9 @@ class Session:
 
         stop = stopwatch(q.device)
         try:
-            result = self._sparse(q, k, v, settings.layout(grid, extra_before, extra_after), density, position, key_bias)
+            result = self._sparse(
+                q, k, v, settings.layout(grid, extra_before, extra_after), density, position, key_bias
+            )
             if result is not None:
                 out, shares = from_core(result.out), (result.density(), result.tail_work())
         except torch.OutOfMemoryError:
@@ -187,7 +189,10 @@ class Session:
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
         self.report.add(Call(position, shares[0], None, pairs, stop(), shares[1]))
         if self.on_call is not None:
-            self.on_call(result, position)
+            try:
+                self.on_call(result, position)
+            except Exception as error:
+                self.failed(error)
         return out
 
     def _sparse(
@@ -235,6 +240,8 @@ class Session:
                 name: float(errors.mean()) for name, errors in probe.errors.items()
             }
         request = result.request
+        if names == head_tails(policy.tail, request.q.shape[1]):
+            return result
         return attend(
             request.q,
             request.k,
