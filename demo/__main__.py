@@ -8,12 +8,13 @@ from pathlib import Path
 
 from .checkpoint import CHECKPOINT
 from .comfyui_path import ComfyUIPathError, find_comfyui
+from .comfyui_server import ComfyUIError
 from .prompts import PROMPTS
 from .result import full_report, table, write
 from .sample import DEMO_GRID
 
 HOSTS = ("diffusers", "comfyui")
-BAD_INPUT = 2
+FAILED, BAD_INPUT = 1, 2
 
 
 class DemoError(Exception):
@@ -72,6 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)
         return BAD_INPUT
+    except ComfyUIError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return FAILED
     report = full_report(
         runs,
         host=arguments.host,
