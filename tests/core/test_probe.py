@@ -38,9 +38,9 @@ def test_with_every_row_the_probe_is_the_full_error(bias: bool) -> None:
     assert sorted(probe.rows.tolist()) == list(range(3, 3 + LAYOUT.grid.tokens))
     for name in TAILS:
         # Ranks found while looking for two are not digit for digit those found while looking for one.
-        limit = 1e-12 if name in ("none", "mean", "linear0", "linear2") else 1e-4
+        limit = 1e-12 if name in ("none", "mean", "linear0", "linear2") else 1e-3
         torch.testing.assert_close(probe.errors[name], full_errors(request, name), rtol=0, atol=limit)
-    torch.testing.assert_close(probe.errors["output"], probe.errors["linear1"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(probe.errors["output"], probe.errors["linear1"], rtol=0, atol=1e-3)
 
 
 def test_a_sample_is_an_unbiased_estimate_of_the_full_error() -> None:

@@ -1,0 +1,125 @@
+"""The report: every call counted once, densities by hand, JSON that any reader takes."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import torch
+
+from draftattn_core.report import Call, DenseReason, Position, RunReport, stopwatch
+
+
+def position(step: int = 0, layer: int = 0) -> Position:
+    return Position(step, step / 2, layer, 2)
+
+
+def sparse(
+    density: float, pairs: float, at: Position | None = None, *, seconds: float = 1.0, tail: float = 0.0
+) -> Call:
+    return Call(at or position(), torch.tensor(density), None, pairs, lambda: seconds, tail)
+
+
+def dense(reason: DenseReason, pairs: float, at: Position | None = None, *, seconds: float = 2.0) -> Call:
+    return Call(at, None, reason, pairs, lambda: seconds)
+
+
+def filled() -> RunReport:
+    report = RunReport()
+    report.add(dense(DenseReason.SCHEDULE, 100, position(0, 0)))
+    report.add(dense(DenseReason.DENSE_LAYER, 100, position(0, 1)))
+    report.add(sparse(0.25, 100, position(1, 0), tail=0.05))
+    report.add(sparse(0.75, 300, position(1, 1)))
+    report.add(dense(DenseReason.CROSS_ATTENTION, 0))
+    return report
+
+
+def test_executed_density_by_hand() -> None:
+    report = filled()
+    # (1 * 100 + 1 * 100 + 0.25 * 100 + 0.75 * 300) / 600; cross-attention stays out.
+    assert report.executed_density() == pytest.approx(450 / 600)
+    assert report.sparse_density() == pytest.approx(250 / 400)
+    assert report.work_density() == pytest.approx((450 + 0.05 * 100) / 600)
+
+
+def test_every_call_is_in_exactly_one_counter() -> None:
+    report = filled()
+    assert report.calls_sparse == 2
+    assert report.calls_dense() == {"schedule": 1, "dense layer": 1, "not self-attention": 1}
+    assert report.calls_sparse + sum(report.calls_dense().values()) == len(report.calls)
+
+
+def test_times_count_the_video_self_attention_only() -> None:
+    report = filled()
+    assert report.attention_seconds() == 2 + 2 + 1 + 1
+    assert report.mean_seconds() == (1.0, 2.0)
+    assert "2.00x the speed of a dense one" in report.summary()
+
+
+def test_the_density_map_is_steps_by_layers() -> None:
+    report = filled()
+    report.add(sparse(0.35, 100, position(1, 0)))
+    report.add(sparse(0.5, 100, position(3, 1)))
+    cells = report.density_map()
+    assert cells[0] == [1.0, 1.0]
+    assert cells[1] == [pytest.approx(0.3), 0.75]
+    assert cells[2:] == [[None, None], [None, 0.5]]
+
+
+def test_an_empty_report_says_so() -> None:
+    report = RunReport()
+    assert report.executed_density() is None
+    assert report.sparse_density() is None
+    assert report.density_map() == []
+    assert report.mean_seconds() == (None, None)
+    assert json.loads(json.dumps(report.to_dict()))["calls"] == 0
+    assert "0 of 0" in report.summary()
+
+
+def test_the_report_is_strict_json() -> None:
+    report = filled()
+    report.tails[0] = ("linear1", "none")
+    report.tail_errors[0] = {"none": float("nan"), "mean": float("inf"), "linear1": 0.1}
+    report.note("a message")
+    written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert written["tail_errors"] == {"0": {"none": None, "mean": None, "linear1": 0.1}}
+    assert written["tails"] == {"0": ["linear1", "none"]}
+    assert written["calls_sparse"] == 2
+    assert written["executed_density"] == pytest.approx(0.75)
+    assert written["density_map"] == [[1.0, 1.0], [0.25, 0.75]]
+    assert written["notes"] == ["a message"]
+
+
+def test_the_summary_leaves_out_what_is_nobodys_concern() -> None:
+    line = filled().summary()
+    assert "2 of 4 self-attention calls sparse at density 0.62" in line
+    assert "executed density 0.75" in line
+    assert "1 schedule" in line
+    assert "not self-attention" not in line
+
+
+def test_a_note_is_kept_once() -> None:
+    report = RunReport()
+    assert report.note("x")
+    assert not report.note("x")
+    assert report.notes == ["x"]
+
+
+def test_threads_lose_no_call() -> None:
+    report = RunReport()
+    work = [threading.Thread(target=lambda: [report.add(sparse(0.5, 1)) for _ in range(200)]) for _ in range(8)]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert report.calls_sparse == 1600
+
+
+def test_the_clock_stops_when_told() -> None:
+    stop = stopwatch(torch.device("cpu"))
+    read = stop()
+    assert read() == read() >= 0
+    report = RunReport()
+    report.finish()
+    assert report.seconds == report.seconds

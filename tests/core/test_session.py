@@ -1,0 +1,286 @@
+"""A session: sparse where the schedule allows, dense with a counted reason everywhere else, never an exception."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from draftattn_core import session as session_module
+from draftattn_core.attention import Attention, attend
+from draftattn_core.backends.reference import attend_reference
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import DEFAULT_TILES
+from draftattn_core.policy import TAILS, Policy
+from draftattn_core.probe import best_tails, probe_errors
+from draftattn_core.report import DenseReason, Position
+from draftattn_core.schedule import Schedule, constant
+from draftattn_core.session import MAX_ERRORS, Session, Settings
+from tests.core.cases import relative, smooth_qkv
+
+SETTINGS = Settings(schedule=constant(0.3), q_block=16, k_block=8, tile=DEFAULT_TILES[16])
+GRID = TokenGrid(3, 5, 7)
+LAYOUT = SETTINGS.layout(GRID, 2, 3)
+PAIRS = 2 * 110.0**2
+
+
+def call(
+    session: Session,
+    qkv: tuple[Tensor, Tensor, Tensor] | None = None,
+    *,
+    step: int = 0,
+    progress: float = 0.5,
+    layer: int = 1,
+    **changes: Any,
+) -> Tensor:
+    """One call of a layer; the host's dense attention is SDPA, its output form (B, L, H * D)."""
+    q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32) if qkv is None else qkv
+
+    def host_form(out: Tensor) -> Tensor:
+        return out.transpose(1, 2).flatten(2)
+
+    arguments: dict[str, Any] = {
+        "grid": GRID,
+        "position": Position(step, progress, layer, 4),
+        "dense": lambda: host_form(F.scaled_dot_product_attention(q, k, v)),
+        "extra_before": 2,
+        "extra_after": 3,
+        "from_core": host_form,
+    }
+    return session.attention(q, k, v, **(arguments | changes))
+
+
+def dense_output() -> Tensor:
+    q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_a_sparse_call_is_the_core_call_in_the_hosts_form() -> None:
+    session = Session(SETTINGS)
+    q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
+    expected = attend(q, k, v, LAYOUT, SETTINGS.policy.with_density(0.3))
+    assert torch.equal(call(session), expected.out.transpose(1, 2).flatten(2))
+    assert session.report.calls_sparse == 1
+    assert session.report.calls_dense() == {}
+    assert session.report.executed_density() == pytest.approx(float(expected.density()), rel=1e-6)
+    assert len(session.cache) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "reason"),
+    [
+        ({"schedule": constant(0.3, warmup=0.6)}, {}, DenseReason.SCHEDULE),
+        ({"schedule": Schedule(((0.0, 0.3),), dense_layers=(1,))}, {}, DenseReason.DENSE_LAYER),
+        ({"min_tokens": 106}, {}, DenseReason.FEW_TOKENS),
+        ({}, {"extra_after": 4}, DenseReason.TOKENS),
+        ({}, {"key_bias": torch.zeros(1, 2)}, DenseReason.ERROR),
+    ],
+)
+def test_every_dense_call_has_its_reason(
+    settings: dict[str, Any], changes: dict[str, Any], reason: DenseReason
+) -> None:
+    session = Session(replace(SETTINGS, **settings))
+    assert torch.equal(call(session, **changes), dense_output())
+    assert session.report.calls_dense() == {str(reason): 1}
+    assert session.report.executed_density() == 1.0
+
+
+def test_a_call_that_records_gradients_runs_dense() -> None:
+    session = Session(SETTINGS)
+    q, k, v = (x.requires_grad_() for x in smooth_qkv(LAYOUT, dtype=torch.float32))
+    assert call(session, (q, k, v)).requires_grad
+    assert session.report.calls_dense() == {str(DenseReason.BACKEND): 1}
+    assert "no gradients" in session.report.notes[0]
+
+
+def test_executed_density_of_a_run_by_hand() -> None:
+    session = Session(replace(SETTINGS, schedule=constant(0.3, warmup=0.5)))
+    session.start_run()
+    densities = []
+    session.on_call = lambda result, position: densities.append(float(result.density()))
+    for step in range(4):
+        for layer in range(3):
+            call(session, step=step, progress=step / 4, layer=layer)
+    session.dense(dense_output, DenseReason.CROSS_ATTENTION)
+    report = session.finish_run()
+    assert report.calls_dense() == {"schedule": 6, "not self-attention": 1}
+    assert report.calls_sparse == len(densities) == 6
+    assert report.executed_density() == pytest.approx((6 + sum(densities)) / 12, rel=1e-6)
+    assert [cell is not None for row in report.density_map() for cell in row] == [True] * 12
+    assert report.density_map()[1] == [1.0] * 3
+    assert len(session.cache) == 0
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def failing(*_: object, **__: object) -> Attention:
+    raise RuntimeError("no such kernel")
+
+
+def test_an_error_runs_dense_and_three_stand_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(SETTINGS)
+    monkeypatch.setattr(session_module, "attend", failing)
+    for _ in range(MAX_ERRORS + 2):
+        assert torch.equal(call(session), dense_output())
+    assert session.report.calls_dense() == {str(DenseReason.ERROR): 3, str(DenseReason.STOOD_ASIDE): 2}
+    assert session.stood_aside
+    assert any("no such kernel" in note for note in session.report.notes)
+    assert any("stands aside" in note for note in session.report.notes)
+    monkeypatch.undo()
+    session.start_run()
+    call(session)
+    assert session.report.calls_sparse == 1
+
+
+def test_an_error_in_the_hosts_own_form_or_in_an_observer_does_not_stop_the_run() -> None:
+    session = Session(SETTINGS)
+    assert torch.equal(call(session, from_core=failing), dense_output())
+
+    def observer(result: Attention, position: Position) -> None:
+        raise OSError("disk full")
+
+    session.on_call = observer
+    call(session)
+    assert session.report.calls_sparse == 1
+    assert any("disk full" in note for note in session.report.notes)
+
+
+def test_out_of_memory_runs_dense_and_does_not_count_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object, **__: object) -> Attention:
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    session = Session(SETTINGS)
+    monkeypatch.setattr(session_module, "attend", too_large)
+    for _ in range(MAX_ERRORS + 1):
+        assert torch.equal(call(session), dense_output())
+    assert session.report.calls_dense() == {str(DenseReason.OUT_OF_MEMORY): MAX_ERRORS + 1}
+    assert len(session.report.notes) == 1
+
+
+def test_a_refusing_backend_runs_dense_with_its_reason() -> None:
+    session = Session(SETTINGS)
+    q = torch.zeros(1, 2, LAYOUT.tokens, 16, dtype=torch.int32)
+    out = call(session, (q, q, q), dense=dense_output)
+    assert torch.equal(out, dense_output())
+    assert session.report.calls_dense() == {str(DenseReason.BACKEND): 1}
+    assert "int32" in session.report.notes[0]
+
+
+def test_a_layer_is_sparse_only_after_one_finite_output() -> None:
+    session = Session(SETTINGS)
+    q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
+    bad = v.clone()
+    bad[0, 0, 7, 3] = torch.inf
+    call(session, (q, k, bad), layer=1)
+    call(session, (q, k, bad), layer=1)
+    call(session, (q, k, bad), layer=2)
+    assert session.report.calls_dense() == {str(DenseReason.NON_FINITE): 3}
+    assert "layer 1" in session.report.notes[0]
+    call(session, layer=1)
+    assert session.report.calls_sparse == 1
+
+
+def test_steps_are_noise_levels_in_order_of_appearance() -> None:
+    session = Session(SETTINGS)
+    assert [session.step_of(level) for level in (1.0, 1.0, 0.7, 0.3, 0.7)] == [0, 0, 1, 2, 1]
+    session.start_run()
+    assert session.step_of(0.7) == 0
+
+
+def test_the_probe_chooses_each_heads_tail_once_per_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(replace(SETTINGS, auto_tail=True))
+    calls: list[object] = []
+
+    def counted(*arguments: Any, **options: Any) -> Attention:
+        calls.append(arguments)
+        return attend(*arguments, **options)
+
+    monkeypatch.setattr(session_module, "attend", counted)
+    q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
+    first = attend(q, k, v, LAYOUT, SETTINGS.policy.with_density(0.3))
+    names = best_tails(probe_errors(first.request, seed=1))
+    out = call(session)
+    assert session.report.tails == {1: names}
+    assert set(session.report.tail_errors[1]) == set(TAILS)
+    chosen = attend(q, k, v, LAYOUT, replace(SETTINGS.policy, density=0.3, tail=names))
+    assert torch.equal(out, chosen.out.transpose(1, 2).flatten(2))
+    assert relative(chosen.out, attend_reference(chosen.request)) < 1e-6
+    again = len(calls)
+    assert torch.equal(call(session), out)
+    assert len(calls) == again + 1
+    call(session, layer=2)
+    assert set(session.report.tails) == {1, 2}
+
+
+def test_a_call_whose_tails_were_already_the_best_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(replace(SETTINGS, auto_tail=True))
+    calls: list[object] = []
+
+    def counted(*arguments: Any, **options: Any) -> Attention:
+        calls.append(arguments)
+        return attend(*arguments, **options)
+
+    monkeypatch.setattr(session_module, "attend", counted)
+    monkeypatch.setattr(session_module, "best_tails", lambda probe: ("linear1", "linear1"))
+    call(session)
+    assert len(calls) == 1
+
+
+def test_each_head_follows_its_own_density() -> None:
+    weights = ((1.0, 1.0), (0.2, 3.0))
+    session = Session(replace(SETTINGS, schedule=Schedule(((0.0, 0.3),), head_weights=weights)))
+    kept: list[Tensor] = []
+    session.on_call = lambda result, position: kept.append(result.computed_pairs())
+    call(session, layer=1)
+    assert kept[0][0, 0] < 0.5 * kept[0][0, 1]
+
+
+def test_threads_share_a_session() -> None:
+    session = Session(replace(SETTINGS, auto_tail=True))
+    session.start_run()
+    outputs: list[Tensor] = []
+    work = [
+        threading.Thread(target=lambda n=n: outputs.extend(call(session, layer=(n + i) % 3) for i in range(6)))
+        for n in range(4)
+    ]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert session.report.calls_sparse == len(outputs) == 24
+    assert all(relative(out, outputs[0]) < 0.2 for out in outputs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tile": (1, 8, 8)}, "choose a tile"),
+        ({"order": "spiral"}, "unknown order"),
+        ({"backend": "fast"}, "unknown backend"),
+    ],
+)
+def test_settings_are_checked_when_made(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"density": 1.5}, "density is 1 - sparsity"),
+        ({"density": (0.2, -0.1)}, "between 0 and 1"),
+        ({"method": "best"}, "unknown selection method"),
+        ({"tail": "cubic"}, "unknown tail"),
+        ({"tail": ("mean", "cubic")}, "unknown tail"),
+        ({"floor": 2.0}, "floor"),
+        ({"top_p": -1.0}, "top_p"),
+    ],
+)
+def test_policies_are_checked_when_made(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Policy(**changes)
