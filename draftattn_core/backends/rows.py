@@ -89,8 +89,8 @@ def attend_rows(request: AttendRequest) -> Tensor:
             if tail is not None:
                 buffers.kept_keys[:pooled] = tail.k_mean[batch, head]
                 buffers.kept_values[:pooled] = tail.v_mean[batch, head]
-            kept_of_row = request.keep[batch, head].nonzero()[:, 1].split(request.keep[batch, head].sum(1).tolist())
-            for row, kept in enumerate(kept_of_row):
+            keep = request.keep[batch, head]
+            for row, kept in enumerate(torch.split(keep.nonzero()[:, 1], keep.sum(1).tolist())):
                 tokens = tables.perm[tables.q.bounds[row] : tables.q.bounds[row + 1]]
                 queries = q[batch, head].index_select(0, tokens).to(dtype) * request.scale
                 columns = pooled + len(kept) * table.size
