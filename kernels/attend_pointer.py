@@ -1,0 +1,324 @@
+"""attend, pointer form: block-sparse flash attention over index lists, with a tail in the same online softmax.
+
+Runs wherever Triton does (cp.async on NVIDIA from sm_80, plain loads on AMD). One program computes one query block of
+one head: first the pooled keys of the video blocks that are not in its list (the tail, design.md section 1), then the
+listed blocks. Scores, softmax and sums are float32, scores in base 2; weights enter the second product in the input
+dtype. A row without any key gives 0 and LSE -inf.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import AttendConfig
+from .geometry import Geometry, block_span, row_offsets
+from .pooled import PooledTail
+from .runtime import on_device
+
+_LENGTHS = ["heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride"]
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def attend_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    perm_ptr,
+    list_ptr,
+    count_ptr,
+    keep_ptr,
+    bias_ptr,
+    log_count_ptr,
+    k_mean_ptr,
+    v_mean_ptr,
+    cov_ptr,
+    u_ptr,
+    w_ptr,
+    scale,
+    q_b,
+    q_h,
+    q_n,
+    q_d,
+    k_b,
+    k_h,
+    k_n,
+    k_d,
+    v_b,
+    v_h,
+    v_n,
+    v_d,
+    o_b,
+    o_h,
+    o_n,
+    o_d,
+    heads,
+    tokens,
+    video_tokens,
+    q_video,
+    q_total,
+    k_video,
+    k_total,
+    bias_stride,
+    DIM: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    IN_ORDER: tl.constexpr,
+    TAIL: tl.constexpr,
+    COV: tl.constexpr,
+    RANKS: tl.constexpr,
+    BIAS: tl.constexpr,
+    LSE: tl.constexpr,
+    STAGES: tl.constexpr,
+    TAIL_STAGES: tl.constexpr,
+):
+    """IN_ORDER: k and v hold tokens in block order already; otherwise their rows are gathered through `perm`."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    LN2: tl.constexpr = 0.6931471805599453
+    M_SUB: tl.constexpr = Q_BLOCK // BLOCK_M
+    N_SUB: tl.constexpr = K_BLOCK // BLOCK_N
+    COV_SLICE: tl.constexpr = 16
+
+    # Rows of extra tokens attend to everything: they start first, or they would finish last.
+    index = tl.program_id(0) // M_SUB
+    q_extra = q_total - q_video
+    row = tl.where(index < q_extra, q_video + index, index - q_extra)
+    pair = tl.program_id(1).to(tl.int64)
+    batch = pair // heads
+    head = pair % heads
+
+    dims = tl.arange(0, DIM)
+    lanes = tl.arange(0, BLOCK_N)
+    q_start, q_end = block_span(row, Q_BLOCK, q_video, video_tokens, tokens)
+    q_positions = q_start + (tl.program_id(0) % M_SUB) * BLOCK_M + tl.arange(0, BLOCK_M)
+    q_valid = q_positions < q_end
+    q_rows = tl.load(perm_ptr + q_positions, mask=q_valid, other=0)
+    q = tl.load(
+        q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None] + dims[None, :] * q_d,
+        mask=q_valid[:, None],
+        other=0.0,
+    )
+
+    # The floor of the running maximum is finite, so that a block with every key masked does not turn into NaN.
+    top = tl.full([BLOCK_M], -1.0e30, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, DIM], tl.float32)
+    factor = scale * LOG2E
+    list_row = pair * q_total + row
+
+    if TAIL:
+        first = pair * k_video
+        pooled_end = tl.where(row < q_video, k_video, 0)
+        for g_start in tl.range(0, pooled_end, BLOCK_G, num_stages=TAIL_STAGES):
+            columns = g_start + tl.arange(0, BLOCK_G)
+            inside = columns < k_video
+            kept = tl.load(keep_ptr + list_row * k_total + columns, mask=inside, other=1)
+            log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
+            k_mean = tl.load(
+                k_mean_ptr + (first + columns)[None, :] * DIM + dims[:, None], mask=inside[None, :], other=0.0
+            )
+            scores = tl.dot(q, k_mean, input_precision="ieee") * factor
+            # All products with Q before the softmax, so that Q's registers are free after it.
+            pairs = (first + columns) * RANKS
+            if RANKS > 0:
+                u = tl.load(u_ptr + pairs[None, :] * DIM + dims[:, None], mask=inside[None, :], other=0.0)
+                along = tl.dot(q, u, input_precision="ieee")
+            if RANKS > 1:
+                u = tl.load(u_ptr + (pairs + 1)[None, :] * DIM + dims[:, None], mask=inside[None, :], other=0.0)
+                along_2 = tl.dot(q, u, input_precision="ieee")
+            scores += tl.where(kept != 0, float("-inf"), log_count * LOG2E)[None, :]
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            weights = tl.math.exp2(scores - new_top[:, None])
+            shrink = tl.math.exp2(top - new_top)
+            total = total * shrink + tl.sum(weights, 1)
+            acc = acc * shrink[:, None]
+            top = new_top
+            v_mean = tl.load(
+                v_mean_ptr + (first + columns)[:, None] * DIM + dims[None, :], mask=inside[:, None], other=0.0
+            )
+            acc = tl.dot(weights.to(v_mean.dtype), v_mean, acc, input_precision="ieee")
+            if RANKS > 0:
+                w = tl.load(w_ptr + pairs[:, None] * DIM + dims[None, :], mask=inside[:, None], other=0.0)
+                acc = tl.dot((weights * along * scale).to(w.dtype), w, acc, input_precision="ieee")
+            if RANKS > 1:
+                w = tl.load(w_ptr + (pairs + 1)[:, None] * DIM + dims[None, :], mask=inside[:, None], other=0.0)
+                acc = tl.dot((weights * along_2 * scale).to(w.dtype), w, acc, input_precision="ieee")
+    tail_top = top
+    skipped = total
+
+    entries = list_ptr + list_row * k_total
+    steps = tl.load(count_ptr + list_row) * N_SUB
+    full_blocks = video_tokens // K_BLOCK
+    k_base = k_ptr + batch * k_b + head * k_h
+    v_base = v_ptr + batch * v_b + head * v_h
+    # The next index travels in a loop variable: loaded where it is needed, it would cost the pipeline a stage.
+    block = tl.load(entries)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        next_block = tl.load(entries + tl.minimum((step + 1) // N_SUB, k_total - 1))
+        start, end = block_span(block, K_BLOCK, k_video, video_tokens, tokens)
+        positions = start + (step % N_SUB) * BLOCK_N + lanes
+        valid = positions < end
+        if IN_ORDER:
+            rows = positions
+        else:
+            rows = tl.load(perm_ptr + positions, mask=valid, other=0)
+        k = tl.load(
+            k_base + row_offsets(rows, k_n)[None, :] + dims[:, None] * k_d, mask=valid[None, :], other=0.0
+        )
+        scores = tl.dot(q, k, input_precision="ieee") * factor
+        if block >= full_blocks:
+            if BIAS:
+                extra = positions - video_tokens
+                bias = tl.load(bias_ptr + batch * bias_stride + extra, mask=valid & (extra >= 0), other=0.0)
+                scores += bias[None, :] * LOG2E
+            scores = tl.where(valid[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.math.exp2(scores - new_top[:, None])
+        shrink = tl.math.exp2(top - new_top)
+        total = total * shrink + tl.sum(weights, 1)
+        acc = acc * shrink[:, None]
+        top = new_top
+        v = tl.load(
+            v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0
+        )
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+        block = next_block
+
+    divisor = tl.where(total == 0.0, 1.0, total)
+    acc = acc / divisor[:, None]
+    if COV:
+        # The average matrix enters once per row, by the share of the softmax that went to skipped blocks. In slices of
+        # the head size: whole, Q and the matrix would not fit beside the accumulator.
+        share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
+        q_slices = q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None]
+        # The bound is known at run time only: unrolled, the loop would spill.
+        for start in tl.range(0, tl.where(row < q_video, DIM, 0), 2 * COV_SLICE, num_stages=1):
+            # Two products that depend on each other: Triton then gives both the accumulator's own layout.
+            for half in tl.static_range(2):
+                some = start + half * COV_SLICE + tl.arange(0, COV_SLICE)
+                q_slice = tl.load(q_slices + some[None, :] * q_d, mask=q_valid[:, None], other=0.0)
+                moved = (q_slice.to(tl.float32) * share[:, None]).to(q.dtype)
+                cov = tl.load(cov_ptr + pair * (DIM * DIM) + some[:, None] * DIM + dims[None, :])
+                acc = tl.dot(moved, cov, acc, input_precision="ieee")
+    # Rows again, not kept over the loops: their 64-bit offsets would hold registers all the way (volatile forbids it).
+    out_rows = tl.load(perm_ptr + q_positions, mask=q_valid, other=0, volatile=True)
+    tl.store(
+        out_ptr + batch * o_b + head * o_h + row_offsets(out_rows, o_n)[:, None] + dims[None, :] * o_d,
+        acc.to(out_ptr.dtype.element_ty),
+        mask=q_valid[:, None],
+    )
+    if LSE:
+        lse = (top + tl.math.log2(divisor)) * LN2
+        lse = tl.where(total == 0.0, float("-inf"), lse)
+        tl.store(lse_ptr + pair * tokens + out_rows, lse, mask=q_valid)
+
+
+def attend_pointer(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    geometry: Geometry,
+    lists: Tensor,
+    counts: Tensor,
+    keep: Tensor,
+    tail: PooledTail | None,
+    key_bias: Tensor | None,
+    scale: float,
+    config: AttendConfig,
+    *,
+    in_order: bool = False,
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+) -> Tensor:
+    """Attention over listed block pairs.
+
+    Args:
+        q: (B, H, L, D) in the host's order, any strides; float16, bfloat16 (float32 works, slowly). D a power of two.
+        k, v: the same, or with `in_order` in block order.
+        lists: (B, H, q blocks, k blocks) int32, ascending key blocks of each query block, extra blocks included.
+        counts: (B, H, q blocks) int32, how many entries of each list are meant.
+        keep: (B, H, q blocks, k blocks) bool, the same selection as a map; read for the tail only.
+        tail: expansion of the video key blocks in the dtype of q, or None.
+        key_bias: (B or 1, extra tokens) float32 added to the logits of extra tokens, or None.
+        scale: factor on q.k.
+        config: tile sizes, warps and stages.
+        out: (B, H, L, D) to write, any strides; None allocates one whose (B, L, H * D) form is a view.
+        lse: (B, H, L) float32 contiguous to write the log of the softmax's denominator into (natural), or None.
+
+    Returns:
+        `out`.
+    """
+    batch, heads, tokens, dim = q.shape
+    if out is None:
+        out = torch.empty(batch, tokens, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    constants = constexprs(geometry, dim, config, tail, key_bias is not None, lse is not None, in_order)
+    unused = q
+    bias = unused if key_bias is None else key_bias.float().contiguous()
+    pooled = (None,) * 6 if tail is None else (tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w)
+    grid = (geometry.q_total * (geometry.q_block // constants["BLOCK_M"]), batch * heads)
+    with on_device(q):
+        attend_kernel[grid](
+            q,
+            k,
+            v,
+            out,
+            unused if lse is None else lse,
+            geometry.perm,
+            lists,
+            counts,
+            keep.view(torch.uint8),
+            bias,
+            *(unused if x is None else x for x in pooled),
+            scale,
+            *q.stride(),
+            *k.stride(),
+            *v.stride(),
+            *out.stride(),
+            heads,
+            tokens,
+            geometry.video_tokens,
+            geometry.q_video,
+            geometry.q_total,
+            geometry.k_video,
+            geometry.k_total,
+            0 if bias.shape[0] == 1 else geometry.tokens - geometry.video_tokens,
+            **constants,
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
+    return out
+
+
+def constexprs(
+    geometry: Geometry,
+    dim: int,
+    config: AttendConfig,
+    tail: PooledTail | None,
+    bias: bool,
+    lse: bool,
+    in_order: bool,
+) -> dict[str, int | bool]:
+    """Compile-time constants of a call: none depends on the number of tokens."""
+    return {
+        "DIM": dim,
+        "Q_BLOCK": geometry.q_block,
+        "K_BLOCK": geometry.k_block,
+        "BLOCK_M": min(config.block_m, geometry.q_block),
+        "BLOCK_N": min(config.block_n, geometry.k_block),
+        "BLOCK_G": config.block_g,
+        "IN_ORDER": in_order,
+        "TAIL": tail is not None,
+        "COV": tail is not None and tail.cov is not None,
+        "RANKS": 0 if tail is None or tail.u is None else tail.u.shape[3],
+        "BIAS": bias,
+        "LSE": lse,
+        "STAGES": config.stages,
+        "TAIL_STAGES": config.tail_stages,
+    }

@@ -1,0 +1,96 @@
+"""Configurations: tile sizes, warps and stages per architecture and head size. Fixed, nothing is tuned at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class AttendConfig:
+    """How `attend` is cut.
+
+    Attributes:
+        block_m, block_n: query rows and keys of a tile, at most the query and key block.
+        block_g: pooled keys of a tile of the tail.
+        warps: per program.
+        stages: buffers of the loop over listed blocks.
+        tail_stages: buffers of the loop over pooled keys.
+    """
+
+    block_m: int
+    block_n: int
+    block_g: int
+    warps: int
+    stages: int
+    tail_stages: int
+
+
+# Shared memory a program may use, bytes.
+SHARED_LIMIT = {
+    "sm_80": 166_912,
+    "sm_86": 101_376,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+    "gfx942": 65_536,
+    "gfx1100": 65_536,
+    "gfx1201": 65_536,
+}
+
+# (architecture, head size) -> configuration of the pointer kernel, chosen from what compiles without spills.
+ATTEND: dict[tuple[str, int], AttendConfig] = {
+    ("sm_80", 64): AttendConfig(128, 64, 64, 8, 3, 2),
+    ("sm_80", 128): AttendConfig(128, 64, 32, 8, 3, 2),
+    ("sm_86", 64): AttendConfig(128, 64, 64, 8, 3, 2),
+    ("sm_86", 128): AttendConfig(128, 64, 32, 8, 3, 2),
+    ("sm_89", 64): AttendConfig(128, 64, 64, 8, 3, 2),
+    ("sm_89", 128): AttendConfig(128, 64, 32, 8, 3, 2),
+    ("sm_90", 64): AttendConfig(128, 128, 64, 8, 3, 2),
+    ("sm_90", 128): AttendConfig(128, 128, 64, 8, 2, 2),
+    ("sm_100", 64): AttendConfig(128, 128, 64, 8, 3, 2),
+    ("sm_100", 128): AttendConfig(128, 128, 32, 8, 2, 2),
+    ("sm_120", 64): AttendConfig(128, 64, 64, 8, 3, 2),
+    ("sm_120", 128): AttendConfig(128, 64, 32, 8, 3, 2),
+    ("gfx942", 64): AttendConfig(128, 64, 32, 8, 2, 1),
+    ("gfx942", 128): AttendConfig(128, 64, 32, 8, 2, 1),
+    ("gfx1100", 64): AttendConfig(128, 32, 16, 8, 2, 1),
+    ("gfx1100", 128): AttendConfig(128, 32, 16, 8, 2, 1),
+    ("gfx1201", 64): AttendConfig(128, 32, 16, 8, 2, 1),
+    ("gfx1201", 128): AttendConfig(128, 32, 16, 8, 2, 1),
+}
+
+# Compute capabilities and AMD chips that share a row with a sibling.
+_SIBLINGS = {
+    "sm_87": "sm_86",
+    "sm_88": "sm_86",
+    "sm_103": "sm_100",
+    "sm_110": "sm_100",
+    "sm_121": "sm_120",
+    "gfx90a": "gfx942",
+    "gfx950": "gfx942",
+    "gfx1101": "gfx1100",
+    "gfx1102": "gfx1100",
+    "gfx1150": "gfx1100",
+    "gfx1151": "gfx1100",
+    "gfx1200": "gfx1201",
+}
+
+
+def attend_config(architecture: str, dim: int, ranks: int) -> AttendConfig:
+    """The configuration of the pointer kernel.
+
+    Raises:
+        ValueError: if there is none for this architecture or head size; the message says which there are.
+    """
+    config = ATTEND.get((_SIBLINGS.get(architecture, architecture), dim))
+    if config is None:
+        known = ", ".join(dict.fromkeys(name for name, _ in ATTEND))
+        raise ValueError(f"no configuration for {architecture} with head size {dim}: there are head sizes 64 and 128 on {known}")
+    # The second rank's products take the registers of half a tile.
+    return replace(config, block_g=max(16, config.block_g // 2)) if ranks > 1 else config
+
+
+def architecture_of(capability: tuple[int, int], gcn: str | None = None) -> str:
+    """Name of a device's row: from its compute capability, or on ROCm from its gcnArchName ("gfx942:sramecc+")."""
+    return gcn.split(":")[0] if gcn else f"sm_{capability[0]}{capability[1]}"

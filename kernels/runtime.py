@@ -1,0 +1,20 @@
+"""Where kernels run: the device a tensor lives on, and whether Triton interprets instead of compiling."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+import triton
+from torch import Tensor
+
+
+def on_device(x: Tensor) -> AbstractContextManager[object]:
+    """Make the device of x current, so that Triton launches there and on that device's current stream."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+
+
+def interpreted(kernel: object) -> bool:
+    """Whether TRITON_INTERPRET was set when `kernel` was defined: it then runs in Python, on CPU tensors."""
+    return not isinstance(kernel, triton.runtime.JITFunction)

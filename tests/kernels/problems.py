@@ -1,0 +1,130 @@
+"""Small problems for the interpreted kernels, the reference's answer to them, and how far off an answer may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from draftattn_core.backends.reference import attend_reference
+from draftattn_core.backends.request import AttendRequest
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import Layout, LayoutTables, build_tables
+from draftattn_core.tail import make_tail
+from kernels.configs import AttendConfig
+from kernels.geometry import Geometry
+from kernels.pooled import PooledTail
+
+# Relative L2 error against float64 on the same rounded inputs (notes: 2.8e-4 for float16, 2.3e-3 for bfloat16).
+# The interpreter truncates where a GPU rounds to bfloat16, which costs 2.4 times the error.
+LIMITS = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 1e-2}
+
+TINY = AttendConfig(block_m=16, block_n=16, block_g=16, warps=4, stages=2, tail_stages=1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A request and what kernels take for it."""
+
+    request: AttendRequest
+    geometry: Geometry
+    tail: PooledTail | None
+
+
+def geometry_of(tables: LayoutTables) -> Geometry:
+    layout = tables.layout
+    return Geometry(layout.tokens, layout.grid.tokens, layout.q_block, layout.k_block, tables.perm)
+
+
+def random_keep(tables: LayoutTables, batch: int, heads: int, density: float, generator: torch.Generator) -> Tensor:
+    """A selection as the core makes them: random video pairs, extra blocks always."""
+    shape = (batch, heads, tables.q.total, tables.k.total)
+    keep = torch.rand(shape, generator=generator) < density
+    keep[:, :, tables.q.video :] = True
+    keep[:, :, :, tables.k.video :] = True
+    return keep
+
+
+def make_problem(
+    *,
+    grid: tuple[int, int, int] = (3, 5, 7),
+    before: int = 0,
+    after: int = 0,
+    q_block: int = 32,
+    k_block: int = 16,
+    batch: int = 1,
+    heads: int = 2,
+    dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+    density: float = 0.4,
+    tail: str | tuple[str, ...] | None = None,
+    bias: str | None = None,
+    interleaved: bool = False,
+    q_scale: float = 1.0,
+    seed: int = 0,
+) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+    order = "hilbert" if q_block not in (128, 64, 32, 16) else "tile"
+    layout = Layout(TokenGrid(*grid), before, after, q_block, k_block, order=order)
+    tables = build_tables(layout)
+    length = layout.tokens
+    if interleaved:
+        qkv = torch.randn(batch, length, 3, heads, dim, generator=generator).to(dtype)
+        q, k, v = (qkv[:, :, i].transpose(1, 2) for i in range(3))
+    else:
+        q, k, v = (torch.randn(batch, heads, length, dim, generator=generator).to(dtype) for _ in range(3))
+    # Neighbouring keys resemble each other, as in a video: block means and the linear term then carry something.
+    drift = torch.randn(heads, 1, dim, generator=generator) * torch.linspace(-1, 1, length)[:, None]
+    k += drift.to(dtype)
+    v += drift.roll(1, -1).to(dtype)
+    if q_scale != 1.0:
+        q = q * q_scale
+    key_bias = None
+    if bias is not None and layout.extra:
+        rows = batch if bias == "per_batch" else 1
+        key_bias = torch.randn(rows, layout.extra, generator=generator)
+        key_bias[:, layout.extra // 2 :: 3] = -torch.inf
+    keep = random_keep(tables, batch, heads, density, generator)
+    expansion = None if tail is None else make_tail(k, v, tables, tail)
+    request = AttendRequest(q, k, v, tables, keep, expansion, key_bias, dim**-0.5)
+    return Problem(request, geometry_of(tables), pooled_of(request))
+
+
+def pooled_of(request: AttendRequest) -> PooledTail | None:
+    tail = request.tail
+    if tail is None:
+        return None
+    return PooledTail(tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w).to(request.q.dtype)
+
+
+def lists_of(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending lists and counts of a keep map; slots past the count hold a block that must never be read."""
+    counts = keep.sum(-1, dtype=torch.int32)
+    columns = torch.arange(keep.shape[-1]).expand(keep.shape)
+    lists = torch.where(keep, columns, 1 << 30).sort(-1).values
+    return lists.to(torch.int32), counts
+
+
+def poisoned_output(request: AttendRequest) -> Tensor:
+    batch, heads, length, dim = request.q.shape
+    return torch.full((batch, length, heads, dim), torch.nan, dtype=request.q.dtype).transpose(1, 2)
+
+
+def relative_error(answer: Tensor, truth: Tensor) -> float:
+    return float((answer.double() - truth).norm() / truth.norm())
+
+
+def truth_of(request: AttendRequest) -> Tensor:
+    """The reference in float64; rows with no key at all are 0, as the kernels define them."""
+    wide = AttendRequest(
+        request.q.double(),
+        request.k.double(),
+        request.v.double(),
+        request.tables,
+        request.keep,
+        request.tail,
+        request.key_bias,
+        request.scale,
+    )
+    return attend_reference(wide)
