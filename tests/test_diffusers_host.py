@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip("diffusers")
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from draftattn_core import DenseReason, Policy, Schedule, Settings
+from draftattn_core import DenseReason, Policy, Schedule, Settings, TokenGrid
 from draftattn_core.hosts.diffusers import apply_draft_attention
 from tests.diffusers_models import GRID, HEADS, MODELS, TOKENS, build
 
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SMALL = {"q_block": 16, "k_block": 8}
 SPARSE = Settings(schedule=Schedule(((0.0, 0.3),)), **SMALL)
 DENSE = Settings(schedule=Schedule(((0.0, 1.0),)), **SMALL)
-# Head weights reach a density of exactly 1 on the sparse path; a plain density of 1 is a dense call.
-FULL = Settings(schedule=Schedule(((0.0, 0.9),), head_weights=((2.0,) * HEADS,) * 8), **SMALL)
+# A density of 1 is a dense call; one so close to it that no block pair is left out takes the sparse path.
+FULL = Settings(schedule=Schedule(((0.0, 0.9999),)), **SMALL)
 
 
 @pytest.fixture(params=MODELS)
@@ -336,6 +337,31 @@ def test_the_scheduler_tells_runs_and_steps(scheduler):
         assert sorted({call.position.progress for call in report.calls}) == [step / steps for step in range(steps)]
         assert report.calls_dense() == {DenseReason.SCHEDULE.value: 12}
         assert report.calls_sparse == 6 * steps - 12
+
+
+def test_arguments_that_cannot_be_read_run_dense():
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    expected = run(model, inputs)
+
+    class Unreadable:
+        timesteps = property(lambda self: 1 / 0)
+
+    with apply_draft_attention(model, SPARSE, steps=1) as handle:
+        handle._clock._scheduler = Unreadable()
+        assert torch.equal(run(model, inputs), expected)
+    assert handle.report.calls_dense() == {DenseReason.UNKNOWN_GRID.value: 3}
+    assert any("ZeroDivisionError" in note for note in handle.report.notes)
+
+
+@pytest.mark.parametrize("grid", [TokenGrid(3, 5, 6), TokenGrid(3, 5, 8)])
+def test_tokens_that_the_grid_does_not_account_for_run_dense(grid):
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    expected = run(model, inputs)
+    with apply_draft_attention(model, SPARSE, steps=1) as handle:
+        read = handle._read
+        handle._read = lambda *given: replace(read(*given), grid=grid)
+        assert torch.equal(run(model, inputs), expected)
+    assert handle.report.calls_dense() == {DenseReason.TOKENS.value: 3}
 
 
 def test_finish_run_parts_two_runs_that_look_like_one():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..grid import TokenGrid
@@ -145,8 +146,18 @@ class DraftAttentionHandle:
     ) -> None:
         self.remove()
 
+    # Where the whole model is compiled, its hooks would be traced with it.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, _model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            self._model.evaluation = self._read(args, kwargs)
+        except Exception as error:
+            self._model.evaluation = None
+            self.session.failed(error)
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
         hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        t, h, w = (size // patch for size, patch in zip(hidden_states.shape[-3:], self._patch))
         tick = self._clock.tick(kwargs["timestep"] if "timestep" in kwargs else args[1])
         if tick.new_run:
             self.session.start_run()
@@ -154,9 +165,9 @@ class DraftAttentionHandle:
             self.report.note("progress was read from the noise level alone: pass scheduler, timesteps or steps")
         elif not tick.listed:
             self.report.note("a timestep is not among the given ones: its progress was read from the noise level alone")
-        t, h, w = (size // patch for size, patch in zip(hidden_states.shape[-3:], self._patch))
-        self._model.evaluation = Evaluation(TokenGrid(t, h, w), tick)
+        return Evaluation(TokenGrid(t, h, w), tick)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, _model: Any, _args: tuple[Any, ...], _output: Any) -> None:
         self._model.evaluation = None
         self.report.finish()

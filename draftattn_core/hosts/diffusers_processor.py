@@ -171,18 +171,12 @@ class DraftAttentionProcessor:
         tick, grid = evaluation.tick, evaluation.grid
         position = Position(tick.step, tick.progress, self.layer, self.model.layers)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            session.report.note("sparse attention has no backward pass, so calls that record gradients ran dense")
-            return session.dense(dense, DenseReason.BACKEND, position, q)
-        text = q.shape[2] - grid.tokens if self.model.text else 0
-        if text < 0 or k.shape != q.shape:
-            return session.dense(dense, DenseReason.TOKENS, position, q)
-        read = evaluation.text_mask(mask, text)
-        if read is None or not plain:
-            return session.dense(dense, DenseReason.MASK, position, q)
+        read = DenseReason.MASK if not plain else self._read_text(evaluation, q, k, v, mask)
+        if isinstance(read, DenseReason):
+            return session.dense(dense, read, position, q)
 
         # Text that no sample reads is left out. Its own rows become zeros: they only ever feed such text again.
-        unread = text - read.kept
+        unread = q.shape[2] - grid.tokens - read.kept
         if unread:
             q, k, v = (x[:, :, : grid.tokens + read.kept] for x in (q, k, v))
 
@@ -201,3 +195,20 @@ class DraftAttentionProcessor:
             key_bias=read.bias,
             from_core=from_core,
         )
+
+    def _read_text(
+        self, evaluation: Evaluation, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> TextMask | DenseReason:
+        """What the core must know of the text in a call of (B, H, L, D) tensors, or why the call goes dense."""
+        session = self.model.session
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            session.report.note("sparse attention has no backward pass, so calls that record gradients ran dense")
+            return DenseReason.BACKEND
+        text = q.shape[2] - evaluation.grid.tokens
+        if text < 0 or (text and not self.model.text) or k.shape != q.shape:
+            return DenseReason.TOKENS
+        try:
+            return evaluation.text_mask(mask, text) or DenseReason.MASK
+        except Exception as error:
+            session.failed(error)
+            return DenseReason.ERROR
