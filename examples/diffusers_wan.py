@@ -1,7 +1,7 @@
 """Wan 2.1 in diffusers with draft attention: `python examples/diffusers_wan.py "a cat walks on grass"`.
 
-Run it from the repository root. It downloads the model (about 30 GB with its text encoder), wants a GPU, and needs
-packages beside ours: pip install diffusers transformers accelerate ftfy imageio imageio-ffmpeg
+It downloads the model, whose text encoder alone takes gigabytes, wants a GPU, and needs packages beside ours:
+pip install diffusers transformers accelerate ftfy imageio imageio-ffmpeg
 """
 
 from __future__ import annotations
