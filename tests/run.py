@@ -101,6 +101,7 @@ def run_pytest(name: str, host: ComfyUIInstall | None, arguments: list[str]) -> 
     environment = dict(os.environ)
     if host is not None:
         environment["COMFYUI_PATH"] = str(host.path)
+        environment.pop("COMFYUI_PATHS", None)  # the other hosts have runs of their own
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"

@@ -104,6 +104,7 @@ def sample(
     comfy.utils.PROGRESS_BAR_ENABLED = False
     noise = noise_like(latent) if noise is None else noise
     negative = positive if negative is None else negative
-    return comfy.sample.sample(
-        model, noise, steps, cfg, sampler, "simple", positive, negative, latent, seed=7, disable_pbar=True, **more
-    )
+    with torch.inference_mode():  # as the host's own execution
+        return comfy.sample.sample(
+            model, noise, steps, cfg, sampler, "simple", positive, negative, latent, seed=7, disable_pbar=True, **more
+        )
