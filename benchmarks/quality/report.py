@@ -6,11 +6,15 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .captured import PeerCheck, Summary
 from .end_to_end import Cell
 from .rows import Row
-from .verdicts import leaders, verdicts
+from .verdicts import beside_targets, leaders, verdicts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Rows the plot shows; the tables show all.
 PLOTTED = {
@@ -105,6 +109,8 @@ def markdown(results: Results, plot: str) -> str:
     lines += ["", f"![quality against executed density]({plot})", "", "## Targets", ""]
     lines += ["| target | figure | |", "|---|---|---|"]
     lines += [f"| {v.target} | {v.figure} | {v.word} |" for v in verdicts(summaries, results.cells)]
+    lines += ["", "Beside the targets:", ""]
+    lines += [f"- {line}" for line in beside_targets(summaries, results.cells)]
     if summaries:
         lines += ["", *_captured_section(results, summaries)]
     if results.cells:
@@ -185,32 +191,52 @@ def _plot(results: Results, path: Path) -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    summaries = complete(results.summaries)
-    for name, label in PLOTTED.items():
-        points = sorted((s.executed, s.relative_l2) for s in summaries if s.row == name)
-        if points:
-            left.plot(*zip(*points, strict=True), marker="o", label=label)
-    left.set(xlabel="executed density, tail included", ylabel="relative L2 error of attention", yscale="log")
-    left.set_title("captured calls")
-    for name, label in PLOTTED.items():
-        for warmup, style in ((0.25, "-"), (0.0, ":")):
-            cells = [c for c in results.cells if c.row == name and c.steps == 20 and c.warmup == warmup]
-            plans = dict.fromkeys(c.plan for c in cells)
-            points = sorted(
-                (c.mean(lambda s: s.executed), c.mean(lambda s: s.psnr)) for c in cells if c.plan == list(plans)[-1]
-            )
-            if points:
-                color = f"C{list(PLOTTED).index(name)}"
-                suffix = "" if warmup else ", no warm-up"
-                right.plot(*zip(*points, strict=True), style, marker="o", color=color, label=label + suffix)
-    right.set(xlabel="executed density of the sparse steps, tail included", ylabel="PSNR against dense (dB)")
-    right.set_title("20 steps, 25 % dense warm-up unless said")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+    parts = [draw for draw, there in ((_plot_errors, results.summaries), (_plot_psnr, results.cells)) if there]
+    figure, panels = plt.subplots(
+        1, max(1, len(parts)), figsize=(5.6 * max(1, len(parts)), 4.2), layout="constrained", squeeze=False
+    )
+    for axes, draw in zip(panels[0], parts, strict=False):
+        draw(results, axes)
+        axes.grid(alpha=0.3, which="both")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        if axes.get_yscale() == "log":
+            ticks = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
+            low, high = axes.get_ylim()
+            axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def _plot_errors(results: Results, axes: Axes) -> None:
+    for name, label in PLOTTED.items():
+        points = sorted((s.executed, s.relative_l2) for s in complete(results.summaries) if s.row == name)
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=label, color=_color(name))
+    axes.set(xlabel="executed density, tail included", ylabel="relative L2 error of attention", yscale="log")
+    axes.set_title("captured calls")
+
+
+def _plot_psnr(results: Results, axes: Axes) -> None:
+    plan = results.cells[-1].plan
+    for name, label in PLOTTED.items():
+        for warmup, style, suffix in ((0.25, "-", ""), (0.0, ":", ", no warm-up")):
+            points = sorted(
+                (c.mean(lambda s: s.executed), c.mean(lambda s: s.psnr))
+                for c in results.cells
+                if (c.plan, c.row, c.steps, c.warmup) == (plan, name, 20, warmup)
+            )
+            if points:
+                axes.plot(*zip(*points, strict=True), style, marker="o", color=_color(name), label=label + suffix)
+    axes.set(xlabel="executed density of the sparse steps, tail included", ylabel="PSNR against dense (dB)")
+    axes.set_title(f"{plan} grids, 20 steps, 25 % dense warm-up unless said")
+
+
+def _color(name: str) -> str:
+    return f"C{list(PLOTTED).index(name)}"

@@ -118,7 +118,14 @@ def ladder() -> list[Row]:
     )
     add("mean", "... + mean tail", tail="mean")
     add("linear0", "... + linear tail, one matrix per head", tail="linear0")
-    add("tile3d", "... + 3-D blocks", tile=goal.tile, order=goal.order, q_block=goal.q_block, k_block=goal.q_block)
+    add(
+        "tile3d",
+        f"... + 3-D blocks of {goal.q_block}",
+        tile=goal.tile,
+        order=goal.order,
+        q_block=goal.q_block,
+        k_block=goal.q_block,
+    )
     add("kblock", f"... + key blocks of {goal.k_block}", k_block=goal.k_block)
     add("tail", f"... + tail {goal.policy.tail}", tail=goal.policy.tail, auto_tail=goal.auto_tail)
     add("spread", "... + spread in the score", spread=goal.policy.spread)

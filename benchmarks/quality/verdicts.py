@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .captured import Summary
-from .end_to_end import Cell
+from .end_to_end import Cell, Scores
+from .plan import DENSE_FEWER
 from .rows import Row
 
 TARGET_DENSITIES = (0.10, 0.20, 0.30)
@@ -44,32 +45,64 @@ def _error_verdicts(summaries: Iterable[Summary]) -> list[Verdict]:
 
 
 def _psnr_verdicts(cells: Iterable[Cell]) -> list[Verdict]:
-    found = {(c.plan, c.row, c.target, c.steps, c.warmup): c.mean(lambda s: s.psnr) for c in cells}
+    found = {(c.plan, c.row, c.target, c.steps, c.warmup): c for c in cells}
     verdicts = []
-    for plan in dict.fromkeys(key[0] for key in found) or ("",):
+    for plan in dict.fromkeys(key[0] for key in found) or ("no",):
         for density in TARGET_DENSITIES:
             mine = found.get((plan, "ours", density, LONG, WARMUP))
-            cold = found.get((plan, "ours", density, LONG, 0.0))
             for other in ERROR_LIMITS:
-                where = f"{plan} grids, {WARMUP:.0%} warm-up"
-                name = f"PSNR of ours at {density:.0%} >= {other} + {PSNR_LEAD:g} dB ({where})"
                 theirs = found.get((plan, other, density, LONG, WARMUP))
+                name = (
+                    f"PSNR of ours at {density:.0%} >= {other} + {PSNR_LEAD:g} dB ({plan} grids, {WARMUP:.0%} warm-up)"
+                )
                 verdicts.append(_lead(name, mine, theirs, PSNR_LEAD))
+            cold = found.get((plan, "ours", density, LONG, 0.0))
+            warm = found.get((plan, "paper", density, LONG, WARMUP))
             name = f"PSNR of ours at {density:.0%} without warm-up > paper with {WARMUP:.0%} ({plan} grids)"
-            verdicts.append(_lead(name, cold, found.get((plan, "paper", density, LONG, WARMUP)), 0.0))
+            verdicts.append(_lead(name, cold, warm, 0.0))
     return verdicts
 
 
-def _lead(name: str, mine: float | None, theirs: float | None, wanted: float) -> Verdict:
-    if mine is None or theirs is None:
+def _lead(name: str, mine: Cell | None, theirs: Cell | None, wanted: float) -> Verdict:
+    """Lead in dB over the rounds both have: mean, and the range of single rounds."""
+    if mine is None or theirs is None or not (rounds := mine.scores.keys() & theirs.scores.keys()):
         return Verdict(name, "-", None)
-    lead = mine - theirs
-    return Verdict(name, f"{mine:.2f} - {theirs:.2f} = {lead:+.2f} dB", lead >= wanted if wanted else lead > 0)
+    leads = [mine.scores[key].psnr - theirs.scores[key].psnr for key in rounds]
+    lead = sum(leads) / len(leads)
+    figure = (
+        f"{mine.mean(psnr):.2f} - {theirs.mean(psnr):.2f} = {lead:+.2f} dB ({min(leads):+.1f} to {max(leads):+.1f})"
+    )
+    return Verdict(name, figure, lead >= wanted if wanted else lead > 0)
+
+
+def psnr(scores: Scores) -> float:
+    return scores.psnr
 
 
 def verdicts(summaries: list[Summary], cells: list[Cell]) -> list[Verdict]:
     """Every target of the bench, in the order of its statement."""
     return _error_verdicts(summaries) + _psnr_verdicts(cells)
+
+
+def beside_targets(summaries: list[Summary], cells: list[Cell]) -> list[str]:
+    """Comparisons nobody set a target for but a reader should see: the strongest rivals of ours, one line each."""
+    error = {(s.row, s.target): s.relative_l2 for s in summaries}
+    lines = []
+    for target in dict.fromkeys(s.target for s in summaries):
+        mine, theirs = error.get(("ours", target)), error.get(("strips", target))
+        if mine is not None and theirs is not None:
+            ratio = mine / theirs
+            lines.append(
+                f"error of ours at {target:.0%} against strips dropped: {mine:.3f} / {theirs:.3f} = {ratio:.2f}"
+            )
+    found = {(c.plan, c.row, c.target, c.steps, c.warmup): c for c in cells}
+    for (plan, row, target, steps, warmup), cell in found.items():
+        mine_cell = found.get((plan, "ours", target, steps, warmup))
+        if row in ("strips", DENSE_FEWER) and mine_cell is not None:
+            where = f"{target:.0%}, {steps} steps, warm-up {warmup:.0%}, {plan} grids"
+            verdict = _lead("", mine_cell, cell, 0.0)
+            lines.append(f"PSNR of ours against `{row}` ({where}): {verdict.figure}")
+    return lines
 
 
 def leaders(summaries: list[Summary], rows: dict[str, Row]) -> list[str]:
