@@ -166,7 +166,7 @@ def test_text_that_is_masked_changes_nothing(name):
 
 
 def test_a_sparse_call_never_builds_the_mask_over_all_token_pairs():
-    """HunyuanVideo 1.5's own processor does, for each sample of the batch: by arithmetic 2 x 12.5 GB at 31x45x80 tokens."""
+    """HunyuanVideo 1.5's own processor does, for each sample: by arithmetic 2 x 12.5 GB at 31x45x80 tokens."""
     model, inputs = build("hunyuan15"), MODELS["hunyuan15"].inputs(2)
 
     class Masks(TorchDispatchMode):
