@@ -1,0 +1,92 @@
+"""A real ComfyUI server over HTTP and websocket: the pack loads without complaint and the demo workflow runs."""
+
+from __future__ import annotations
+
+import json
+import struct
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import websocket
+from safetensors.torch import load_file
+
+from demo.comfyui_path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
+from demo.comfyui_server import ComfyUIServer
+
+INSTALLS = find_all_comfyui()
+CHECKPOINT = PACK_ROOT / "demo" / "tiny_wan.safetensors"
+WORKFLOW = PACK_ROOT / "workflows" / "api" / "demo_tiny_wan.json"
+OLDEST_FOR_CHECKPOINT = (0, 15, 1)
+STEPS, LAYERS = 2, 5
+TEXT_EVENT = 3
+
+pytestmark = pytest.mark.comfyui
+
+
+@pytest.fixture(scope="module", params=INSTALLS or [None], ids=lambda i: f"ComfyUI-{i.version}" if i else "none")
+def server(request: pytest.FixtureRequest) -> Iterator[ComfyUIServer]:
+    install: ComfyUIInstall | None = request.param
+    if install is None:
+        pytest.skip(NOT_FOUND)
+    with ComfyUIServer(install, [CHECKPOINT] if CHECKPOINT.exists() else []) as running:
+        yield running
+
+
+def test_the_pack_loads_without_complaint(server: ComfyUIServer) -> None:
+    log = server.log()
+    assert "IMPORT FAILED" not in log and "Cannot import" not in log
+    assert not [line for line in log.splitlines() if "draftattention" in line.lower() and "error" in line.lower()]
+
+
+def test_every_input_of_every_node_is_explained(server: ComfyUIServer) -> None:
+    ours = [info for info in server.get("/object_info").values() if "draft attention" in info["category"]]
+    assert {"ApplyDraftAttention", "SparsityScheduler"} <= {info["name"] for info in ours}
+    for info in ours:
+        assert info["description"], info["name"]
+        for name, spec in [item for part in ("required", "optional") for item in info["input"].get(part, {}).items()]:
+            assert spec[1].get("tooltip"), f"{info['name']}.{name} has no tooltip"
+
+
+def test_demo_workflow(server: ComfyUIServer) -> None:
+    version = tuple(int(part) for part in server.install.version.split(".")[:3])
+    if version < OLDEST_FOR_CHECKPOINT:
+        pytest.skip(f"ComfyUI {server.install.version} cannot read the configuration in the demo's checkpoint")
+    prompt: dict[str, Any] = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    prompt["6"]["inputs"].update(width=176, height=112, length=17)
+    prompt["7"]["inputs"].update(steps=STEPS)
+    prompt["2"]["inputs"].update(dense_start=0.0)
+
+    told, kinds = follow(server, prompt)
+
+    assert "execution_error" not in kinds and kinds[-1] == "execution_success"
+    assert "progress" in kinds
+    summary = f"DraftAttention: {STEPS * LAYERS} of {STEPS * LAYERS} self-attention calls sparse"
+    assert told["2"][-1].startswith(summary), told
+    assert summary in server.log()
+    (latent,) = (server.output / "draftattention").glob("demo_*.latent")
+    samples = load_file(latent)["latent_tensor"]
+    assert tuple(samples.shape) == (1, 16, 5, 14, 22) and samples.isfinite().all()
+
+
+def follow(server: ComfyUIServer, prompt: dict[str, Any]) -> tuple[dict[str, list[str]], list[str]]:
+    """Run a workflow and listen: texts shown under each node, and the kinds of the messages up to the last."""
+    told: dict[str, list[str]] = {}
+    kinds: list[str] = []
+    channel = websocket.create_connection(server.url.replace("http", "ws") + "/ws?clientId=test", timeout=180)
+    try:
+        body = json.dumps({"prompt": prompt, "client_id": "test"}).encode()
+        request = urllib.request.Request(server.url + "/prompt", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["node_errors"] == {}
+        while not kinds or kinds[-1] not in ("execution_success", "execution_error"):
+            message = channel.recv()
+            if isinstance(message, str):
+                kinds.append(json.loads(message)["type"])
+            elif struct.unpack(">I", message[:4])[0] == TEXT_EVENT:
+                length = struct.unpack(">I", message[4:8])[0]
+                told.setdefault(message[8 : 8 + length].decode(), []).append(message[8 + length :].decode())
+    finally:
+        channel.close()
+    return told, kinds
