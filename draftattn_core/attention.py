@@ -93,7 +93,9 @@ def attend(
 ) -> Attention:
     """Like `draft_attention`, returning the selection, the tail and the backend's name with the output."""
     check_inputs(q, k, v, layout, key_bias)
-    chosen: Backend = choose_backend(backend, Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block))
+    chosen: Backend = choose_backend(
+        backend, Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block, policy.has_tail)
+    )
     tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     draft = make_draft(q, k, tables, spread=policy.spread)

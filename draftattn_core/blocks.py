@@ -23,7 +23,7 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def head_chunks(x: Tensor) -> Iterator[slice]:
-    """Slices of the head axis of x (B, H, L, D) small enough for one float32 copy of about 64 MiB (256 MiB off the CPU)."""
+    """Slices of the head axis of x (B, H, L, D) whose float32 copy takes about 64 MiB (256 MiB off the CPU)."""
     per_head = max(1, x.shape[0] * x.shape[2] * x.shape[3] * 4)
     step = max(1, (_CHUNK_BYTES if x.device.type == "cpu" else _DEVICE_CHUNK_BYTES) // per_head)
     for start in range(0, x.shape[1], step):

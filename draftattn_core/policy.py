@@ -49,7 +49,7 @@ class Policy:
 
     density: Density = 0.25
     method: Method = "head"
-    tail: TailName | tuple[TailName, ...] = "linear1"
+    tail: TailName | tuple[TailName, ...] = "linear0"
     floor: float = 0.5
     spread: bool = True
     keep_own: bool = True
@@ -73,6 +73,11 @@ class Policy:
     def drops(self) -> bool:
         """Whether some head leaves skipped blocks out altogether."""
         return "none" in (self.tail if isinstance(self.tail, tuple) else (self.tail,))
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether some head lets its skipped blocks count."""
+        return any(name != "none" for name in (self.tail if isinstance(self.tail, tuple) else (self.tail,)))
 
     def with_density(self, density: Density) -> Policy:
         return replace(self, density=density)

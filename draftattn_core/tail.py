@@ -50,6 +50,16 @@ class Tail:
     def ranks(self) -> int:
         return 0 if self.u is None else self.u.shape[-2]
 
+    def of_heads(self, part: slice) -> Tail:
+        """The same for some of the heads, as views."""
+        cov, u, w = (None if x is None else x[:, part] for x in (self.cov, self.u, self.w))
+        return Tail(self.log_count[part], self.k_mean[:, part], self.v_mean[:, part], cov, u, w)
+
+    def of_batch(self, batch: int, heads: int | slice) -> Tail:
+        """The same for one batch element and one or some of the heads, as views without the axes indexed away."""
+        cov, u, w = (None if x is None else x[batch, heads] for x in (self.cov, self.u, self.w))
+        return Tail(self.log_count[heads], self.k_mean[batch, heads], self.v_mean[batch, heads], cov, u, w)
+
 
 @dataclass(frozen=True)
 class Expansion:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..blocks import statistics_dtype
-from ..layout import BlockTable
 from ..tail import Tail
 from .request import AttendRequest, new_output
+from .slots import key_slot_bias, query_slots, slot_tokens
 
 SCRATCH_BYTES = 96 << 20
 # A group takes rows down to this share of its longest list; the rest of the padding would be wasted work.
@@ -38,34 +38,6 @@ def plan_groups(counts: list[int], row_bytes: int, block_bytes: int, limit: int)
         groups.append((start, end, longest))
         start = end
     return groups
-
-
-def in_blocks(x: Tensor, perm: Tensor, table: BlockTable, dtype: torch.dtype) -> Tensor:
-    """Tokens of one head x (L, D) in the blocks of a cut: (blocks, size, D), zeros in slots that hold no token."""
-    video, start = table.bounds[table.video], table.video * table.size
-    blocks = x.new_zeros(table.total * table.size, x.shape[-1], dtype=dtype)
-    blocks[:video] = x.index_select(0, perm[:video])
-    if table.extra:
-        blocks[start : start + len(perm) - video] = x.index_select(0, perm[video:])
-    return blocks.view(table.total, table.size, x.shape[-1])
-
-
-def slot_of_position(table: BlockTable) -> Tensor:
-    """(L,) int64: where `in_blocks` puts each position of the block order."""
-    position = torch.arange(table.bounds[-1], device=table.of_token.device)
-    return table.of_token * table.size + position - table.starts[table.of_token]
-
-
-def slot_bias(request: AttendRequest, batch: int, dtype: torch.dtype) -> Tensor:
-    """Added to the logit of every key slot (k blocks, size): -inf on empty slots, the key bias on extra tokens."""
-    table, extra = request.tables.k, request.tables.layout.extra
-    slots = torch.arange(table.size, device=request.q.device)
-    bias = torch.zeros(table.total, table.size, dtype=dtype, device=request.q.device)
-    bias.masked_fill_(slots >= table.counts[:, None], -torch.inf)
-    if request.key_bias is not None and extra:
-        start = table.video * table.size
-        bias.view(-1)[start : start + extra] = request.key_bias[batch if request.key_bias.shape[0] > 1 else 0].to(dtype)
-    return bias
 
 
 def _has_half_products(q: Tensor) -> bool:
@@ -97,45 +69,33 @@ def attend_chunks(request: AttendRequest) -> Tensor:
     # Gathered keys and values, scores, and their copy in the operand dtype.
     block_bytes = 2 * size * dim * operand.itemsize + q_size * size * (item + operand.itemsize)
 
-    slots = slot_of_position(tables.q)[tables.inverse]
+    q_tokens, k_tokens = slot_tokens(tables.q, tables.perm), slot_tokens(tables.k, tables.perm)
+    bias, slots = key_slot_bias(request, dtype).view(-1, tables.k.total, size), query_slots(tables)
     out = new_output(q)
     for batch in range(q.shape[0]):
-        bias = slot_bias(request, batch, dtype)
         for head in range(q.shape[1]):
             queries, keys, values = (
-                in_blocks(x[batch, head], tables.perm, cut, operand)
-                for x, cut in ((q, tables.q), (request.k, tables.k), (request.v, tables.k))
+                x[batch, head].index_select(0, tokens).to(operand).view(-1, rows_in_block, dim)
+                for x, tokens, rows_in_block in (
+                    (q, q_tokens, q_size),
+                    (request.k, k_tokens, size),
+                    (request.v, k_tokens, size),
+                )
             )
             # Kept blocks first, in ascending order; what follows them in a list is masked.
             lists = request.keep[batch, head].int().argsort(dim=-1, descending=True, stable=True)
-            tail = None if request.tail is None else _of_head(request.tail, batch, head)
+            tail = None if request.tail is None else request.tail.of_batch(batch, head)
             result = queries.new_empty(queries.shape, dtype=dtype)
             for start, end, longest in plan_groups(sorted_counts[batch][head], row_bytes, block_bytes, SCRATCH_BYTES):
                 rows = order[batch, head, start:end]
                 chosen = lists[rows, :longest]
                 padding = torch.arange(longest, device=q.device) >= counts[batch, head, rows, None]
-                columns = bias[chosen].masked_fill(padding.unsqueeze(-1), -torch.inf).flatten(1)
+                columns = bias[batch][chosen].masked_fill(padding.unsqueeze(-1), -torch.inf).flatten(1)
                 kept = (keys[chosen].flatten(1, 2), values[chosen].flatten(1, 2), columns)
                 skipped = None if tail is None else (tail, request.keep[batch, head, rows, :pooled])
                 result[rows] = _attend_group(queries[rows], kept, skipped, request.scale)
             out[batch, head] = result.view(-1, dim).index_select(0, slots).to(q.dtype)
     return out
-
-
-def _of_head(tail: Tail, batch: int, head: int) -> Tail:
-    """The tail of one head, without the leading axes."""
-
-    def one(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[batch, head]
-
-    return Tail(
-        tail.log_count[head],
-        tail.k_mean[batch, head],
-        tail.v_mean[batch, head],
-        one(tail.cov),
-        one(tail.u),
-        one(tail.w),
-    )
 
 
 def _attend_group(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .chunks import attend_chunks
+from .flex import attend_flex, flex_refuses
 from .reference import attend_reference
 from .request import AttendRequest
 from .rows import attend_rows
@@ -20,13 +21,14 @@ class NoBackendError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """The part of a call that decides which backend can serve it."""
+    """The part of a call that decides which backend can serve it; `tail`: whether skipped blocks have one."""
 
     device: torch.device
     dtype: torch.dtype
     head_dim: int
     q_block: int
     k_block: int
+    tail: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Backend:
         attend: computes the request.
         refuses: why it cannot serve a problem, in words a user can act on; None if it can.
         automatic: whether `auto` may pick it.
+        by_name_on: device types where it serves only those who ask for it by name.
     """
 
     name: str
     attend: Callable[[AttendRequest], Tensor]
     refuses: Callable[[Problem], str | None]
     automatic: bool = True
+    by_name_on: tuple[str, ...] = ()
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -63,6 +67,8 @@ def attend_torch(request: AttendRequest) -> Tensor:
 def backends() -> tuple[Backend, ...]:
     """All backends, best first."""
     return (
+        # On the CPU it compiles for longer than most runs would gain from it.
+        Backend("flex", attend_flex, flex_refuses, by_name_on=("cpu",)),
         Backend("torch", attend_torch, _needs_float),
         Backend("reference", attend_reference, _needs_float, automatic=False),
     )
@@ -90,7 +96,7 @@ def choose_backend(name: str, problem: Problem) -> Backend:
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(backend_names())}")
     reasons = []
     for backend in known:
-        if backend.automatic:
+        if backend.automatic and problem.device.type not in backend.by_name_on:
             reason = backend.refuses(problem)
             if reason is None:
                 return backend

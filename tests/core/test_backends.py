@@ -310,7 +310,7 @@ def problem(dtype: torch.dtype = torch.float32) -> Problem:
 
 
 def test_backends_are_chosen_by_name_and_refuse_with_a_reason() -> None:
-    assert {"auto", "torch", "reference"} <= set(backend_names())
+    assert {"auto", "torch", "reference", "flex"} <= set(backend_names())
     assert choose_backend("auto", problem()).name == "torch"
     with pytest.raises(ValueError, match="unknown backend 'fast'.*torch"):
         choose_backend("fast", problem())

@@ -1,0 +1,188 @@
+"""The FlexAttention backend: its block lists and second pass against the definition, and compiled once for real."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from draftattn_core.attention import attend
+from draftattn_core.backends import flex, tail_pass
+from draftattn_core.backends.flex import attend_flex, flex_refuses
+from draftattn_core.backends.reference import attend_reference
+from draftattn_core.backends.registry import NoBackendError, Problem, choose_backend
+from draftattn_core.backends.request import AttendRequest
+from draftattn_core.backends.tail_pass import merge_tail
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import Layout
+from draftattn_core.policy import TAILS, Policy, TailName
+from tests.core.cases import make_request, relative, small_layout, smooth_qkv
+
+LIMITS = {torch.float32: 2e-6, torch.float16: 7e-4, torch.bfloat16: 5e-3}
+
+
+def emulated(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+    """What FlexAttention does with a BlockMask, read off its lists: listed blocks only, the mask function on those that
+    are not full, the score function on all; a row without keys gives 0 and -inf."""
+    mask, (q_size, k_size) = options["block_mask"], options["block_mask"].BLOCK_SIZE
+    batch, heads, rows, columns = mask.kv_indices.shape
+    assert q.shape[2] == rows * q_size and k.shape[2] == columns * k_size
+    assert mask.kv_indices.dtype == mask.kv_num_blocks.dtype == torch.int32
+    place = [torch.arange(n) for n in (batch, heads, q.shape[2], k.shape[2])]
+    b, h, i, j = torch.meshgrid(*place, indexing="ij")
+    scores = options["scale"] * torch.matmul(q.double(), k.double().transpose(-1, -2))
+    if "score_mod" in options:
+        scores = options["score_mod"](scores, b, h, i, j)
+    allowed = torch.zeros(batch, heads, rows, columns, dtype=torch.int64)
+    for code, counts, lists in (
+        (1, mask.kv_num_blocks, mask.kv_indices),
+        (2, mask.full_kv_num_blocks, mask.full_kv_indices),
+    ):
+        listed = torch.arange(columns) < counts.unsqueeze(-1)
+        chosen = torch.zeros_like(allowed).scatter_add_(-1, lists.long(), listed.long())
+        assert int(chosen.max()) <= 1
+        allowed += code * chosen
+    assert int(allowed.max()) <= 2  # no block is in both lists
+    code = allowed.repeat_interleave(q_size, 2).repeat_interleave(k_size, 3)
+    kept = (code == 2) | ((code == 1) & mask.mask_mod(b, h, i, j))
+    scores = scores.masked_fill(~kept, -torch.inf)
+    out = torch.matmul(scores.softmax(-1).nan_to_num(), v.double()).to(q.dtype)
+    if "return_aux" not in options and not options.get("return_lse"):
+        return out
+    lse = scores.logsumexp(-1).float()
+    if options.get("return_lse"):
+        return out, lse
+    return out, torch.nn.attention.flex_attention.AuxOutput(lse=lse)
+
+
+def check(request: AttendRequest, run: Any = emulated) -> None:
+    out = attend_flex(request, run)
+    exact = attend_reference(replace(request, q=request.q.double(), k=request.k.double(), v=request.v.double()))
+    assert out.dtype == request.q.dtype and out.transpose(1, 2).is_contiguous()
+    assert relative(out, exact) <= LIMITS[out.dtype]
+
+
+@pytest.mark.parametrize("name", [*TAILS, "each its own"])
+@pytest.mark.parametrize(
+    ("grid", "before", "after", "q_block", "k_block"),
+    [((3, 5, 7), 5, 12, 16, 8), ((3, 5, 7), 0, 0, 8, 16), ((4, 4, 8), 0, 16, 16, 16), ((1, 1, 1), 0, 3, 8, 8)],
+    ids=str,
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_lists_masks_and_merged_tail(
+    name: str, grid: tuple[int, int, int], before: int, after: int, q_block: int, k_block: int, bias: bool
+) -> None:
+    layout = small_layout(grid, before, after, q_block, k_block)
+    q, k, v = smooth_qkv(layout, batch=2, heads=5, dtype=torch.float32)
+    key_bias = torch.randn(2, layout.extra) if bias and layout.extra else None
+    if key_bias is not None:
+        key_bias[0, 1:] = -torch.inf
+    tail = TAILS if name == "each its own" else name
+    check(make_request(q, k, v, layout, Policy(density=0.3, tail=tail), key_bias))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype: torch.dtype) -> None:
+    layout = small_layout((3, 5, 7), 0, 5)
+    q, k, v = smooth_qkv(layout, dim=64, dtype=dtype)
+    check(make_request(q, k, v, layout, Policy(density=0.3, tail="linear1")))
+
+
+@pytest.mark.parametrize("name", ["mean", "linear1"])
+def test_rows_that_only_the_tail_serves(name: TailName) -> None:
+    layout = small_layout()
+    q, k, v = smooth_qkv(layout, dtype=torch.float32)
+    request = make_request(q, k, v, layout, Policy(density=0.3, tail=name))
+    keep = request.keep.clone()
+    keep[:, :, ::2] = False
+    check(replace(request, keep=keep))
+
+
+def test_groups_of_heads_and_rows_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = small_layout((4, 7, 9), 0, 20)
+    q, k, v = smooth_qkv(layout, heads=6, batch=2, dtype=torch.float32)
+    request = make_request(q, k, v, layout, Policy(density=0.3))
+    whole = attend_flex(request, emulated)
+    calls = []
+
+    def counted(q: Tensor, *others: Tensor, **options: Any) -> Any:
+        calls.append(q.shape[1])
+        return emulated(q, *others, **options)
+
+    monkeypatch.setattr(flex, "_CHUNK_BYTES", 600_000)
+    monkeypatch.setattr(tail_pass, "SCRATCH_BYTES", 40_000)
+    torch.testing.assert_close(attend_flex(request, counted), whole, rtol=0, atol=1e-6)
+    assert len(calls) > 1 and len(set(calls)) == 1 and sum(calls) == 6
+
+
+def test_the_second_pass_alone_is_pooled_attention() -> None:
+    layout = small_layout((4, 4, 8))
+    q, k, v = smooth_qkv(layout)
+    request = make_request(q, k, v, layout, Policy(density=0.0, tail="mean", keep_own=False))
+    in_order = q[:, :, request.tables.perm]
+    # What a kernel leaves in a row that kept nothing is not looked at.
+    out = torch.full_like(in_order, torch.nan)
+    merge_tail(out, torch.full(out.shape[:-1], -torch.inf), in_order, request)
+    expected = attend_reference(request)[:, :, request.tables.perm]
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
+
+
+def problem(**changes: Any) -> Problem:
+    fields = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_dim": 128, "q_block": 128, "k_block": 64}
+    return Problem(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": torch.device("mps")}, "on mps"),
+        ({"dtype": torch.float64}, "float64"),
+        ({"head_dim": 8}, "head sizes from 16 to 256"),
+        ({"k_block": 32}, "multiples of 64"),
+        ({"device": torch.device("cpu")}, "use tail 'none'"),
+    ],
+)
+def test_what_flex_cannot_serve_is_refused_with_a_reason(changes: dict[str, Any], reason: str) -> None:
+    refusal = flex_refuses(problem(**changes))
+    assert refusal is not None and reason in refusal
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "_compiler", lambda: None)
+    assert "C++ compiler" in str(flex_refuses(problem(device=torch.device("cpu"), tail=False)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "triton" in str(flex_refuses(problem()))
+    monkeypatch.setattr(torch, "__version__", "2.6.0")
+    assert "from torch 2.7 on" in str(flex_refuses(problem()))
+
+
+def test_on_the_cpu_it_serves_only_by_name() -> None:
+    on_cpu = problem(device=torch.device("cpu"), tail=False)
+    assert choose_backend("auto", on_cpu).name == "torch"
+    with pytest.raises(NoBackendError, match="log-sum-exp"):
+        choose_backend("flex", replace(on_cpu, tail=True))
+
+
+def test_compiled_for_real_and_not_again_for_another_grid() -> None:
+    """One compilation on the CPU (seconds), used for two grids, with the paper's method and hidden text."""
+    refusal = flex_refuses(problem(device=torch.device("cpu"), dtype=torch.float32, head_dim=64, tail=False))
+    if refusal is not None:
+        pytest.skip(refusal)
+    compiled = torch._dynamo.utils.counters["stats"]
+    times = []
+    for grid, after in (((3, 11, 17), 77), ((4, 9, 19), 33)):
+        layout = Layout(TokenGrid(*grid), 0, after)
+        q, k, v = smooth_qkv(layout, dim=64, dtype=torch.float32)
+        bias = torch.zeros(1, after)
+        bias[:, -5:] = -torch.inf
+        before, start = compiled["unique_graphs"], time.perf_counter()
+        with torch.inference_mode():  # as ComfyUI runs
+            result = attend(q, k, v, layout, Policy(density=0.3, tail="none"), backend="flex", key_bias=bias)
+        times.append((compiled["unique_graphs"] - before, time.perf_counter() - start))
+        assert relative(result.out, attend_reference(result.request)) <= LIMITS[torch.float32]
+    assert times[0][0] == 1, times
+    assert times[1][0] == 0, times
