@@ -26,7 +26,7 @@ from benchmarks.quality.errors import SampledRows, figures
 from benchmarks.quality.peer import load_peer, peer_itself, sol_keep
 from benchmarks.quality.report import CAPTURED_COLUMNS, Results, write
 from benchmarks.quality.rows import Row, all_rows, distinct, ladder, ours, paper
-from benchmarks.quality.selection import Source, block_mass, choose
+from benchmarks.quality.selection import Source, block_mass, cell_scores, choose
 from benchmarks.quality.verdicts import verdicts
 from benchmarks.quality.work import exact_share, solve, spread_counts, tail_shares
 from demo import checkpoint
@@ -241,9 +241,26 @@ def test_oracle_keeps_more_mass_than_the_draft() -> None:
     row = row_named("drop_oracle")
     source = source_of(row)
     rows = SampledRows(source, torch.arange(GRID.tokens))
-    true, drafted = (choose(replace(row, true_mass=true_mass), source, 0.3) for true_mass in (True, False))
+    true, drafted = (choose(replace(row, scores=scores), source, 0.3) for scores in ("true_mass", "draft"))
     assert true is not None and drafted is not None
     assert rows.errors(true).recall > rows.errors(drafted).recall
+
+
+def test_cell_scores_with_cells_of_one_token_are_the_true_mass() -> None:
+    source = source_of(ours())
+    mass = cell_scores(source, softmax=True, cell=1).softmax(-1)
+    torch.testing.assert_close(mass, source.block_mass(), rtol=1e-4, atol=1e-6)
+
+
+def test_cell_scores_sum_the_exponentials_of_cell_pairs() -> None:
+    source = source_of(ours())
+    tables = source.tables
+    q, k = (x[0, 0, tables.perm].split(16) for x in (source.q, source.k))
+    q, k, sizes = torch.stack([x.mean(0) for x in q]), torch.stack([x.mean(0) for x in k]), [len(x) for x in k]
+    pairs = (q @ k.T * source.scale).exp() * torch.tensor(sizes)
+    expected = pairs[:8, :4].sum().log() - pairs[:8, 4:8].sum().log()
+    scores = cell_scores(source, softmax=False)[0, 0]
+    torch.testing.assert_close(scores[0, 0] - scores[0, 1], expected)
 
 
 # The table

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .captured import PeerCheck, Summary
 from .end_to_end import Cell
+from .plan import DENSE_FEWER
 from .rows import Row
 from .verdicts import beside_targets, leaders, verdicts
 
@@ -200,7 +201,7 @@ def _plot(results: Results, path: Path) -> Path:
     for axes, draw in zip(panels[0], parts, strict=False):
         draw(results, axes)
         axes.grid(alpha=0.3, which="both")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if axes.get_yscale() == "log":
             ticks = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
             low, high = axes.get_ylim()
@@ -234,6 +235,10 @@ def _plot_psnr(results: Results, axes: Axes) -> None:
             )
             if points:
                 axes.plot(*zip(*points, strict=True), style, marker="o", color=_color(name), label=label + suffix)
+    fewer = [c for c in results.cells if (c.plan, c.row, c.steps, c.warmup) == (plan, DENSE_FEWER, 20, 0.25)]
+    if fewer:
+        points = sorted((c.target, c.mean(lambda s: s.psnr)) for c in fewer)
+        axes.plot(*zip(*points, strict=True), "x", color="black", label="dense, fewer steps at equal compute")
     axes.set(xlabel="executed density of the sparse steps, tail included", ylabel="PSNR against dense (dB)")
     axes.set_title(f"{plan} grids, 20 steps, 25 % dense warm-up unless said")
 

@@ -12,6 +12,7 @@ from draftattn_core.policy import TAILS
 from .peer import SOL_BLOCK
 
 Kind = Literal["policy", "sol", "peer_topk", "peer_tau"]
+Scores = Literal["draft", "cells_lse", "cells_softmax", "true_mass"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Row:
         kind: who selects: a `Policy`, the Sol-Attn recipe, or comfy-kitchen's rule by count or by threshold.
         policy: for kind "policy"; its density is what the equal-work solver sets. For the others only the tail counts.
         q_block, k_block, tile, order: see `Layout`.
-        true_mass: select by the exact softmax mass of every block pair instead of the draft.
+        scores: what the selection ranks: the draft's block means; the draft of cells of 16 tokens, their pairs put
+            together by log-sum-exp, or by softmax over each query cell's row first; the exact softmax mass.
         auto_tail: let the error probe choose each head's tail.
     """
 
@@ -38,7 +40,7 @@ class Row:
     k_block: int = 64
     tile: Tile | None = None
     order: str = "tile"
-    true_mass: bool = False
+    scores: Scores = "draft"
     auto_tail: bool = False
 
     def layout(self, grid: TokenGrid) -> Layout:
@@ -216,6 +218,9 @@ def selections() -> list[Row]:
         for floor in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
     rows.append(variant("own_off", "ours without keeping the own block", keep_own=False))
+    for scores, how in (("cells_lse", "log-sum-exp"), ("cells_softmax", "softmax per query cell")):
+        cells = replace(goal, name=scores, label=f"ours, scores from cells of 16 tokens, {how}", group="selection")
+        rows.append(replace(cells, scores=scores))  # type: ignore[arg-type]
     probed = replace(goal, name="auto_tail", label="ours, tail by the error probe", auto_tail=True)
     rows.append(replace(probed, group="selection"))
     return rows
@@ -226,15 +231,17 @@ def oracles() -> list[Row]:
     goal = ours()
     dropped = replace(goal.policy, tail="none")
     return [
-        replace(paper(), name="paper_oracle", label="paper, blocks of true top mass", group="oracle", true_mass=True),
-        replace(goal, name="ours_oracle", label="ours, blocks of true top mass", group="oracle", true_mass=True),
+        replace(
+            paper(), name="paper_oracle", label="paper, blocks of true top mass", group="oracle", scores="true_mass"
+        ),
+        replace(goal, name="ours_oracle", label="ours, true top mass", group="oracle", scores="true_mass"),
         replace(
             goal,
             name="drop_oracle",
-            label="ours dropped, blocks of true top mass",
+            label="ours dropped, true top mass",
             group="oracle",
             policy=dropped,
-            true_mass=True,
+            scores="true_mass",
             auto_tail=False,
         ),
     ]

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from draftattn_core import Layout
 from draftattn_core.backends.request import AttendRequest
 from draftattn_core.draft import Draft, draft_logits, make_draft
-from draftattn_core.layout import LayoutTables
+from draftattn_core.layout import LayoutTables, build_tables
 from draftattn_core.policy import TailName, head_tails
 from draftattn_core.probe import best_tails, probe_errors
 from draftattn_core.selection import select_blocks
@@ -98,6 +99,27 @@ def block_mass(q: Tensor, k: Tensor, tables: LayoutTables, scale: float) -> Tens
     return mass
 
 
+def cell_scores(source: Source, *, softmax: bool, cell: int = 16) -> Tensor:
+    """Log of the mass of block pairs estimated from cells of `cell` tokens: (B, H, q blocks, k blocks).
+
+    With `softmax` each query cell's row is normalised before the cells of a query block are averaged, as true mass is;
+    otherwise the exponentials themselves are summed.
+    """
+    # The row's own walk, cut finer: only the cuts of this layout are used.
+    finer = Layout(source.tables.layout.grid, q_block=cell, k_block=cell, order="raster")
+    cells = replace(build_tables(finer, source.q.device), perm=source.tables.perm, inverse=source.tables.inverse)
+    logits = draft_logits(make_draft(source.q, source.k, cells, spread=False), cells, source.scale)
+    rows, columns = source.tables.q, source.tables.k
+    per_row, per_column = rows.size // cell, columns.size // cell
+    short = (0, columns.video * per_column - logits.shape[3], 0, rows.video * per_row - logits.shape[2])
+    logits = torch.nn.functional.pad(logits, short, value=-torch.inf)
+    logits = logits.unflatten(3, (columns.video, per_column)).unflatten(2, (rows.video, per_row))
+    if softmax:
+        # A query cell past the end has no weight.
+        logits = logits - logits.flatten(4).logsumexp(-1)[..., None, None].nan_to_num(neginf=0.0)
+    return logits.logsumexp((3, 5)).clamp_min(-1e4)
+
+
 def _row_densities(density: float, columns: int, heads: int) -> tuple[float, ...]:
     """Densities per head that `round(density * columns)` turns into floor and ceil counts whose mean is met closest."""
     total = round(density * columns * heads)
@@ -108,8 +130,10 @@ def _solve_policy(row: Row, source: Source, tails: tuple[TailName, ...], target:
     tables = source.tables
     columns = tables.k.video
     policy = replace(row.policy, tail=tails)
-    if row.true_mass:
+    if row.scores == "true_mass":
         scores = source.block_mass().clamp_min(1e-30).log()
+    elif row.scores != "draft":
+        scores = cell_scores(source, softmax=row.scores == "cells_softmax")
     else:
         scores = draft_logits(source.draft(policy.spread), tables, source.scale)
     shares = tail_shares(tails, tables, source.q.shape[-1])
