@@ -33,7 +33,7 @@ def test_with_every_row_the_probe_is_the_full_error(bias: bool) -> None:
     key_bias = torch.randn(2, 7) if bias else None
     if key_bias is not None:
         key_bias[0, 2] = -torch.inf
-    request = make_request(2 * q, k, v, LAYOUT, Policy(density=0.1), key_bias)
+    request = make_request(2 * q, k, v, LAYOUT, Policy(density=0.1, tail="linear1"), key_bias)
     probe = probe_errors(request, attend_reference(request), rows=10**6)
     assert sorted(probe.rows.tolist()) == list(range(3, 3 + LAYOUT.grid.tokens))
     for name in TAILS:
