@@ -23,6 +23,7 @@ from ..draftattn_core.session import Session
 from . import chain
 from .calls import HostCall, classify
 from .layouts import NoLayout, Tokens, describe
+from .memory import unrecorded
 from .presets import Choices
 from .runs import ModelCall, ReportHandle, Run, Trajectory
 from .strict import refuse_surprises
@@ -129,7 +130,13 @@ class Adapter:
             return dense()
         model.served = True
         try:
-            return self._serve(self.run.session, model, dense, HostCall(q, k, v, heads, args, kwargs), options)
+            with unrecorded() as record_again:
+
+                def recorded() -> Tensor:
+                    record_again()
+                    return dense()
+
+                return self._serve(self.run.session, model, recorded, HostCall(q, k, v, heads, args, kwargs), options)
         finally:
             model.served = False
 

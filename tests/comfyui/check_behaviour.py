@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import host
@@ -461,6 +463,79 @@ def _() -> None:
     )
     run(patched)
     assert handle.report.calls_sparse == 2 * LAYERS and handle.report.notes == []
+
+
+@check("InfiniteTalk's audio attention stays what it was")
+def _() -> None:
+    try:
+        from comfy.ldm.wan.model_multitalk import MultiTalkCrossAttnPatch, SingleStreamMultiAttention
+    except ImportError:
+        raise host.Absent("this ComfyUI has no InfiniteTalk") from None
+    import comfy.ops
+
+    generator = torch.Generator().manual_seed(5)
+    blocks = []
+    for _ in range(LAYERS):
+        audio = SingleStreamMultiAttention(
+            128, 32, num_heads=2, qkv_bias=True, device="cpu", dtype=torch.float32, operations=comfy.ops.manual_cast
+        )
+        for parameter in audio.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        blocks.append(SimpleNamespace(audio_cross_attn=audio, norm_x=torch.nn.Identity()))
+
+    class Patch(MultiTalkCrossAttnPatch):
+        def models(self) -> list[Any]:
+            return []  # nothing for the host to load
+
+    model = wan()
+    model.set_model_patch(Patch(SimpleNamespace(model=SimpleNamespace(blocks=blocks))), "attn2_patch")
+    model.model_options["transformer_options"]["audio_embeds"] = torch.rand(1, 3, 4, 32, generator=generator)
+    patched, handle = host.apply(model, schedule=almost_dense())
+    plain = run(model)
+    assert not torch.equal(plain, run(wan())), "the audio does nothing"
+    assert difference(run(patched), plain) < 1e-4
+    assert handle.report.calls_sparse == 2 * LAYERS
+
+
+@check("the host's record of allocations stops for our calls, not for its own")
+def _() -> None:
+    try:
+        from comfy import model_prefetch
+    except ImportError:
+        raise host.Absent("this ComfyUI has no model_prefetch") from None
+    if hasattr(model_prefetch, "pause_malloc_graph"):
+        raise host.Absent("this ComfyUI has the real pause_malloc_graph: nothing to stand in for")
+    paused = [0]
+
+    @contextmanager
+    def pause_malloc_graph() -> Iterator[None]:
+        paused[0] += 1
+        try:
+            yield
+        finally:
+            paused[0] -= 1
+
+    seen = {"sparse": set(), "dense": set()}
+
+    def dense(func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen["dense"].add(paused[0])
+        return func(*args, **kwargs)
+
+    session = host.pack("draftattn_core.session")
+    original = session.attend
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        seen["sparse"].add(paused[0])
+        return original(*args, **kwargs)
+
+    patched, _ = host.apply(Foreign._put(wan(), dense), dense_layers=(0,))
+    model_prefetch.pause_malloc_graph = pause_malloc_graph
+    try:
+        with BrokenCore(attend):
+            run(patched)
+    finally:
+        del model_prefetch.pause_malloc_graph
+    assert seen == {"sparse": {1}, "dense": {0}} and paused == [0]
 
 
 def failing(error: BaseException) -> Any:

@@ -76,8 +76,8 @@ def check_case(case: Case) -> None:
     tokens, calls = token_map(case, model)
 
     grid = case.grid[0] * case.grid[1] * case.grid[2]
-    from_latent = grid - case.given
-    expected = [-1] * case.before + list(range(from_latent)) + [-1] * (case.given + case.after)
+    from_latent = list(range(grid - case.given_first - case.given))
+    expected = [-1] * (case.before + case.given_first) + from_latent + [-1] * (case.given + case.after)
     assert tokens == expected, f"tokens {tokens}, expected {expected}"
 
     layout = {(call["grid"].as_tuple(), call["extra_before"], call["extra_after"]) for call in calls}

@@ -78,7 +78,7 @@ class Case:
         layers: expected video self-attention calls per model evaluation.
         cond: conditioning besides the text.
         text: (tokens, width) of the text; pooled: width of the pooled output, 0 for none.
-        given: tokens at the end of the grid that do not come from the sampler's latent.
+        given_first, given: tokens at the two ends of the grid that do not come from the sampler's latent.
         key_bias: the case passes a text mask, which must arrive as a key bias.
     """
 
@@ -94,6 +94,7 @@ class Case:
     cond: dict[str, Any] = field(default_factory=dict)
     text: tuple[int, int] = (5, 64)
     pooled: int = 0
+    given_first: int = 0
     given: int = 0
     key_bias: bool = False
 
@@ -182,6 +183,33 @@ CASES = (
         cond={"reference_latents": [_rand(1, 16, 1, 8, 10)]},
     ),
     Case("Wan Animate", "WAN22_Animate", {**WAN, "model_type": "animate", "in_dim": 36}, (16, 3, 7, 9), (3, 4, 5)),
+    Case(
+        "Wan HuMo, audio",
+        "WAN21_HuMo",
+        {**WAN, "model_type": "humo"},
+        (16, 3, 8, 10),
+        (3, 4, 5),
+        after=20,
+        cond={"reference_latents": [_rand(1, 16, 1, 8, 10)], "audio_embed": _rand(1, 3, 8, 5, 1280)},
+    ),
+    Case(
+        "Wan Animate, pose",
+        "WAN22_Animate",
+        {**WAN, "model_type": "animate", "in_dim": 36},
+        (16, 3, 6, 10),
+        (3, 3, 5),
+        cond={"pose_video_latent": _rand(1, 16, 2, 6, 10)},
+    ),
+    Case(
+        "Wan SCAIL",
+        "WAN21_SCAIL",
+        {**{key: value for key, value in WAN.items() if key != "in_dim"}, "model_type": "scail", "in_dim": 20},
+        (16, 3, 8, 12),
+        (4, 4, 6),
+        after=18,
+        cond={"reference_latents": [_rand(1, 16, 1, 8, 12)], "pose_video_latent": _rand(1, 16, 3, 4, 6)},
+        given_first=24,
+    ),
     Case(
         "HunyuanVideo t2v",
         "HunyuanVideo",
