@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.attend_pointer import attend_kernel
-from kernels.configs import ATTEND, AttendConfig
+from kernels.configs import AttendConfig, PrepareConfig
+from kernels.prepare import means_kernel, prepare_keys_kernel
+from kernels.select import (
+    METHODS,
+    ROW_BLOCK,
+    ROW_WARPS,
+    emit_kernel,
+    head_threshold_kernel,
+    list_kernel,
+    row_kernel,
+    tie_kernel,
+)
 
 from .aot_compile import Case
-
-_NAME = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def attend_case(
@@ -64,3 +73,68 @@ def attend_case(
         spills_known,
         expects=True,
     )
+
+
+def prepare_case(
+    dim: int,
+    k_block: int,
+    *,
+    dtype: str = "bf16",
+    ranks: int = 1,
+    copy: bool = True,
+    config: PrepareConfig | None = None,
+    spills_known: frozenset[str] = frozenset(),
+) -> Case:
+    config = PrepareConfig() if config is None else config
+    strides = [f"{x}_{axis}" for x in "kv" for axis in "bhn"]
+    types = {name: "i32" for name in strides}
+    types |= {f"{x}_ptr": f"*{dtype}" for x in ("k", "v", "k_pooled", "v_pooled", "u", "w", "k_copy", "v_copy")}
+    types |= {"perm_ptr": "*i64", "ranks_ptr": "*i32", "k_mean_ptr": "*fp32", "spread_ptr": "*fp32", "cov_ptr": "*fp32"}
+    types |= {name: "i32" for name in ("heads", "tokens", "video_tokens", "k_video", "k_total", "per_program")}
+    constants = {
+        "k_d": 1,
+        "v_d": 1,
+        "DIM": dim,
+        "K_BLOCK": k_block,
+        "TAIL": True,
+        "COV": True,
+        "RANKS": ranks,
+        "COPY": copy,
+        "ITERATIONS": 6,
+    }
+    name = f"prepare keys d{dim}, {dtype}, blocks {k_block}, w{config.warps}, rank {ranks}"
+    warps = config.warps
+    return Case(name, prepare_keys_kernel, types, constants, warps, 3, frozenset(strides), spills_known, True)
+
+
+def means_case(dim: int, q_block: int, *, dtype: str = "bf16") -> Case:
+    types = {"x_ptr": f"*{dtype}", "perm_ptr": "*i64", "mean_ptr": "*fp32"}
+    types |= {name: "i32" for name in ("x_b", "x_h", "x_n", "heads", "video_tokens", "q_video")}
+    constants = {"x_d": 1, "DIM": dim, "BLOCK": q_block}
+    warps = PrepareConfig().mean_warps
+    return Case(
+        f"prepare queries d{dim}, {dtype}, blocks {q_block}, w{warps}",
+        means_kernel,
+        types,
+        constants,
+        warps,
+        3,
+        frozenset({"x_b", "x_h", "x_n"}),
+    )
+
+
+def select_cases() -> Iterator[Case]:
+    integers = ("heads", "rows", "columns", "q_total", "k_total", "count_stride", "threshold_stride")
+    types = {name: "i32" for name in integers}
+    types |= {"score_ptr": "*fp32", "ranked_ptr": "*fp32", "top_p": "fp32", "forced_ptr": "*u8", "keep_ptr": "*u8"}
+    types |= {f"{name}_ptr": "*i32" for name in ("count", "threshold", "tie", "need", "list", "list_count")}
+    for name, method in METHODS.items():
+        yield Case(f"select rows, {name}", row_kernel, types, {"METHOD": method, "BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
+    yield Case(
+        "select head threshold", head_threshold_kernel, types, {"BLOCK": 4 * ROW_BLOCK}, 2 * ROW_WARPS, 3
+    )
+    yield Case("select ties", tie_kernel, types, {"BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
+    for name, flags in (("row", (True, False, False)), ("head", (False, False, False)), ("draft", (False, True, True))):
+        constants = {**dict(zip(("FORCE", "ALL_TIES", "RESCUE"), flags)), "BLOCK": ROW_BLOCK}
+        yield Case(f"select emit, {name}", emit_kernel, types, constants, ROW_WARPS, 3)
+    yield Case("lists of a map", list_kernel, types, {"BLOCK": ROW_BLOCK}, ROW_WARPS, 3)

@@ -25,6 +25,14 @@ class AttendConfig:
     tail_stages: int
 
 
+@dataclass(frozen=True)
+class PrepareConfig:
+    """How `prepare` is cut: warps of the pass over K and V, and of the pass over Q."""
+
+    warps: int = 8
+    mean_warps: int = 4
+
+
 # Shared memory a program may use, bytes.
 SHARED_LIMIT = {
     "sm_80": 166_912,

@@ -1,0 +1,101 @@
+"""Sparse attention as a torch custom op, so that torch.compile of a model around it neither breaks nor specialises.
+
+On the CPU the op is the reference; on a GPU it is the Triton kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..grid import TokenGrid
+from ..layout import Layout, build_tables
+from ..tail import Tail
+from . import triton_door
+from .reference import attend_reference
+from .request import AttendRequest, new_output
+
+
+@torch.library.custom_op("draftattention::attend", mutates_args=())
+def attend_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    perm: Tensor,
+    keep: Tensor,
+    lists: Tensor | None,
+    counts: Tensor | None,
+    log_count: Tensor | None,
+    k_mean: Tensor | None,
+    v_mean: Tensor | None,
+    cov: Tensor | None,
+    u: Tensor | None,
+    w: Tensor | None,
+    key_bias: Tensor | None,
+    scale: float,
+    video_tokens: int,
+    extra_before: int,
+    q_block: int,
+    k_block: int,
+    in_order: bool,
+) -> Tensor:
+    """Output (B, H, L, D) of attention over kept block pairs; arguments as in `AttendRequest` and `Tail`.
+
+    Args:
+        lists, counts: (B, H, q blocks, k blocks) and (B, H, q blocks) int32, `keep` as lists, if they are at hand.
+        in_order: k and v hold tokens in block order already.
+    """
+    tail = None
+    if log_count is not None and k_mean is not None and v_mean is not None:
+        tail = Tail(log_count, k_mean, v_mean, cov, u, w)
+    if triton_door.runs_on(q):
+        geometry = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm)
+        selected = None if lists is None or counts is None else (lists, counts)
+        return triton_door.attend(q, k, v, geometry, keep, selected, tail, key_bias, scale, in_order)
+    after = q.shape[2] - video_tokens - extra_before
+    layout = Layout(TokenGrid(1, 1, video_tokens), extra_before, after, q_block, k_block, order="raster")
+    tables = replace(build_tables(layout, q.device), perm=perm, inverse=torch.argsort(perm))
+    if in_order:
+        k, v = k.index_select(2, tables.inverse), v.index_select(2, tables.inverse)
+    return attend_reference(AttendRequest(q, k, v, tables, keep, tail, key_bias, scale))
+
+
+@attend_op.register_fake
+def _(q: Tensor, *_: object) -> Tensor:
+    return new_output(q)
+
+
+def call_op(
+    request: AttendRequest,
+    *,
+    lists: tuple[Tensor, Tensor] | None = None,
+    in_order: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The op for a request.
+
+    Args:
+        lists: its selection as lists and counts, if they are at hand.
+        in_order: copies of k and v in block order, read instead of them.
+    """
+    layout, tail = request.tables.layout, request.tail
+    k, v = (request.k, request.v) if in_order is None else in_order
+    parts = (None,) * 6 if tail is None else (tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w)
+    out: Tensor = attend_op(
+        request.q,
+        k,
+        v,
+        request.tables.perm,
+        request.keep,
+        *(lists or (None, None)),
+        *parts,
+        request.key_bias,
+        request.scale,
+        layout.grid.tokens,
+        layout.extra_before,
+        layout.q_block,
+        layout.k_block,
+        in_order is not None,
+    )
+    return out

@@ -1,0 +1,177 @@
+"""The door to `kernels`: finds the package beside this one and translates the core's objects into its arguments.
+
+`kernels` (and with it Triton) is imported on first use only, under the name this package's own parent has: the pack
+may be loaded under any name, and another installed package may be called `kernels` too.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..draft import Draft, draft_logits
+from ..layout import LayoutTables
+from ..policy import Policy, head_densities, head_tails, tail_rank
+from ..selection import forced_blocks
+from ..tail import Tail
+
+# Plain power iterations in the kernel, where the core iterates with more rows: it takes more of them to get as close.
+POWER_ITERATIONS = 6
+
+
+@functools.cache
+def kernel_module(name: str) -> ModuleType:
+    """A module of the package `kernels` beside `draftattn_core`.
+
+    Raises:
+        ImportError: if Triton is missing, or another package called `kernels` is found first.
+    """
+    parent = __name__.split(".")[:-3]
+    module = importlib.import_module(".".join([*parent, "kernels", name]))
+    ours = Path(__file__).resolve().parents[2] / "kernels"
+    if Path(str(module.__file__)).resolve().parent != ours:
+        raise ImportError(f"another package called kernels ({module.__file__}) is found before the pack's own")
+    return module
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels (TRITON_INTERPRET): they then run on CPU tensors, for tests."""
+    runtime, pointer = kernel_module("runtime"), kernel_module("attend_pointer")
+    return bool(runtime.interpreted(pointer.attend_kernel))
+
+
+def runs_on(x: Tensor) -> bool:
+    """Whether kernels can run where x is."""
+    if x.device.type == "cuda":
+        return True
+    try:
+        return interpreted()
+    except ImportError:
+        return False
+
+
+def architecture(device: torch.device) -> str:
+    """The device's row in the configuration table."""
+    if device.type != "cuda":
+        return "sm_80"
+    gcn = torch.cuda.get_device_properties(device).gcnArchName if torch.version.hip else None
+    name: str = kernel_module("configs").architecture_of(torch.cuda.get_device_capability(device), gcn)
+    return name
+
+
+def geometry(tokens: int, video_tokens: int, q_block: int, k_block: int, perm: Tensor) -> Any:
+    """`kernels.geometry.Geometry` of a call."""
+    return kernel_module("geometry").Geometry(tokens, video_tokens, q_block, k_block, perm)
+
+
+def geometry_of(tables: LayoutTables) -> Any:
+    layout = tables.layout
+    return geometry(layout.tokens, layout.grid.tokens, layout.q_block, layout.k_block, tables.perm)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: Any,
+    keep: Tensor,
+    lists: tuple[Tensor, Tensor] | None,
+    tail: Tail | None,
+    key_bias: Tensor | None,
+    scale: float,
+    in_order: bool,
+) -> Tensor:
+    """Launch `attend`; makes the lists if they are not given."""
+    if lists is None:
+        selected = kernel_module("select").lists_of(keep)
+        keep, lists = selected.keep, (selected.lists, selected.counts)
+    pooled = None
+    if tail is not None:
+        pooled_type = kernel_module("pooled").PooledTail
+        pooled = pooled_type(tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w).to(q.dtype)
+    config = kernel_module("configs").attend_config(
+        architecture(q.device), q.shape[3], 0 if tail is None else tail.ranks
+    )
+    out: Tensor = kernel_module("attend_pointer").attend_pointer(
+        q, k, v, shape, *lists, keep, pooled, key_bias, scale, config, in_order=in_order
+    )
+    return out
+
+
+def prepare(
+    q: Tensor, k: Tensor, v: Tensor, tables: LayoutTables, policy: Policy, *, copy: bool
+) -> tuple[Draft, Tail | None, tuple[Tensor, Tensor] | None]:
+    """Draft, tail (its products' operands in the dtype of q) and, if asked, K and V in block order."""
+    module, config = kernel_module("prepare"), kernel_module("configs").PrepareConfig()
+    shape, heads, device = geometry_of(tables), q.shape[1], q.device
+    names = head_tails(policy.tail, heads)
+    log_count = ranks = None
+    if policy.has_tail:
+        drops = torch.tensor([name == "none" for name in names]).to(device, non_blocking=True)
+        counts = tables.k.counts[: tables.k.video]
+        log_count = counts.log().expand(heads, -1).masked_fill(drops[:, None], -torch.inf).contiguous()
+    if any(name.startswith("linear") for name in names):
+        used = [tail_rank(name) if name.startswith("linear") else -1 for name in names]
+        ranks = torch.tensor(used, dtype=torch.int32).to(device, non_blocking=True)
+    keys = module.prepare_keys(
+        k,
+        v,
+        shape,
+        config,
+        log_count=log_count,
+        ranks=ranks,
+        most_ranks=max(tail_rank(name) for name in names),
+        copy=copy,
+        iterations=POWER_ITERATIONS,
+    )
+    draft = Draft(module.prepare_queries(q, shape, config), keys.k_mean, keys.spread if policy.spread else None)
+    tail = None
+    if keys.tail is not None:
+        x = keys.tail
+        tail = Tail(x.log_count, x.k_mean, x.v_mean, x.cov, x.u, x.w)
+    return draft, tail, (keys.k, keys.v) if copy else None
+
+
+def select(draft: Draft, tables: LayoutTables, policy: Policy, scale: float) -> Any:
+    """`kernels.select.Selected` of a call: what `select_from_draft` keeps."""
+    return select_scores(draft_logits(draft, tables, scale), tables, policy)
+
+
+def select_scores(scores: Tensor, tables: LayoutTables, policy: Policy, **options: int) -> Any:
+    """`select_blocks` by kernels, extra blocks and lists included. The same budgets, floors and promises."""
+    _, heads, rows, columns = scores.shape
+    densities = head_densities(policy.density, heads)
+    forced, device = forced_blocks(tables, policy), scores.device
+    run = functools.partial(
+        kernel_module("select").select, scores, forced, geometry_of(tables), policy.method, **options
+    )
+    fewest = 1 if policy.drops else 0
+
+    def per_head(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32).to(device, non_blocking=True)
+
+    def least(wanted: list[int]) -> Tensor:
+        counts = per_head([max(fewest, count) for count in wanted])
+        return torch.maximum(counts[:, None], forced.sum(-1, dtype=torch.int32)).contiguous()
+
+    if policy.method == "draft":
+        entries = rows * columns
+        dropped = [int((1.0 - d) * entries) for d in densities]
+        # The smallest of those kept is the largest of those dropped; with none dropped it is the smallest of all.
+        return run(head_counts=per_head([min(entries, entries - k + 1) for k in dropped]), rescue=policy.drops)
+    if policy.method == "top_p":
+        return run(row_counts=least([math.ceil(policy.floor * d * columns) for d in densities]), top_p=policy.top_p)
+    if policy.method == "row":
+        return run(row_counts=least([round(d * columns) for d in densities]))
+    promised = least([math.floor(policy.floor * d * columns) for d in densities])
+    budgets = torch.maximum(
+        per_head([round(d * rows * columns) for d in densities]), promised.sum(-1, dtype=torch.int32)
+    )
+    return run(row_counts=promised, head_counts=budgets)

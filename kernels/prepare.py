@@ -1,0 +1,308 @@
+"""prepare: what one pass over Q and one over K and V leave for draft, selection, tail and `attend`.
+
+From K and V, per key block: float32 means, spread, the leading singular pairs of its K-V cross-covariance by power
+iterations on the tile that is in registers anyway, its part of the head's average matrix, and, if asked, copies of
+both in block order (an INT8 form would be written at the same place). Tensors are read through their strides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import PrepareConfig
+from .geometry import Geometry, block_span, row_offsets
+from .pooled import PooledTail
+from .runtime import on_device
+
+# Programs that share a head's blocks when there is an average matrix to sum: enough to fill a large GPU, few enough
+# that the partial sums stay small. Fixed, so that the same call gives the same bits on every device.
+_PROGRAMS = 512
+
+_LENGTHS = ["heads", "tokens", "video_tokens", "k_video", "k_total", "per_program", "q_video"]
+
+
+@dataclass(frozen=True)
+class PreparedKeys:
+    """What `prepare_keys` found.
+
+    Attributes:
+        k_mean: (B, H, g, D) float32 means over the real tokens of each video key block.
+        spread: (B, H, g) float32 mean squared distance of a block's keys from their mean.
+        k, v: (B, H, L, D) copies in block order, or None.
+        tail: the tail's expansion in the dtype of k, or None.
+        cov: (B, H, D, D) float32 average matrix the tail's was rounded from, or None.
+    """
+
+    k_mean: Tensor
+    spread: Tensor
+    k: Tensor | None
+    v: Tensor | None
+    tail: PooledTail | None
+    cov: Tensor | None
+
+
+@triton.jit
+def _unit(row):
+    """A row vector (D,) at length one; zero stays zero."""
+    length = tl.sqrt(tl.sum(row * row, 0))
+    return tl.where(length > 0.0, row / tl.maximum(length, 1.0e-30), 0.0)
+
+
+@triton.jit
+def _project_out(row, unit):
+    """What `unit` leaves of a row: zero where that is rounding noise beside the row itself."""
+    length = tl.sqrt(tl.sum(row * row, 0))
+    row -= tl.sum(row * unit, 0) * unit
+    row -= tl.sum(row * unit, 0) * unit
+    left = tl.sqrt(tl.sum(row * row, 0))
+    return tl.where(left > 1.0e-6 * length, row / tl.maximum(left, 1.0e-30), 0.0)
+
+
+@triton.jit
+def _back(row, first, second):
+    """row @ first^T @ second for a row (D,) and tiles (n, D)."""
+    return tl.sum(tl.sum(first * row[None, :], 1)[:, None] * second, 0)
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def prepare_keys_kernel(
+    k_ptr,
+    v_ptr,
+    perm_ptr,
+    ranks_ptr,
+    k_mean_ptr,
+    spread_ptr,
+    k_pooled_ptr,
+    v_pooled_ptr,
+    u_ptr,
+    w_ptr,
+    cov_ptr,
+    k_copy_ptr,
+    v_copy_ptr,
+    k_b,
+    k_h,
+    k_n,
+    k_d,
+    v_b,
+    v_h,
+    v_n,
+    v_d,
+    heads,
+    tokens,
+    video_tokens,
+    k_video,
+    k_total,
+    per_program,
+    DIM: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
+    COV: tl.constexpr,
+    RANKS: tl.constexpr,
+    COPY: tl.constexpr,
+    ITERATIONS: tl.constexpr,
+):
+    """One program: `per_program` neighbouring key blocks of one head."""
+    pair = tl.program_id(1).to(tl.int64)
+    batch = pair // heads
+    head = pair % heads
+    dims = tl.arange(0, DIM)
+    lanes = tl.arange(0, K_BLOCK)
+    k_base = k_ptr + batch * k_b + head * k_h
+    v_base = v_ptr + batch * v_b + head * v_h
+    first = tl.program_id(0) * per_program
+    last = tl.minimum(first + per_program, k_total)
+    if COV:
+        ranks = tl.load(ranks_ptr + head)
+        cov = tl.zeros([DIM, DIM], tl.float32)
+    for block in tl.range(first, last, num_stages=1):
+        start, end = block_span(block, K_BLOCK, k_video, video_tokens, tokens)
+        positions = start + lanes
+        valid = positions < end
+        rows = tl.load(perm_ptr + positions, mask=valid, other=0)
+        k = tl.load(k_base + row_offsets(rows, k_n)[:, None] + dims[None, :] * k_d, mask=valid[:, None], other=0.0)
+        if COPY:
+            cells = row_offsets(pair * tokens + positions, DIM)[:, None] + dims[None, :]
+            tl.store(k_copy_ptr + cells, k, mask=valid[:, None])
+        is_video = block < k_video
+        count = (end - start).to(tl.float32)
+        cell = (pair * k_video + block) * DIM + dims
+        keys = k.to(tl.float32)
+        k_mean = tl.sum(keys, 0) / count
+        keys = tl.where(valid[:, None], keys - k_mean[None, :], 0.0)
+        tl.store(k_mean_ptr + cell, k_mean, mask=is_video & (dims >= 0))
+        tl.store(spread_ptr + pair * k_video + block, tl.sum(tl.sum(keys * keys, 1), 0) / count, mask=is_video)
+        if TAIL or COPY:
+            v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
+            if COPY:
+                cells = row_offsets(pair * tokens + positions, DIM)[:, None] + dims[None, :]
+                tl.store(v_copy_ptr + cells, v, mask=valid[:, None])
+        if TAIL:
+            values = v.to(tl.float32)
+            v_mean = tl.sum(values, 0) / count
+            tl.store(k_pooled_ptr + cell, k_mean.to(k_pooled_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
+            tl.store(v_pooled_ptr + cell, v_mean.to(v_pooled_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
+        if COV:
+            values = tl.where(valid[:, None], values - v_mean[None, :], 0.0)
+            if RANKS > 0:
+                # Subspace iteration from the value deviations of the tokens with the largest |k||v|.
+                weight = tl.sqrt(tl.sum(keys * keys, 1)) * tl.sqrt(tl.sum(values * values, 1))
+                lead = tl.argmax(weight, 0)
+                w = tl.sum(tl.where((lanes == lead)[:, None], values, 0.0), 0)
+                u = w
+                if RANKS > 1:
+                    second = tl.argmax(tl.where(lanes == lead, -1.0, weight), 0)
+                    w_2 = tl.sum(tl.where((lanes == second)[:, None], values, 0.0), 0)
+                    u_2 = w_2
+                for _ in tl.range(0, ITERATIONS, num_stages=1):
+                    u = _unit(_back(w, values, keys))
+                    w = _back(u, keys, values)
+                    if RANKS > 1:
+                        u_2 = _project_out(_back(w_2, values, keys), u)
+                        w_2 = _back(u_2, keys, values)
+                u = tl.where(ranks > 0, u, 0.0)
+                w = tl.where(ranks > 0, w / count, 0.0)
+                cell = (pair * k_video + block) * RANKS * DIM + dims
+                tl.store(u_ptr + cell, u.to(u_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
+                tl.store(w_ptr + cell, w.to(w_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
+                # K^T V - n u w^T is the same as (K - K u u^T)^T V.
+                left = keys - tl.sum(keys * u[None, :], 1)[:, None] * u[None, :]
+                if RANKS > 1:
+                    u_2 = tl.where(ranks > 1, u_2, 0.0)
+                    w_2 = tl.where(ranks > 1, w_2 / count, 0.0)
+                    tl.store(u_ptr + cell + DIM, u_2.to(u_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
+                    tl.store(w_ptr + cell + DIM, w_2.to(w_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
+                    left -= tl.sum(keys * u_2[None, :], 1)[:, None] * u_2[None, :]
+                keys = left
+            keys = tl.where(is_video & valid[:, None], keys, 0.0)
+            cov = tl.dot(tl.trans(keys.to(k.dtype)), values.to(k.dtype), cov, input_precision="ieee")
+    if COV:
+        cell = (pair * tl.num_programs(0) + tl.program_id(0)) * DIM * DIM
+        tl.store(cov_ptr + cell + dims[:, None] * DIM + dims[None, :], cov)
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def means_kernel(
+    x_ptr,
+    perm_ptr,
+    mean_ptr,
+    x_b,
+    x_h,
+    x_n,
+    x_d,
+    heads,
+    video_tokens,
+    q_video,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: the mean over the video tokens of one block of one head."""
+    block = tl.program_id(0)
+    pair = tl.program_id(1).to(tl.int64)
+    dims = tl.arange(0, DIM)
+    positions = block * BLOCK + tl.arange(0, BLOCK)
+    valid = positions < video_tokens
+    rows = tl.load(perm_ptr + positions, mask=valid, other=0)
+    base = x_ptr + (pair // heads) * x_b + (pair % heads) * x_h
+    x = tl.load(base + row_offsets(rows, x_n)[:, None] + dims[None, :] * x_d, mask=valid[:, None], other=0.0)
+    count = tl.minimum(video_tokens - block * BLOCK, BLOCK).to(tl.float32)
+    mean = tl.sum(x.to(tl.float32), 0) / count
+    tl.store(mean_ptr + (pair * q_video + block) * DIM + dims, mean)
+
+
+def prepare_queries(q: Tensor, geometry: Geometry, config: PrepareConfig) -> Tensor:
+    """Float32 means (B, H, query blocks, D) over the video tokens of each query block of q (B, H, L, D)."""
+    batch, heads, _, dim = q.shape
+    means = torch.empty(batch, heads, geometry.q_video, dim, dtype=torch.float32, device=q.device)
+    with on_device(q):
+        means_kernel[(geometry.q_video, batch * heads)](
+            q,
+            geometry.perm,
+            means,
+            *q.stride(),
+            heads,
+            geometry.video_tokens,
+            geometry.q_video,
+            DIM=dim,
+            BLOCK=geometry.q_block,
+            num_warps=config.mean_warps,
+        )
+    return means
+
+
+def prepare_keys(
+    k: Tensor,
+    v: Tensor,
+    geometry: Geometry,
+    config: PrepareConfig,
+    *,
+    log_count: Tensor | None,
+    ranks: Tensor | None,
+    most_ranks: int,
+    copy: bool,
+    iterations: int,
+) -> PreparedKeys:
+    """One pass over k and v (B, H, L, D), any strides.
+
+    Args:
+        log_count: (H, g) float32, -inf for heads without a tail; None leaves the tail out.
+        ranks: (H,) int32, ranks each head uses, -1 for heads without a linear term; None where no head has one.
+        most_ranks: the largest of them, 0 to 2.
+        copy: write K and V in block order.
+        iterations: power iterations.
+    """
+    batch, heads, tokens, dim = k.shape
+    linear = ranks is not None and log_count is not None
+    blocks = geometry.k_video
+
+    def new(*shape: int, dtype: torch.dtype = k.dtype) -> Tensor:
+        return torch.empty(batch, heads, *shape, dtype=dtype, device=k.device)
+
+    k_mean, spread = new(blocks, dim, dtype=torch.float32), new(blocks, dtype=torch.float32)
+    copies = (new(tokens, dim), new(tokens, dim)) if copy else None
+    pooled = (new(blocks, dim), new(blocks, dim)) if log_count is not None else None
+    pairs = (new(blocks, most_ranks, dim), new(blocks, most_ranks, dim)) if linear and most_ranks else None
+    programs = max(1, min(geometry.k_total, _PROGRAMS // (batch * heads))) if linear else geometry.k_total
+    per_program = triton.cdiv(geometry.k_total, programs)
+    programs = triton.cdiv(geometry.k_total, per_program)
+    partial = new(programs, dim, dim, dtype=torch.float32) if linear else None
+    with on_device(k):
+        prepare_keys_kernel[(programs, batch * heads)](
+            k,
+            v,
+            geometry.perm,
+            ranks if linear else k,
+            k_mean,
+            spread,
+            *(pooled or (k, k)),
+            *(pairs or (k, k)),
+            k if partial is None else partial,
+            *(copies or (k, k)),
+            *k.stride(),
+            *v.stride(),
+            heads,
+            tokens,
+            geometry.video_tokens,
+            blocks,
+            geometry.k_total,
+            per_program,
+            DIM=dim,
+            K_BLOCK=geometry.k_block,
+            TAIL=log_count is not None,
+            COV=linear,
+            RANKS=most_ranks if linear else 0,
+            COPY=copy,
+            ITERATIONS=iterations,
+            num_warps=config.warps,
+        )
+    cov = None
+    if partial is not None and ranks is not None:
+        cov = partial.sum(2) * ((ranks >= 0).float() / geometry.video_tokens)[None, :, None, None]
+    tail = None
+    if log_count is not None and pooled is not None:
+        tail = PooledTail(log_count, *pooled, None if cov is None else cov.to(k.dtype), *(pairs or (None, None)))
+    return PreparedKeys(k_mean, spread, *(copies or (None, None)), tail, cov)
