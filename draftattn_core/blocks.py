@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .layout import BlockTable
 
@@ -37,8 +38,9 @@ def video_in_order(x: Tensor, perm: Tensor, table: BlockTable) -> Tensor:
     """
     batch, heads, _, dim = x.shape
     tokens = table.bounds[table.video]
-    blocks = x.new_zeros(batch, heads, table.video * table.size, dim, dtype=statistics_dtype(x))
-    blocks[:, :, :tokens] = x.index_select(2, perm[:tokens])
+    blocks = x.index_select(2, perm[:tokens]).to(statistics_dtype(x))
+    if tokens < table.video * table.size:
+        blocks = pad(blocks, (0, 0, 0, table.video * table.size - tokens))
     return blocks.view(batch, heads, table.video, table.size, dim)
 
 

@@ -25,9 +25,24 @@ _BYTES_PER_PAIR = 40
 
 def _best(scores: Tensor, counts: Tensor) -> Tensor:
     """Mask of the `counts` (broadcastable to (..., 1)) largest entries along the last axis; ties go by index."""
+    return _best_by_threshold(scores, counts) if scores.device.type == "cpu" else _best_by_sorting(scores, counts)
+
+
+def _best_by_sorting(scores: Tensor, counts: Tensor) -> Tensor:
+    """`_best` without reading anything back from the device."""
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
     wanted = torch.arange(scores.shape[-1], device=scores.device) < counts
     return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, wanted.expand_as(order))
+
+
+def _best_by_threshold(scores: Tensor, counts: Tensor) -> Tensor:
+    """`_best` for the CPU, where the largest count may be read and finding a few entries is cheaper than sorting."""
+    counts = counts.expand(*scores.shape[:-1], 1)
+    largest = scores.topk(max(1, int(counts.max())), dim=-1).values
+    threshold = largest.gather(-1, (counts - 1).clamp_min(0))
+    above, equal = scores > threshold, scores == threshold
+    left = counts - above.sum(-1, keepdim=True)
+    return above | (equal & (equal.cumsum(-1) <= left))
 
 
 def row_top_k(scores: Tensor, counts: Tensor) -> Tensor:

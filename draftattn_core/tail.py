@@ -145,23 +145,26 @@ def _leading_vectors(gram: Tensor, count: int) -> Tensor:
 
 
 def _linear_terms(
-    k: Tensor, v: Tensor, k_mean: Tensor, v_mean: Tensor, perm: Tensor, table: BlockTable, ranks: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Token-weighted sum over blocks of n_j C_j (B, H, D, D), and u, w (B, H, g, ranks, D)."""
+    k: Tensor, v: Tensor, k_mean: Tensor, perm: Tensor, table: BlockTable, ranks: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In one pass: v_mean (B, H, g, D), the sum over blocks of n_j C_j (B, H, D, D), u and w (B, H, g, ranks, D)."""
     batch, heads, blocks, dim = k_mean.shape
+    v_mean = torch.empty_like(k_mean)
     total = k_mean.new_empty(batch, heads, dim, dim)
     u = k_mean.new_zeros(batch, heads, blocks, ranks, dim)
     w = torch.zeros_like(u)
     counts = table.counts[:blocks].to(k_mean.dtype)
     for part in head_chunks(k):
         keys = centre(video_in_order(k[:, part], perm, table), k_mean[:, part], table)
-        values = centre(video_in_order(v[:, part], perm, table), v_mean[:, part], table)
+        values = video_in_order(v[:, part], perm, table)
+        v_mean[:, part] = values.sum(3) / counts[:, None]
+        values = centre(values, v_mean[:, part], table)
         total[:, part] = torch.matmul(keys.flatten(2, 3).transpose(-1, -2), values.flatten(2, 3))
         if ranks:
             found_u, found_w = singular_pairs(keys, values, counts, ranks)
             u[:, part, :, : found_u.shape[3]] = found_u
             w[:, part, :, : found_w.shape[3]] = found_w
-    return total, u, w
+    return v_mean, total, u, w
 
 
 def expand_blocks(
@@ -174,12 +177,11 @@ def expand_blocks(
     table = tables.k
     if k_mean is None:
         k_mean = block_means(k, tables.perm, table)
-    v_mean = block_means(v, tables.perm, table)
     counts = table.counts[: table.video].to(k_mean.dtype)
     if not any(name.startswith("linear") for name in names):
-        return Expansion(counts, k_mean, v_mean)
+        return Expansion(counts, k_mean, block_means(v, tables.perm, table))
     ranks = max(tail_rank(name) for name in names)
-    total, u, w = _linear_terms(k, v, k_mean, v_mean, tables.perm, table, ranks)
+    v_mean, total, u, w = _linear_terms(k, v, k_mean, tables.perm, table, ranks)
     return Expansion(counts, k_mean, v_mean, total, u, w) if ranks else Expansion(counts, k_mean, v_mean, total)
 
 

@@ -232,3 +232,14 @@ def test_density_of_a_call_counts_token_pairs_short_blocks_and_extra_tokens_incl
     assert int(result.computed_pairs().sum()) == pairs
     assert float(result.density()) == pytest.approx(pairs / (4 * layout.tokens**2), rel=1e-6)
     assert float(attend(q, k, v, layout, Policy(density=1.0)).density()) == 1.0
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_largest_entries_are_the_same_sorted_or_by_threshold(ties: bool) -> None:
+    scores = random_scores(ties=ties)
+    scores[0, 0, 2] = -torch.inf
+    scores[0, 1, :, 4:7] = torch.inf
+    for counts in (torch.arange(0, 14, 2).view(1, 1, 7, 1), torch.tensor([0, 3, 14]).view(1, 3, 1, 1)):
+        by_threshold = selection._best_by_threshold(scores, counts)
+        assert torch.equal(by_threshold, selection._best_by_sorting(scores, counts))
+        assert torch.equal(by_threshold.sum(-1, keepdim=True), counts.expand(2, 3, 7, 1))
