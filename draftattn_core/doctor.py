@@ -1,6 +1,6 @@
 """The doctor: what this machine can run, checked by running it. `python -m draftattn_core.doctor`.
 
-Every backend that `auto` may pick computes a small call on every device and is compared with the reference, which
+Every backend that `auto` may pick on a device computes a small call there and is compared with the reference, which
 computes the same call in float64 on the CPU. Nothing is installed and nothing is downloaded.
 """
 
@@ -66,7 +66,7 @@ class BackendCheck:
         verdict = "right" if self.right else "WRONG, do not use it"
         return (
             f"{where}: {verdict}: relative L2 error {self.error:.1e} against the reference "
-            f"(limit {self.tolerance:.0e}; {self.seconds:.2f} s with set-up)"
+            f"(limit {self.tolerance:.1e}; {self.seconds:.2f} s with set-up)"
         )
 
 
@@ -174,7 +174,7 @@ def diagnose(devices: Sequence[str] | None = None) -> Diagnosis:
     for name in names:
         device = torch.device(name)
         for backend in backends():
-            if not backend.automatic:
+            if not backend.automatic or device.type in backend.by_name_on:
                 continue
             found = [check_backend(backend, device, dtype) for dtype in _dtypes(device)]
             # One refusal for all dtypes is one line.

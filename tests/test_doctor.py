@@ -88,12 +88,13 @@ def test_refusals_and_exceptions_are_told_in_one_line_each(monkeypatch: pytest.M
         Backend("picky", attend_rows, lambda problem: "it needs a GPU of 2030"),
         Backend("explosive", explode, serve_anything),
         Backend("torch", attend_rows, serve_anything),
-        Backend("slow truth", explode, serve_anything, automatic=False),
+        Backend("hidden truth", explode, serve_anything, automatic=False),
+        Backend("hidden compiler", explode, serve_anything, by_name_on=("cpu",)),
     )
     text = diagnosis.text()
     assert text.count("picky on cpu") == 1 and "will not run: it needs a GPU of 2030" in text
     assert "explosive on cpu in float32: will not run: it failed: RuntimeError: ptxas fatal: unsupported\n" in text
-    assert "slow truth" not in text
+    assert "hidden" not in text
     assert diagnosis.works and diagnosis.chosen() == {"cpu": "torch"}
 
 
