@@ -35,14 +35,14 @@ def attend_case(
     spills_known: frozenset[str] = frozenset(),
 ) -> Case:
     data = f"*{dtype}"
-    types = {name: data for name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "k_mean_ptr", "v_mean_ptr")}
-    types |= {name: data for name in ("cov_ptr", "u_ptr", "w_ptr")}
+    types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr", "k_mean_ptr", "v_mean_ptr"), data)
+    types |= dict.fromkeys(("cov_ptr", "u_ptr", "w_ptr"), data)
     types |= {"lse_ptr": "*fp32", "bias_ptr": "*fp32", "log_count_ptr": "*fp32", "scale": "fp32"}
     types |= {"perm_ptr": "*i64", "list_ptr": "*i32", "count_ptr": "*i32", "keep_ptr": "*u8"}
     strides = [f"{x}_{axis}" for x in "qkvo" for axis in "bhn"]
-    types |= {name: "i32" for name in strides}
+    types |= dict.fromkeys(strides, "i32")
     lengths = ("heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride")
-    types |= {name: "i32" for name in lengths}
+    types |= dict.fromkeys(lengths, "i32")
     constants = {f"{x}_d": 1 for x in "qkvo"} | {
         "DIM": dim,
         "Q_BLOCK": 128,
@@ -87,10 +87,10 @@ def prepare_case(
 ) -> Case:
     config = PrepareConfig() if config is None else config
     strides = [f"{x}_{axis}" for x in "kv" for axis in "bhn"]
-    types = {name: "i32" for name in strides}
+    types = dict.fromkeys(strides, "i32")
     types |= {f"{x}_ptr": f"*{dtype}" for x in ("k", "v", "k_pooled", "v_pooled", "u", "w", "k_copy", "v_copy")}
     types |= {"perm_ptr": "*i64", "ranks_ptr": "*i32", "k_mean_ptr": "*fp32", "spread_ptr": "*fp32", "cov_ptr": "*fp32"}
-    types |= {name: "i32" for name in ("heads", "tokens", "video_tokens", "k_video", "k_total", "per_program")}
+    types |= dict.fromkeys(("heads", "tokens", "video_tokens", "k_video", "k_total", "per_program"), "i32")
     constants = {
         "k_d": 1,
         "v_d": 1,
@@ -109,7 +109,7 @@ def prepare_case(
 
 def means_case(dim: int, q_block: int, *, dtype: str = "bf16") -> Case:
     types = {"x_ptr": f"*{dtype}", "perm_ptr": "*i64", "mean_ptr": "*fp32"}
-    types |= {name: "i32" for name in ("x_b", "x_h", "x_n", "heads", "video_tokens", "q_video")}
+    types |= dict.fromkeys(("x_b", "x_h", "x_n", "heads", "video_tokens", "q_video"), "i32")
     constants = {"x_d": 1, "DIM": dim, "BLOCK": q_block}
     warps = PrepareConfig().mean_warps
     return Case(
@@ -125,14 +125,12 @@ def means_case(dim: int, q_block: int, *, dtype: str = "bf16") -> Case:
 
 def select_cases() -> Iterator[Case]:
     integers = ("heads", "rows", "columns", "q_total", "k_total", "count_stride", "threshold_stride")
-    types = {name: "i32" for name in integers}
+    types = dict.fromkeys(integers, "i32")
     types |= {"score_ptr": "*fp32", "ranked_ptr": "*fp32", "top_p": "fp32", "forced_ptr": "*u8", "keep_ptr": "*u8"}
     types |= {f"{name}_ptr": "*i32" for name in ("count", "threshold", "tie", "need", "list", "list_count")}
     for name, method in METHODS.items():
         yield Case(f"select rows, {name}", row_kernel, types, {"METHOD": method, "BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
-    yield Case(
-        "select head threshold", head_threshold_kernel, types, {"BLOCK": 4 * ROW_BLOCK}, 2 * ROW_WARPS, 3
-    )
+    yield Case("select head threshold", head_threshold_kernel, types, {"BLOCK": 4 * ROW_BLOCK}, 2 * ROW_WARPS, 3)
     yield Case("select ties", tie_kernel, types, {"BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
     for name, flags in (("row", (True, False, False)), ("head", (False, False, False)), ("draft", (False, True, True))):
         constants = {**dict(zip(("FORCE", "ALL_TIES", "RESCUE"), flags)), "BLOCK": ROW_BLOCK}

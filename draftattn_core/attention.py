@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .backends.registry import Backend, NoBackendError, Problem, choose_backend
-from .backends.request import AttendRequest
+from .backends.request import AttendRequest, BackendFailure
 from .draft import make_draft
 from .layout import Layout, LayoutTables, TableCache, build_tables
 from .policy import Policy
@@ -93,11 +93,17 @@ def attend(
 ) -> Attention:
     """Like `draft_attention`, returning the selection, the tail and the backend's name with the output."""
     check_inputs(q, k, v, layout, key_bias)
-    chosen: Backend = choose_backend(
-        backend, Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block, policy.has_tail)
-    )
+    problem = Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block, policy.has_tail)
+    chosen: Backend = choose_backend(backend, problem)
     tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if chosen.run is not None:
+        try:
+            out, request = chosen.run(q, k, v, tables, policy, key_bias, scale)
+            return Attention(out, request, chosen.name)
+        except BackendFailure:
+            # It refuses from now on, and says why.
+            chosen = choose_backend(backend, problem)
     draft = make_draft(q, k, tables, spread=policy.spread)
     keep = select_from_draft(draft, tables, policy, scale)
     tail = make_tail(k, v, tables, policy.tail, k_mean=draft.k_mean)

@@ -1,1 +1,1 @@
-"""Triton kernels for block-sparse attention: tensors in, tensors out. Imports torch and triton only, knows no policy."""
+"""Triton kernels for block-sparse attention: tensors in, tensors out. They import torch and triton and know no policy."""

@@ -169,9 +169,7 @@ def attend_kernel(
             rows = positions
         else:
             rows = tl.load(perm_ptr + positions, mask=valid, other=0)
-        k = tl.load(
-            k_base + row_offsets(rows, k_n)[None, :] + dims[:, None] * k_d, mask=valid[None, :], other=0.0
-        )
+        k = tl.load(k_base + row_offsets(rows, k_n)[None, :] + dims[:, None] * k_d, mask=valid[None, :], other=0.0)
         scores = tl.dot(q, k, input_precision="ieee") * factor
         if block >= full_blocks:
             if BIAS:
@@ -185,9 +183,7 @@ def attend_kernel(
         total = total * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
         top = new_top
-        v = tl.load(
-            v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0
-        )
+        v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         block = next_block
 

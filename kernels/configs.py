@@ -94,7 +94,7 @@ def attend_config(architecture: str, dim: int, ranks: int) -> AttendConfig:
     config = ATTEND.get((_SIBLINGS.get(architecture, architecture), dim))
     if config is None:
         known = ", ".join(dict.fromkeys(name for name, _ in ATTEND))
-        raise ValueError(f"no configuration for {architecture} with head size {dim}: there are head sizes 64 and 128 on {known}")
+        raise ValueError(f"no kernel configuration for {architecture}, head size {dim}: there is 64 and 128 on {known}")
     # The second rank's products take the registers of half a tile.
     return replace(config, block_g=max(16, config.block_g // 2)) if ranks > 1 else config
 

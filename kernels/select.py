@@ -396,7 +396,15 @@ def select(
             per_head = torch.empty(2, pairs, dtype=torch.int32, device=device)
             thresholds = per_head[0]
             head_threshold_kernel[(pairs,)](
-                ranked, head_counts, thresholds, per_head[1], heads, rows, columns, BLOCK=4 * block, num_warps=2 * ROW_WARPS
+                ranked,
+                head_counts,
+                thresholds,
+                per_head[1],
+                heads,
+                rows,
+                columns,
+                BLOCK=4 * block,
+                num_warps=2 * ROW_WARPS,
             )
             if kind == HEAD:
                 tie_kernel[(rows, pairs)](ranked, thresholds, needs, rows, columns, BLOCK=block, num_warps=ROW_WARPS)

@@ -13,6 +13,7 @@ from .flex import attend_flex, flex_refuses
 from .reference import attend_reference
 from .request import AttendRequest
 from .rows import attend_rows
+from .triton_backend import attend_triton, run_triton, triton_refuses
 
 
 class NoBackendError(ValueError):
@@ -41,6 +42,8 @@ class Backend:
         refuses: why it cannot serve a problem, in words a user can act on; None if it can.
         automatic: whether `auto` may pick it.
         by_name_on: device types where it serves only those who ask for it by name.
+        run: computes a whole call from q, k, v, tables, policy, key bias and scale, draft, selection and tail included,
+            and returns the output and the request it amounts to; None for backends that leave those to the core.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Backend:
     refuses: Callable[[Problem], str | None]
     automatic: bool = True
     by_name_on: tuple[str, ...] = ()
+    run: Callable[..., tuple[Tensor, AttendRequest]] | None = None
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,6 +71,8 @@ def attend_torch(request: AttendRequest) -> Tensor:
 def backends() -> tuple[Backend, ...]:
     """All backends, best first."""
     return (
+        # On the CPU only where Triton interprets its kernels, which is for tests.
+        Backend("triton", attend_triton, triton_refuses, by_name_on=("cpu",), run=run_triton),
         # On the CPU it compiles for longer than most runs would gain from it.
         Backend("flex", attend_flex, flex_refuses, by_name_on=("cpu",)),
         Backend("torch", attend_torch, _needs_float),

@@ -11,6 +11,10 @@ from ..layout import LayoutTables
 from ..tail import Tail
 
 
+class BackendFailure(RuntimeError):
+    """A backend that accepted a call turned out to be unable to compute it; it refuses such calls from now on."""
+
+
 @dataclass(frozen=True)
 class AttendRequest:
     """Attention over kept block pairs, with a tail for the skipped ones.
