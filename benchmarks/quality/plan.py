@@ -87,9 +87,11 @@ VARIANTS = (
     "q128_k64_none",
     "q128_k64_mean",
     "q128_k64_linear0",
+    "q128_k64_linear1",
     "q128_k128_linear0",
     "q64_k64_linear0",
     "tile_1x8x16",
+    "tile_8x4x4",
     "order_hilbert",
 )
 
