@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .backends.registry import Backend, NoBackendError, Problem, choose_backend
 from .backends.request import AttendRequest, BackendFailure
+from .blocks import without_autocast
 from .draft import make_draft
 from .layout import Layout, LayoutTables, TableCache, build_tables
 from .policy import Policy
@@ -97,18 +98,19 @@ def attend(
     chosen: Backend = choose_backend(backend, problem)
     tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if chosen.run is not None:
-        try:
-            out, request = chosen.run(q, k, v, tables, policy, key_bias, scale)
-            return Attention(out, request, chosen.name)
-        except BackendFailure:
-            # It refuses from now on, and says why.
-            chosen = choose_backend(backend, problem)
-    draft = make_draft(q, k, tables, spread=policy.spread)
-    keep = select_from_draft(draft, tables, policy, scale)
-    tail = make_tail(k, v, tables, policy.tail, k_mean=draft.k_mean)
-    request = AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)
-    return Attention(chosen.attend(request), request, chosen.name)
+    with without_autocast(q.device):
+        if chosen.run is not None:
+            try:
+                out, request = chosen.run(q, k, v, tables, policy, key_bias, scale)
+                return Attention(out, request, chosen.name)
+            except BackendFailure:
+                # It refuses from now on, and says why.
+                chosen = choose_backend(backend, problem)
+        draft = make_draft(q, k, tables, spread=policy.spread)
+        keep = select_from_draft(draft, tables, policy, scale)
+        tail = make_tail(k, v, tables, policy.tail, k_mean=draft.k_mean)
+        request = AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)
+        return Attention(chosen.attend(request), request, chosen.name)
 
 
 def draft_attention(

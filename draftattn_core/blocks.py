@@ -6,6 +6,7 @@ Everything here works a few heads at a time, so the temporary copies stay small 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ _DEVICE_CHUNK_BYTES = 256 << 20
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """float32, or float64 where the input is: statistics never use the input's half precision."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Statistics stay in float32 where the host's model runs under autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def head_chunks(x: Tensor) -> Iterator[slice]:

@@ -29,7 +29,8 @@ class Layout:
         grid: token grid of the video.
         extra_before, extra_after: extra tokens (text, reference, audio, motion) around the video in the host's order.
         q_block, k_block: tokens per query and per key block.
-        tile: (p_t, p_h, p_w) whose product is the larger of the two blocks; None takes the default of that size.
+        tile: (p_t, p_h, p_w) whose product is the larger of the two blocks; None takes the default of that size, made
+            flatter where the video has too few frames for it.
         order: one of `ORDERS`.
 
     Raises:
@@ -62,12 +63,15 @@ class Layout:
 
     @property
     def tile_shape(self) -> Tile:
-        """The tile in use, defaults resolved."""
+        """The tile in use. A default tile deeper than twice the video gives up frames for rows and columns."""
         if self.tile is not None:
             return self.tile
         large = max(self.q_block, self.k_block)
         if large in DEFAULT_TILES:
-            return DEFAULT_TILES[large]
+            p_t, p_h, p_w = DEFAULT_TILES[large]
+            while p_t >= 2 * self.grid.t:
+                p_t, p_h, p_w = (p_t // 2, 2 * p_h, p_w) if p_h < p_w else (p_t // 2, p_h, 2 * p_w)
+            return (p_t, p_h, p_w)
         if self.order != "tile":
             return (1, 1, large)
         raise ValueError(f"there is no default tile for blocks of {large} tokens: pass tile=(p_t, p_h, p_w)")

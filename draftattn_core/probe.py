@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backends.request import AttendRequest
-from .blocks import head_chunks
+from .blocks import head_chunks, without_autocast
 from .policy import TAILS, TailName
 from .tail import expand_blocks, tail_from
 
@@ -69,6 +69,16 @@ def probe_errors(
     """
     tables = request.tables
     positions = sample_rows(tables.layout.grid.tokens, rows, seed).to(request.q.device)
+    with without_autocast(request.q.device):
+        parts = _probe_parts(request, output, tails, positions)
+    errors = {name: torch.cat([found[name] for _, found in parts], dim=1) for name in parts[0][1]}
+    return ProbeResult(tables.perm[positions], torch.cat([exact for exact, _ in parts], dim=1), errors)
+
+
+def _probe_parts(
+    request: AttendRequest, output: Tensor | None, tails: Sequence[TailName], positions: Tensor
+) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """`_probe_heads` of every group of heads."""
     parts = []
     for heads in head_chunks(request.k):
         part = replace(
@@ -80,8 +90,7 @@ def probe_errors(
             tail=None,
         )
         parts.append(_probe_heads(part, None if output is None else output[:, heads], tails, positions))
-    errors = {name: torch.cat([found[name] for _, found in parts], dim=1) for name in parts[0][1]}
-    return ProbeResult(tables.perm[positions], torch.cat([exact for exact, _ in parts], dim=1), errors)
+    return parts
 
 
 def _probe_heads(

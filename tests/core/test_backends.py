@@ -22,6 +22,7 @@ from draftattn_core.blocks import block_means
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout, build_tables
 from draftattn_core.policy import TAILS, Policy, TailName
+from draftattn_core.probe import probe_errors
 from tests.core.cases import blocks_of, make_request, relative, small_layout, smooth_qkv
 
 BACKENDS = {"rows": attend_rows, "chunks": attend_chunks}
@@ -346,3 +347,16 @@ def test_without_a_cache_tables_are_built_for_the_call() -> None:
     layout = small_layout()
     q, k, v = smooth_qkv(layout)
     assert attend(q, k, v, layout, Policy()).request.tables.perm.equal(build_tables(layout).perm)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_autocast_around_the_call_changes_nothing(backend: str) -> None:
+    layout = small_layout((3, 5, 7), 0, 4)
+    q, k, v = smooth_qkv(layout, dtype=torch.float32)
+    plain = attend(q, k, v, layout, Policy(density=0.3), backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = attend(q, k, v, layout, Policy(density=0.3), backend=backend)
+        errors = probe_errors(cast.request).errors
+    assert torch.equal(cast.out, plain.out)
+    for name, error in probe_errors(plain.request).errors.items():
+        assert torch.equal(errors[name], error)

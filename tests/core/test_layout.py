@@ -146,3 +146,15 @@ def test_tables_built_during_inference_serve_training_too() -> None:
     x = torch.ones(small_layout().tokens, requires_grad=True)
     x.index_select(0, cache.get(small_layout(), "cpu").perm).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize(("frames", "tile"), [(1, (1, 8, 16)), (2, (2, 8, 8)), (3, (4, 4, 8)), (21, (4, 4, 8))])
+def test_the_default_tile_of_a_short_video_spreads_over_the_frame(frames: int, tile: tuple[int, int, int]) -> None:
+    # Four frames deep makes no sense with one or two: the block would come out as a long strip.
+    assert Layout(TokenGrid(frames, 32, 32)).tile_shape == tile
+    tables = build_tables(Layout(TokenGrid(frames, 32, 32)))
+    if frames < 3:
+        for block in blocks_of(tables, "q"):
+            rows = {token // 32 % 32 for token in block}
+            columns = {token % 32 for token in block}
+            assert (len(rows), len(columns)) == tile[1:]
