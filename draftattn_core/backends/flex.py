@@ -70,10 +70,16 @@ def _compiler() -> str | None:
 @functools.cache
 def _compiled() -> Flex:
     """FlexAttention compiled, once per process. `fullgraph`: where it cannot compile it raises, since the plain
-    function would build the whole L x L map."""
+    function would build the whole L x L map. A change of length does not compile anew; one of dtype, batch, heads,
+    head size, blocks, tail or mask does."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, fullgraph=True, dynamic=True)
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": True}
+    # Newer versions can count our compilations apart from those of others, and allow more of them than eight.
+    for name, value in (("isolate_recompiles", True), ("recompile_limit", 64)):
+        if name in inspect.signature(torch.compile).parameters:
+            options[name] = value
+    return torch.compile(flex_attention, **options)
 
 
 def _whole_blocks(tables: LayoutTables, biased: bool) -> Tensor:
