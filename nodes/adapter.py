@@ -109,14 +109,15 @@ class Adapter:
             tokens = describe(network, arguments)
         except Exception as error:
             tokens = NoLayout(DenseReason.UNKNOWN_GRID, f"the token grid could not be derived: {error!r}")
-        options[KEY] = self.run.model_call(network, tokens, arguments, options, outer)
+        call = options[KEY] = self.run.model_call(network, tokens, arguments, options, outer)
+        patches = options.get("patches")
+        if isinstance(tokens, NoLayout) and tokens.candidate is not None:
+            options["patches"] = _with_listener(patches or {}, call)
         try:
             yield
         finally:
-            if outer is None:
-                options.pop(KEY, None)
-            else:
-                options[KEY] = outer
+            _put_back(options, "patches", patches)
+            _put_back(options, KEY, outer)
 
     # Attention calls
 
@@ -172,6 +173,24 @@ class Adapter:
             key_bias=place.bias,
             from_core=call.from_core,
         )
+
+
+def _with_listener(patches: Mapping[str, Any], call: ModelCall) -> dict[str, Any]:
+    """The patches of a model call and one of ours, which keeps where the host says the image begins and ends."""
+
+    def listen(*_: Any, extra_options: Mapping[str, Any] | None = None, **__: Any) -> dict[str, Any]:
+        start_end = (extra_options or {}).get("img_slice")
+        call.image = None if start_end is None else (int(start_end[0]), int(start_end[1]))
+        return {}
+
+    return {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), listen]}
+
+
+def _put_back(options: dict[str, Any], key: str, value: Any | None) -> None:
+    if value is None:
+        options.pop(key, None)
+    else:
+        options[key] = value
 
 
 def _expected(network: Any, shape: tuple[int, ...]) -> Tokens | NoLayout | None:

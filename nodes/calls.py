@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,10 @@ def classify(model: ModelCall, call: HostCall, options: Mapping[str, Any]) -> Pl
     queries, keys = call.lengths
     if queries != keys:
         return Place(DenseReason.CROSS_ATTENTION)
-    tokens = with_published(model.tokens, options)
+    tokens = with_published(model.tokens, options, model.image)
     if isinstance(tokens, NoLayout):
+        if queries in model.lengths:
+            return Place(DenseReason.CROSS_ATTENTION)
         return Place(tokens.reason, explanation=tokens.message)
     if queries != tokens.total:
         return Place(DenseReason.CROSS_ATTENTION if queries in model.lengths else DenseReason.TOKENS)
@@ -98,15 +100,24 @@ def classify(model: ModelCall, call: HostCall, options: Mapping[str, Any]) -> Pl
     return Place(DenseReason.MASK if bias is None else None, tokens, position, bias)
 
 
-def with_published(tokens: Tokens | NoLayout, options: Mapping[str, Any]) -> Tokens | NoLayout:
-    """What the host publishes about this very call goes before what was derived from the latent."""
+def with_published(
+    tokens: Tokens | NoLayout, options: Mapping[str, Any], image: Sequence[int] | None = None
+) -> Tokens | NoLayout:
+    """What the host publishes about this very call goes before what was derived from the latent.
+
+    Args:
+        options: the call's transformer_options.
+        image: [start, end] of everything but the text as told to a patch of ours just before the call.
+    """
+    image = options.get("img_slice", image)
     if isinstance(tokens, NoLayout):
-        return tokens
+        candidate = tokens.candidate
+        told = candidate is not None and image is not None and int(image[1]) == candidate.total and int(image[0]) > 0
+        return candidate if told and candidate is not None else tokens
     published = options.get("grid_sizes")
     if published is not None and tuple(published) != tokens.grid.as_tuple():
         grid = type(tokens.grid)(*(int(size) for size in published))
         return Tokens(grid, tokens.before, tokens.after)
-    image = options.get("img_slice")  # [start, end] of everything but the text
     if image is not None and int(image[1]) == tokens.total and (int(image[0]) > 0) != (tokens.before > tokens.after):
         return NoLayout(DenseReason.TOKENS, "the order of text and video is not what the host publishes")
     return tokens

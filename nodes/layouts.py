@@ -32,10 +32,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class NoLayout:
-    """Why a model call has no layout, as a counted reason and in words."""
+    """Why a model call has no layout, as a counted reason and in words.
+
+    Attributes:
+        candidate: the layout if the host publishes, at the attention call itself, that text comes first.
+    """
 
     reason: DenseReason
     message: str
+    candidate: Tokens | None = None
 
 
 Arguments = Mapping[str, Any]
@@ -153,7 +158,8 @@ def _hunyuan(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     reference = 0 if arguments.get("ref_latent") is None else _count(arguments["ref_latent"], patch)
     first = text_comes_first(network)
     if first is None:
-        return NoLayout(DenseReason.UNKNOWN_GRID, "the order of text and video in this model's blocks is not known")
+        message = "the order of text and video in this model's blocks is not known"
+        return NoLayout(DenseReason.UNKNOWN_GRID, message, Tokens(grid, text + reference, 0))
     return Tokens(grid, text + reference, 0) if first else Tokens(grid, reference, text)
 
 

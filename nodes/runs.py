@@ -108,6 +108,7 @@ class ModelCall:
         counted: video self-attention calls so far.
         served: whether our override is answering a call just now.
         bias: key bias per mask object already checked.
+        image: [start, end] of everything but the text, where the host told it just before an attention call.
     """
 
     network: Any
@@ -120,6 +121,7 @@ class ModelCall:
     counted: int = 0
     served: bool = False
     bias: dict[int, Any] = field(default_factory=dict)
+    image: tuple[int, int] | None = None
 
     def position(self, layer: int) -> Position:
         return Position(self.step, self.progress, layer, layer_count(self.network), self.branch)

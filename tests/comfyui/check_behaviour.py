@@ -723,6 +723,24 @@ def _() -> None:
         assert order(network) is expected
 
 
+@check("text order where the block would not say: by what the host publishes, else dense")
+def _() -> None:
+    model = host.build("HunyuanVideo", HUNYUAN)
+    case = next(case for case in CASES if case.name == "HunyuanVideo t2v")
+    plain = run(model, positive=case.conditioning())
+    layouts = host.pack("nodes.layouts")
+    original, layouts.text_comes_first = layouts.text_comes_first, lambda network: None
+    try:
+        patched, handle = host.apply(model, schedule=almost_dense())
+        assert difference(run(patched, positive=case.conditioning()), plain) < 1e-4
+    finally:
+        layouts.text_comes_first = original
+    placed = [call for call in handle.report.calls if call.position]
+    assert {call.position.layer for call in placed} >= {2, 3}, "single blocks publish the order on every version"
+    unknown = handle.report.calls_dense().get("unknown token grid", 0)
+    assert handle.report.calls_sparse + unknown == 2 * 4
+
+
 @check("the node is told how the run goes")
 def _() -> None:
     told: list[str] = []
