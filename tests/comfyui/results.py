@@ -1,0 +1,41 @@
+"""Run the checks of check_*.py in a ComfyUI's own Python, one process per file, and read what came out."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from demo.comfyui_path import ComfyUIInstall
+
+HERE = Path(__file__).parent
+TIMEOUT = 900
+
+
+def names(module: str) -> list[str]:
+    """Names of a module's checks: first arguments of its `@check(...)`, or of the `Case(...)`s it goes through."""
+    source = HERE / ("model_cases.py" if module == "check_models" else f"{module}.py")
+    calls = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("Case", "check")]
+    return [str(ast.literal_eval(call.args[0])) for call in made]
+
+
+@lru_cache
+def results(install: ComfyUIInstall, module: str, folder: Path) -> dict[str, Any]:
+    """Outcomes by name of the check, as run_checks.py writes them; under "" why it wrote nothing.
+
+    Args:
+        folder: where the process runs and writes.
+    """
+    out = folder / f"{module}-{install.path.name}.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    command = [str(install.python), str(HERE / "run_checks.py"), str(install.path), module, str(out)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
+    if not out.exists():
+        return {"": f"ComfyUI {install.version} did not start:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"}
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["results"]
+    return found
