@@ -9,6 +9,7 @@ context windows and split conditions cannot get into each other's way.
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..draftattn_core.report import DenseReason
+from ..draftattn_core.report import DenseReason, RunReport
 from ..draftattn_core.session import Session
 from . import chain
 from .calls import HostCall, classify
@@ -27,6 +28,8 @@ from .memory import unrecorded
 from .presets import Choices
 from .runs import ModelCall, ReportHandle, Run, Trajectory
 from .strict import refuse_surprises
+
+log = logging.getLogger(__name__)
 
 KEY = "draft_attention"
 WRAPPERS = ("outer_sample", "apply_model", "diffusion_model")
@@ -50,28 +53,38 @@ class Adapter:
     def outer_sample(
         self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        """OUTER_SAMPLE wrapper."""
+        """OUTER_SAMPLE wrapper.
+
+        Raises:
+            ValueError: before sampling starts, if a choice is out of range or `strict` finds a reason for dense calls.
+        """
         guider = executor.class_obj
+        opened = self._open(guider, noise, sigmas, kwargs.get("latent_shapes"))
         options = guider.model_options.setdefault("transformer_options", {})
         outer, found = self.run, chain.install(options, self.serve)
+        self.run = opened
         try:
-            self.run = self._open(guider, noise, sigmas, kwargs.get("latent_shapes"))
-            try:
-                return executor(noise, latent, sampler, sigmas, *args, **kwargs)
-            finally:
-                self.run.finish()
+            return executor(noise, latent, sampler, sigmas, *args, **kwargs)
         finally:
             self.run = outer
             chain.restore(options, found)
+            if opened is not None:
+                opened.finish()
 
-    def _open(self, guider: Any, noise: Tensor, sigmas: Tensor, shapes: Any) -> Run:
+    def _open(self, guider: Any, noise: Tensor, sigmas: Tensor, shapes: Any) -> Run | None:
+        """A run, or None if this host is not what we know: sampling then goes on without us."""
         patcher = guider.model_patcher
-        sampling = patcher.get_model_object("model_sampling")
-        trajectory = Trajectory(sampling.percent_to_sigma, tuple(float(sigma) for sigma in sigmas))
-        tokens = _expected(patcher.model.diffusion_model, tuple(shapes[0]) if shapes else tuple(noise.shape))
-        count = tokens.grid.tokens if isinstance(tokens, Tokens) else 0
-        settings = self.choices.settings(trajectory.whole_steps(), count)
-        bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))
+        try:
+            sampling = patcher.get_model_object("model_sampling")
+            trajectory = Trajectory(sampling.percent_to_sigma, tuple(float(sigma) for sigma in sigmas))
+            steps = trajectory.whole_steps()
+            tokens = _expected(patcher.model.diffusion_model, tuple(shapes[0]) if shapes else tuple(noise.shape))
+            bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))
+        except Exception:
+            log.exception("DraftAttention does not understand this run and leaves it dense")
+            self.handle.report = RunReport(notes=["this run was not understood and stayed dense, see the log"])
+            return None
+        settings = self.choices.settings(steps, tokens.grid.tokens if isinstance(tokens, Tokens) else 0)
         if self.choices.strict:
             refuse_surprises(tokens, settings, bypassed, patcher)
         session = Session(settings)
@@ -90,7 +103,7 @@ class Adapter:
         network = executor.class_obj.diffusion_model
         network = getattr(network, "_orig_mod", network)  # a compiled module around it
         arguments = {**kwargs, "x": x, "context": args[1] if len(args) > 1 else kwargs.get("c_crossattn")}
-        with self._model_call(network, arguments, options):
+        with self._model_call(network, lambda: arguments, options):
             return executor(x, t, *args, **kwargs)
 
     def diffusion_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -98,26 +111,38 @@ class Adapter:
         options = _find_options(args, kwargs)
         if self.run is None or options is None:
             return executor(*args, **kwargs)
-        with self._model_call(executor.class_obj, _by_name(executor.original, args, kwargs), options):
+        with self._model_call(executor.class_obj, lambda: _by_name(executor.original, args, kwargs), options):
             return executor(*args, **kwargs)
 
     @contextmanager
-    def _model_call(self, network: Any, arguments: Mapping[str, Any], options: dict[str, Any]) -> Iterator[None]:
-        assert self.run is not None
-        outer: ModelCall | None = options.get(KEY)
+    def _model_call(
+        self, network: Any, arguments: Callable[[], Mapping[str, Any]], options: dict[str, Any]
+    ) -> Iterator[None]:
+        """Put what the coming attention calls need into their transformer_options."""
+        found = {key: options.get(key) for key in (KEY, "patches")}
+        if self.run is not None:
+            try:
+                self._prepare(self.run, network, arguments(), options)
+            except Exception as error:
+                self.run.session.failed(error)
+        try:
+            yield
+        finally:
+            for key, value in found.items():
+                if value is None:
+                    options.pop(key, None)
+                else:
+                    options[key] = value
+
+    @staticmethod
+    def _prepare(run: Run, network: Any, arguments: Mapping[str, Any], options: dict[str, Any]) -> None:
         try:
             tokens = describe(network, arguments)
         except Exception as error:
             tokens = NoLayout(DenseReason.UNKNOWN_GRID, f"the token grid could not be derived: {error!r}")
-        call = options[KEY] = self.run.model_call(network, tokens, arguments, options, outer)
-        patches = options.get("patches")
+        call = options[KEY] = run.model_call(network, tokens, arguments, options, options.get(KEY))
         if isinstance(tokens, NoLayout) and tokens.candidate is not None:
-            options["patches"] = _with_listener(patches or {}, call)
-        try:
-            yield
-        finally:
-            _put_back(options, "patches", patches)
-            _put_back(options, KEY, outer)
+            options["patches"] = _with_listener(options.get("patches") or {}, call)
 
     # Attention calls
 
@@ -127,8 +152,10 @@ class Adapter:
         """Answer one attention call of the host; `dense` is the rest of the chain."""
         options = kwargs.get("transformer_options") or {}
         model: ModelCall | None = options.get(KEY)
-        if self.run is None or model is None or model.served:
+        if self.run is None or (model is not None and model.served):
             return dense()
+        if model is None:
+            return self.run.session.dense(dense, DenseReason.UNKNOWN_GRID)
         model.served = True
         try:
             with unrecorded() as record_again:
@@ -184,13 +211,6 @@ def _with_listener(patches: Mapping[str, Any], call: ModelCall) -> dict[str, Any
         return {}
 
     return {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), listen]}
-
-
-def _put_back(options: dict[str, Any], key: str, value: Any | None) -> None:
-    if value is None:
-        options.pop(key, None)
-    else:
-        options[key] = value
 
 
 def _expected(network: Any, shape: tuple[int, ...]) -> Tokens | NoLayout | None:

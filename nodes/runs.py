@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,27 +163,28 @@ class Run:
         branch = "both" if len(kinds) > 1 else next(iter(kinds), "")
         return ModelCall(network, tokens, lengths, step, self.trajectory.progress(sigma), branch)
 
-    def finish(self) -> RunReport:
-        """Close the run and say in one line how it went; with a remedy if nothing was sparse."""
-        report = self.session.finish_run()
-        placed = sum(call.position is not None for call in report.calls)
+    def finish(self) -> None:
+        """Close the run and say in one line how it went; with a remedy if nothing was sparse. Never raises."""
+        try:
+            report = self.session.finish_run()
+            for message in self._warnings(report):
+                if report.note(message):
+                    log.warning("DraftAttention: %s", message)
+            log.info(report.summary())
+            self._tell_node(report.summary())
+        except Exception:
+            log.exception("DraftAttention: the report of this run could not be made")
+
+    def _warnings(self, report: RunReport) -> Iterator[str]:
+        placed = any(call.position is not None for call in report.calls)
         if self.bypassed and not placed:
-            report.note(f"another node replaces the model's attention, DraftAttention never saw it: {self._names()}")
+            yield f"another node replaces the model's attention, DraftAttention never saw it: {self._names()}"
         elif self.bypassed:
-            report.note(f"another node replaces some of this model's attention: {self._names()}")
-        log.info(report.summary())
-        reasons = report.calls_dense()
+            yield f"another node replaces some of this model's attention: {self._names()}"
         if not report.calls_sparse:
-            unexpected = [reason for reason in reasons if reason != DenseReason.CROSS_ATTENTION.value]
-            reason = next(iter(unexpected), DenseReason.CROSS_ATTENTION.value)
-            message = f"nothing was sparse ({reason}): {REMEDIES[reason]}"
-            if report.note(message):
-                log.warning("DraftAttention: %s", message)
-        for name in self.bypassed[:1]:
-            log.warning("DraftAttention: %s", next(n for n in report.notes if name in n))
-        if self.tell_node is not None:
-            self.tell_node(report.summary())
-        return report
+            others = [name for name in report.calls_dense() if name != DenseReason.CROSS_ATTENTION.value]
+            reason = next(iter(others), DenseReason.CROSS_ATTENTION.value)
+            yield f"nothing was sparse ({reason}): {REMEDIES[reason]}"
 
     def _names(self) -> str:
         shown = ", ".join(self.bypassed[:3])
@@ -196,4 +197,13 @@ class Run:
         unexpected = [r for r in report.calls_dense() if DenseReason(r) not in EXPECTED_REASONS]
         placed = sum(call.position is not None for call in report.calls)
         text = f"{report.calls_sparse} of {placed} self-attention calls sparse"
-        self.tell_node(text + (f"; dense: {', '.join(unexpected)}" if unexpected else ""))
+        self._tell_node(text + (f"; dense: {', '.join(unexpected)}" if unexpected else ""))
+
+    def _tell_node(self, text: str) -> None:
+        if self.tell_node is None:
+            return
+        try:
+            self.tell_node(text)
+        except Exception:
+            self.tell_node = None
+            log.exception("DraftAttention: the text under the node could not be shown")

@@ -590,6 +590,46 @@ def _() -> None:
     assert handle.report.calls_dense() == {"stood aside after errors": 4 * LAYERS - 3, "error": 3}
 
 
+@check("a model call we cannot describe is dense and counted")
+def _() -> None:
+    model = wan()
+    plain = run(model)
+    adapter = host.pack("nodes.adapter")
+    patched, handle = host.apply(model)
+    original, adapter._by_name = adapter._by_name, failing(TypeError("broken on purpose"))
+    try:
+        out = run(patched)
+    finally:
+        adapter._by_name = original
+    # The wrapper further out has described the call already.
+    assert handle.report.calls_sparse == 2 * LAYERS or torch.equal(out, plain)
+    assert any("broken on purpose" in note for note in handle.report.notes)
+    assert len(handle.report.calls) == 4 * LAYERS
+
+
+@check("a run we do not understand goes on without us")
+def _() -> None:
+    model = wan()
+    plain = run(model)
+    adapter = host.pack("nodes.adapter")
+    patched, handle = host.apply(model)
+    original, adapter.Trajectory = adapter.Trajectory, failing(AttributeError("percent_to_sigma"))
+    try:
+        assert torch.equal(run(patched), plain)
+    finally:
+        adapter.Trajectory = original
+    assert handle.report.calls == [] and "not understood" in handle.report.notes[0]
+
+
+@check("a node that cannot be told does not stop the run")
+def _() -> None:
+    adapter, presets = host.pack("nodes.adapter"), host.pack("nodes.presets")
+    choices = presets.Choices(preset="custom", dense_start=0.0, min_tokens=0, blocks=(16, 8), tail="linear1")
+    patched, handle = adapter.apply_draft_attention(wan(), choices, failing(OSError("connection lost")))
+    run(patched, steps=3)
+    assert handle.report.calls_sparse == 3 * LAYERS and handle.report.finished is not None
+
+
 @check("out of memory makes the call dense")
 def _() -> None:
     model = wan()
