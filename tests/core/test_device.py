@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.flex_attention
 from torch import Tensor
 
 from draftattn_core.attention import Attention

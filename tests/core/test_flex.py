@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.flex_attention
 from torch import Tensor
 
 from draftattn_core.attention import attend
@@ -117,6 +118,13 @@ def test_groups_of_heads_and_rows_give_the_same(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tail_pass, "SCRATCH_BYTES", 40_000)
     torch.testing.assert_close(attend_flex(request, counted), whole, rtol=0, atol=1e-6)
     assert len(calls) > 1 and len(set(calls)) == 1 and sum(calls) == 6
+
+
+def test_versions_of_torch_that_return_the_sum_under_its_older_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.nn.attention.flex_attention, "AuxRequest")
+    layout = small_layout((3, 5, 7), 0, 5)
+    q, k, v = smooth_qkv(layout, dtype=torch.float32)
+    check(make_request(q, k, v, layout, Policy(density=0.3)))
 
 
 def test_the_second_pass_alone_is_pooled_attention() -> None:
