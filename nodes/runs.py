@@ -171,7 +171,7 @@ class Run:
                 if report.note(message):
                     log.warning("DraftAttention: %s", message)
             log.info(report.summary())
-            self._tell_node(report.summary())
+            self._tell_node("\n".join([report.summary(), *report.notes]))
         except Exception:
             log.exception("DraftAttention: the report of this run could not be made")
 

@@ -14,7 +14,7 @@ from typing import Any
 import host
 import torch
 from check_models import Spy, almost_dense
-from model_cases import CASES, HUNYUAN, WAN
+from model_cases import CASES, HUNYUAN, HUNYUAN15, WAN
 
 CHECKS: dict[str, Callable[[], None]] = {}
 OVERRIDE = "optimized_attention_override"
@@ -259,6 +259,24 @@ def _() -> None:
     more = {"positive": positive, "cfg": 3.0, "negative": [[torch.zeros(1, 3, 64), pooled]]}
     assert difference(run(patched, **more), run(model, **more)) < 1e-4
     assert handle.report.calls_sparse == 2 * 2 * 4
+
+
+@check("split condition on HunyuanVideo 1.5, ByT5 text and vision on one, a mask on the other")
+def _() -> None:
+    model = host.build("HunyuanVideo15", HUNYUAN15)
+    patched, handle = host.apply(model, schedule=almost_dense())
+    vision = SimpleNamespace(last_hidden_state=torch.rand(1, 6, 1152), penultimate_hidden_states=None)
+    byt5 = torch.rand(1, 4, 1472)
+    given = {"pooled_output": None, "conditioning_byt5small": byt5, "clip_vision_output": vision}
+    positive = [[torch.rand(1, 5, 64), given]]
+    negative = [[torch.rand(1, 3, 64), {"pooled_output": None, "attention_mask": torch.tensor([[1, 1, 0]])}]]
+    more = {"latent": torch.zeros(1, 32, 3, 5, 7), "positive": positive, "cfg": 3.0, "negative": negative}
+    with Spy() as spy:
+        out = run(patched, **more)
+    assert difference(out, run(model, **more)) < 1e-4
+    seen = Counter((call["extra_before"], call["key_bias"] is not None) for call in spy.calls)
+    assert seen == {(15, False): 2 * 3, (3, True): 2 * 3}, seen
+    assert set(handle.report.calls_dense()) == {"not self-attention"}
 
 
 @check("text as long as the video is not taken for it")
@@ -690,12 +708,15 @@ def _() -> None:
 
     if any(field.name == "txt_ids_dims" for field in fields(comfy.ldm.flux.model.FluxParams)):
         flux["txt_ids_dims"] = []
-    model = host.build("FluxSchnell", flux)
+    told: list[str] = []
+    model = Foreign().overwrite(host.build("FluxSchnell", flux))
     text = [[torch.rand(1, 5, 64), {"pooled_output": torch.rand(1, 32)}]]
     latent = torch.zeros(1, 16, 6, 10)
-    patched, handle = host.apply(model)
+    choices = host.pack("nodes.presets").Choices()
+    patched, handle = host.pack("nodes.adapter").apply_draft_attention(model, choices, told.append)
     assert torch.equal(run(patched, latent, text), run(model, latent, text))
     assert set(handle.report.calls_dense()) == {"unknown token grid"}
+    assert "remove the node" in told[-1]
     assert any("Flux" in note for note in handle.report.notes), handle.report.notes
     assert any("not supported" in note for note in handle.report.notes), handle.report.notes
 

@@ -91,11 +91,10 @@ def page(installs: list[ComfyUIInstall], found: dict[tuple[ComfyUIInstall, str],
 
 
 def sequence(case: Case) -> str:
-    """Such as "text or reference, video"."""
-    extra = {True: "extra tokens"}
-    parts = [extra.get(case.before > 0), "video", extra.get(case.after > 0)]
-    words = ", ".join(part for part in parts if part)
-    return words + (", text mask" if case.key_bias else "")
+    """Such as "text, video": what the tokens are, in their order."""
+    return ", ".join(
+        part for part in (case.extra if case.before else "", "video", case.extra if case.after else "") if part
+    )
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

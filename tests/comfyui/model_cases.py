@@ -73,7 +73,7 @@ class Case:
         config: class in comfy.supported_models; a host without it skips the case.
         unet: keyword arguments of the diffusion model.
         latent: (C, T, H, W).
-        grid: expected token grid. before, after: expected extra tokens.
+        grid: expected token grid. before, after: expected extra tokens; extra says what they are.
         patch: (t, h, w) of the model.
         layers: expected video self-attention calls per model evaluation.
         cond: conditioning besides the text.
@@ -89,6 +89,7 @@ class Case:
     grid: tuple[int, int, int]
     before: int = 0
     after: int = 0
+    extra: str = ""
     patch: tuple[int, int, int] = (1, 2, 2)
     layers: int = 2
     cond: dict[str, Any] = field(default_factory=dict)
@@ -135,6 +136,7 @@ CASES = (
         (16, 3, 6, 10),
         (3, 3, 5),
         before=15,
+        extra="reference",
         cond={"reference_latents": [_rand(1, 16, 1, 6, 10)]},
     ),
     Case(
@@ -153,6 +155,7 @@ CASES = (
         (16, 3, 7, 9),
         (3, 4, 5),
         after=26,
+        extra="context streams",
         cond={"context_latents": [_rand(1, 16, 1, 7, 9), _rand(1, 16, 1, 4, 6)]},
     ),
     Case(
@@ -171,6 +174,7 @@ CASES = (
         (16, 3, 8, 16),
         (3, 4, 8),
         after=32 + 32 + 8 + 8,
+        extra="reference, motion",
         cond={"reference_latents": [_rand(1, 16, 1, 8, 16)], "reference_motion": _rand(1, 16, 19, 8, 16)},
     ),
     Case(
@@ -180,6 +184,7 @@ CASES = (
         (16, 3, 8, 10),
         (3, 4, 5),
         after=20,
+        extra="reference",
         cond={"reference_latents": [_rand(1, 16, 1, 8, 10)]},
     ),
     Case("Wan Animate", "WAN22_Animate", {**WAN, "model_type": "animate", "in_dim": 36}, (16, 3, 7, 9), (3, 4, 5)),
@@ -190,6 +195,7 @@ CASES = (
         (16, 3, 8, 10),
         (3, 4, 5),
         after=20,
+        extra="reference",
         cond={"reference_latents": [_rand(1, 16, 1, 8, 10)], "audio_embed": _rand(1, 3, 8, 5, 1280)},
     ),
     Case(
@@ -207,6 +213,7 @@ CASES = (
         (16, 3, 8, 12),
         (4, 4, 6),
         after=18,
+        extra="pose",
         cond={"reference_latents": [_rand(1, 16, 1, 8, 12)], "pose_video_latent": _rand(1, 16, 3, 4, 6)},
         given_first=24,
     ),
@@ -217,6 +224,7 @@ CASES = (
         (16, 3, 6, 10),
         (3, 3, 5),
         before=5,
+        extra="text",
         layers=4,
         pooled=32,
     ),
@@ -227,6 +235,7 @@ CASES = (
         (16, 3, 6, 10),
         (3, 3, 5),
         before=5,
+        extra="masked text",
         layers=4,
         pooled=32,
         cond={"attention_mask": torch.tensor([[1, 1, 1, 0, 0]])},
@@ -239,6 +248,7 @@ CASES = (
         (16, 3, 6, 10),
         (3, 3, 5),
         before=5,
+        extra="text",
         layers=4,
         pooled=32,
         cond={"concat_latent_image": _rand(1, 16, 3, 6, 10), "concat_mask": torch.ones(1, 1, 3, 6, 10)},
@@ -250,6 +260,7 @@ CASES = (
         (16, 3, 6, 10),
         (3, 3, 5),
         before=5,
+        extra="text",
         layers=4,
         pooled=32,
         cond={"guiding_frame_index": 0},
@@ -261,6 +272,7 @@ CASES = (
         (16, 3, 6, 10),
         (3, 3, 5),
         before=5 + 15,
+        extra="text, reference",
         layers=4,
         pooled=32,
         cond={"ref_latent": _rand(1, 16, 1, 6, 10)},
@@ -272,6 +284,7 @@ CASES = (
         (32, 3, 5, 7),
         (3, 5, 7),
         before=5,
+        extra="masked text",
         patch=(1, 1, 1),
         layers=3,
         cond={"attention_mask": torch.tensor([[1, 1, 1, 0, 0]])},
@@ -284,6 +297,7 @@ CASES = (
         (32, 3, 5, 7),
         (3, 5, 7),
         before=5 + 4,
+        extra="ByT5, text",
         patch=(1, 1, 1),
         layers=3,
         cond={"conditioning_byt5small": _rand(1, 4, 1472)},
@@ -295,6 +309,7 @@ CASES = (
         (32, 3, 5, 7),
         (3, 5, 7),
         before=5 + 4 + 6,
+        extra="vision, ByT5, text",
         patch=(1, 1, 1),
         layers=3,
         cond={
@@ -376,6 +391,7 @@ CASES = (
         (12, 3, 6, 10),
         (3, 3, 5),
         after=5,
+        extra="cropped text",
         layers=1,
         text=(8, 64),
         cond={"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]])},
@@ -396,6 +412,7 @@ CASES = (
         (16, 3, 6, 10),
         (3, 3, 5),
         before=5,
+        extra="text",
     ),
     Case(
         "LTXV",
