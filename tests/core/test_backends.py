@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from draftattn_core.attention import attend, draft_attention
 from draftattn_core.backends import chunks, reference, rows
@@ -21,6 +23,7 @@ from draftattn_core.backends.rows import attend_rows
 from draftattn_core.blocks import block_means
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout, build_tables
+from draftattn_core.order import ORDERS
 from draftattn_core.policy import TAILS, Policy, TailName
 from draftattn_core.probe import probe_errors
 from tests.core.cases import blocks_of, make_request, relative, small_layout, smooth_qkv
@@ -81,6 +84,13 @@ def test_odd_grids_and_extra_tokens(
     layout = small_layout(grid, before, after, q_block, k_block)
     q, k, v = smooth_qkv(layout, batch=2, dtype=torch.float32)
     check(attend_with, make_request(q, k, v, layout, Policy(density=0.25, tail=name)))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order(attend_with: Attend, order: str) -> None:
+    layout = replace(small_layout((3, 5, 7), 2, 3), order=order)
+    q, k, v = smooth_qkv(layout, dtype=torch.float32)
+    check(attend_with, make_request(q, k, v, layout, Policy(density=0.3)))
 
 
 @pytest.mark.parametrize("dim", [32, 64, 96, 128])
@@ -264,6 +274,34 @@ def test_chunks_read_the_device_once_and_never_hold_more_than_their_scratch(monk
     torch.testing.assert_close(attend_chunks(request), whole, rtol=0, atol=1e-6)
     assert sum(sizes) == 2 * request.tables.q.total
     assert 2 * 2 < len(sizes) < sum(sizes)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the storage of the largest tensor any operation returned, in elements."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, Tensor):
+                self.elements = max(self.elements, x.untyped_storage().nbytes() // x.element_size())
+        return result
+
+
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_no_tensor_of_a_call_is_anywhere_near_all_token_pairs(
+    attend_with: Attend, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "SCRATCH_BYTES", 2 << 20)
+    layout = Layout(TokenGrid(8, 16, 32), 0, 40, 64, 64)
+    q, k, v = smooth_qkv(layout, heads=1, dim=32, dtype=torch.float32)
+    with Largest() as largest:
+        request = make_request(q, k, v, layout, Policy(density=density))
+        attend_with(request)
+        probe_errors(request)
+    # 64 query rows (a block, or the probe's) see every key, or a block's every pair: far from 4136 x 4136.
+    assert largest.elements <= 80 * layout.tokens < layout.tokens**2 / 50
 
 
 def test_groups_hold_rows_of_similar_length_within_the_limit() -> None:
