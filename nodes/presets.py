@@ -105,7 +105,10 @@ class Choices:
 
 
 def auto_density(steps: int, tokens: int) -> float:
-    """Density the preset `auto` aims for: few steps leave errors less room to heal, long videos have more to skip."""
+    """Density the preset `auto` aims for: few steps leave errors less room to heal, long videos have more to skip.
+
+    The figures are hypotheses from what other packs ship, not yet choices of the quality bench.
+    """
     if steps <= 4:
         return 0.40
     if steps <= 12:

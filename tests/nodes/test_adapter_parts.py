@@ -1,0 +1,105 @@
+"""Parts of the ComfyUI adapter that need no ComfyUI: progress from sigma, masks, published layouts, the chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+
+def flow(shift: float) -> Any:
+    """ComfyUI's percent_to_sigma of flow models."""
+
+    def to_sigma(percent: float) -> float:
+        t = 1.0 - percent
+        return 1.0 if percent <= 0 else 0.0 if percent >= 1 else shift * t / (1 + (shift - 1) * t)
+
+    return to_sigma
+
+
+def eps(percent: float) -> float:
+    """One of a model whose largest sigma is 14.6, as ComfyUI writes it: far out of range at its ends."""
+    return 999999999.9 if percent <= 0 else 0.0 if percent >= 1 else 14.6 * (1 - percent) ** 3 + 0.03
+
+
+@pytest.mark.parametrize("to_sigma", [flow(1.0), flow(3.0), flow(8.0), eps])
+def test_progress_is_the_inverse_of_percent_to_sigma(part, to_sigma) -> None:
+    trajectory = part("nodes.runs").Trajectory(to_sigma, ())
+    for percent in (0.001, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999):
+        assert trajectory.progress(to_sigma(percent)) == pytest.approx(percent, abs=1e-6)
+    assert trajectory.progress(0.0) == pytest.approx(1.0, abs=1e-6)
+    assert trajectory.progress(to_sigma(0.0)) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 20), (0, 7), (7, 20), (19, 20)])
+def test_a_part_of_the_sampling_tells_the_steps_of_the_whole(part, first: int, last: int) -> None:
+    sigmas = tuple(flow(5.0)(i / 20) for i in range(21))
+    assert part("nodes.runs").Trajectory(flow(5.0), sigmas[first : last + 1]).whole_steps() == 20
+
+
+@pytest.fixture
+def tokens(part):
+    layouts, grid = part("nodes.layouts"), part("draftattn_core.grid").TokenGrid(1, 2, 2)
+    return layouts.Tokens(grid, 2, 1)
+
+
+def test_a_text_mask_becomes_a_bias_on_the_extra_tokens(part, tokens) -> None:
+    key_bias = part("nodes.calls").key_bias
+    added = torch.tensor([[[0.0, -9.0, 0.0, 0.0, 0.0, 0.0, -7.0]]])
+    assert key_bias(added, tokens, 2, torch.float32).tolist() == [[0.0, -9.0, -7.0]]
+    kept = torch.tensor([[[True, False, True, True, True, True, True]]])
+    assert key_bias(kept, tokens, 2, torch.float32).tolist() == [[0.0, -torch.inf, 0.0]]
+    per_batch = torch.zeros(2, 1, 1, 7)
+    per_batch[1, ..., 0] = -5.0
+    assert key_bias(per_batch, tokens, 2, torch.float32).tolist() == [[0.0, 0.0, 0.0], [-5.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.tensor([[[0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0]]]),
+        torch.zeros(1, 1, 6),
+        torch.zeros(1, 7, 7),
+        torch.zeros(3, 1, 7),
+        torch.zeros(2, 7),
+    ],
+    ids=["on a video token", "of another length", "by row", "of another batch", "by row, flat"],
+)
+def test_a_mask_that_cannot_be_a_bias(part, tokens, mask: torch.Tensor) -> None:
+    assert part("nodes.calls").key_bias(mask, tokens, 2, torch.float32) is None
+
+
+def test_a_published_grid_goes_before_the_derived_one(part, tokens) -> None:
+    published = part("nodes.calls").with_published(tokens, {"grid_sizes": torch.Size([2, 1, 3])})
+    assert published.grid.as_tuple() == (2, 1, 3) and (published.before, published.after) == (2, 1)
+
+
+def test_a_published_order_that_contradicts_ours_is_not_overruled(part) -> None:
+    layouts, calls, grid = part("nodes.layouts"), part("nodes.calls"), part("draftattn_core.grid").TokenGrid(1, 2, 2)
+    text_first, text_last = layouts.Tokens(grid, 3, 0), layouts.Tokens(grid, 0, 3)
+    assert calls.with_published(text_first, {"img_slice": [3, 7]}) is text_first
+    assert isinstance(calls.with_published(text_last, {"img_slice": [3, 7]}), layouts.NoLayout)
+    unknown = layouts.NoLayout("unknown token grid", "unknown", candidate=text_first)
+    assert calls.with_published(unknown, {}) is unknown
+    assert calls.with_published(unknown, {}, image=(3, 7)) is text_first
+    assert calls.with_published(unknown, {}, image=(4, 8)) is unknown
+
+
+def test_the_chain_puts_us_first_and_only_once(part) -> None:
+    chain = part("nodes.chain")
+    options: dict[str, Any] = {chain.OVERRIDE: lambda func, x: ["foreign", *func(x)]}
+    foreign = options[chain.OVERRIDE]
+
+    def serve(dense, x):
+        return ["ours", *dense()]
+
+    assert chain.install(options, serve) is foreign
+    assert options[chain.OVERRIDE](lambda x: [x], 1) == ["ours", "foreign", 1]
+    first = options[chain.OVERRIDE]
+    assert chain.install(options, serve) is first
+    assert options[chain.OVERRIDE](lambda x: [x], 1) == ["ours", "foreign", 1]
+    chain.restore(options, first)
+    assert options[chain.OVERRIDE] is first
+    chain.restore(options, None)
+    assert options == {}

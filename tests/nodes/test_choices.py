@@ -1,0 +1,74 @@
+"""What users choose on Apply DraftAttention, and the settings it becomes."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def presets(part):
+    return part("nodes.presets")
+
+
+def densities(presets, steps: int, tokens: int = 80_000, **choices) -> list[float]:
+    schedule = presets.Choices(**choices).settings(steps, tokens).schedule
+    return [schedule.curve((i + 0.5) / steps) for i in range(steps)]
+
+
+def test_custom_is_dense_at_the_start_and_then_of_one_density(presets) -> None:
+    found = densities(presets, 20, preset="custom", sparsity=0.75, dense_start=0.1)
+    assert found == [1.0] * 2 + [0.25] * 18
+
+
+def test_paper_is_the_published_method(presets) -> None:
+    settings = presets.Choices(preset="paper", sparsity=0.9, tail="linear2", blocks=(128, 64)).settings(50, 80_000)
+    assert settings.policy.method == "draft" and settings.policy.tail == "none" and not settings.auto_tail
+    assert (settings.q_block, settings.k_block, settings.tile) == (128, 128, (1, 8, 16))
+    assert settings.schedule.curve(0.2) == 1.0 and settings.schedule.curve(0.3) == pytest.approx(0.1)
+
+
+def test_auto_spends_more_on_few_steps_and_on_short_videos(presets) -> None:
+    def last(steps: int, tokens: int) -> float:
+        return densities(presets, steps, tokens, preset="auto")[-1]
+
+    assert last(4, 80_000) > last(8, 80_000) > last(30, 30_000) > last(30, 80_000)
+    assert max(densities(presets, 4, preset="auto")) < 1.0, "four steps have none to spare for a dense one"
+    assert densities(presets, 30, preset="auto")[0] == 1.0
+
+
+def test_presets_order_by_density(presets) -> None:
+    last = [densities(presets, 30, preset=name)[-1] for name in ("quality", "balanced", "fast")]
+    assert last == sorted(last, reverse=True) and last[0] > last[-1]
+
+
+def test_a_schedule_replaces_the_preset_and_its_own_dense_layers_win(presets, part) -> None:
+    schedule = part("draftattn_core.schedule").constant(0.5)
+    found = presets.Choices(schedule=schedule, dense_layers=(0, -1)).settings(20, 80_000).schedule
+    assert found.curve(0.0) == 0.5 and found.dense_layers == (0, -1)
+    named = schedule.with_dense_layers((3,))
+    assert presets.Choices(schedule=named, dense_layers=(0,)).settings(20, 80_000).schedule.dense_layers == (3,)
+
+
+def test_an_unknown_preset_is_named(presets) -> None:
+    with pytest.raises(ValueError, match="unknown preset 'best': choose one of auto"):
+        presets.Choices(preset="best").settings(20, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("", ()), ("0, -1", (0, -1)), ("0, 47-49", (0, 47, 48, 49)), (" 3;3 ", (3,)), ("-2,-1", (-2, -1))],
+)
+def test_layers(presets, text: str, layers: tuple[int, ...]) -> None:
+    assert presets.parse_layers(text) == layers
+
+
+@pytest.mark.parametrize("text", ["first", "1.5", "3-", "1-b"])
+def test_layers_that_are_none(presets, text: str) -> None:
+    with pytest.raises(ValueError, match=r'write for example "0, -1"'):
+        presets.parse_layers(text)
+
+
+def test_tile(presets) -> None:
+    assert presets.parse_tile("auto") is None and presets.parse_tile("4 x 4 x 8") == (4, 4, 8)
+    with pytest.raises(ValueError, match=r'write for example "4x4x8"'):
+        presets.parse_tile("4x4")
