@@ -37,7 +37,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def check(arguments: argparse.Namespace) -> None:
     """Raises DemoError before any work is done if the arguments cannot be served."""
     if not 0.0 <= arguments.density <= 1.0:
-        raise DemoError(f"--density is a share between 0 and 1 (0.25 computes a quarter of the blocks), not {arguments.density}")
+        raise DemoError(
+            f"--density is a share between 0 and 1 (0.25 computes a quarter of the blocks), not {arguments.density}"
+        )
     if arguments.steps < 1:
         raise DemoError(f"--steps must be at least 1, not {arguments.steps}")
     if min(arguments.grid) < 1:
@@ -45,14 +47,18 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.host not in HOSTS:
         raise DemoError(f"--host must be {' or '.join(HOSTS)}, not {arguments.host!r}")
     if not CHECKPOINT.is_file():
-        raise DemoError(f"{CHECKPOINT.name} is missing beside the demo: get the whole repository, or train it with `python -m demo.train`")
+        raise DemoError(
+            f"{CHECKPOINT.name} is missing beside the demo: get the whole repository, or train it with `python -m demo.train`"
+        )
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         probe = arguments.out / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise DemoError(f"--out {arguments.out} cannot be written to ({error.strerror}): choose another folder") from error
+        raise DemoError(
+            f"--out {arguments.out} cannot be written to ({error.strerror}): choose another folder"
+        ) from error
     if arguments.host == "comfyui":
         try:
             if find_comfyui() is None:

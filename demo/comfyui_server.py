@@ -23,7 +23,16 @@ from typing import Any
 from .comfyui_path import PACK_ROOT, ComfyUIInstall
 
 START_TIMEOUT = 180.0
-PACK_PARTS = ("__init__.py", "pyproject.toml", "nodes", "draftattn_core", "kernels", "locales", "web", "demo/prompts.py")
+PACK_PARTS = (
+    "__init__.py",
+    "pyproject.toml",
+    "nodes",
+    "draftattn_core",
+    "kernels",
+    "locales",
+    "web",
+    "demo/prompts.py",
+)
 _PROGRESS = re.compile(r"(\d+)/(\d+) \[")
 
 
@@ -139,7 +148,9 @@ class ComfyUIServer:
             reasons = error.read().decode(errors="replace")
             raise ComfyUIError(f"ComfyUI refused the workflow: {reasons[:2000]}") from error
 
-    def run(self, prompt: dict[str, Any], on_step: Callable[[int, int], None] = lambda done, of: None) -> dict[str, Any]:
+    def run(
+        self, prompt: dict[str, Any], on_step: Callable[[int, int], None] = lambda done, of: None
+    ) -> dict[str, Any]:
         """Run a workflow to its end; returns its outputs by node id.
 
         Args:

@@ -23,9 +23,7 @@ def settings(method: str, density: float) -> Settings:
     if method == DENSE:
         return Settings(schedule=constant(1.0))
     if method == PAPER:
-        return Settings(
-            policy=Policy.paper(), schedule=schedule(density), q_block=128, k_block=128, tile=PAPER_TILE
-        )
+        return Settings(policy=Policy.paper(), schedule=schedule(density), q_block=128, k_block=128, tile=PAPER_TILE)
     if method == OURS:
         return Settings(schedule=schedule(density))
     raise ValueError(f"unknown method {method!r}: choose {DENSE}, {PAPER} or {OURS}")

@@ -169,8 +169,11 @@ def write_video(pictures: list[Image.Image], path: Path) -> None:
 
 def write(out: Path, runs: dict[str, MethodRun], report: dict[str, Any]) -> list[Path]:
     """Write every file of the demo into `out`; returns their paths."""
-    paths = [out / name for name in ("side_by_side.mp4", "contact_sheet.png", "density_map.png", "report.json")]
-    write_video(side_by_side(runs, report), paths[0])
+    names = ("side_by_side.mp4", "contact_sheet.png", "density_map.png", "report.json", "side_by_side.png")
+    paths = [out / name for name in names]
+    pictures = side_by_side(runs, report)
+    write_video(pictures, paths[0])
+    pictures[len(pictures) // 2].save(paths[4], optimize=True)
     contact_sheet([run.frames for run in runs.values()], list(runs), paths[1], scale=3)
     stack([run.density_map for name, run in runs.items() if name != DENSE]).save(paths[2])
     paths[3].write_text(json.dumps(report, indent=2) + "\n")
