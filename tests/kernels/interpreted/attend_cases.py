@@ -1,0 +1,184 @@
+"""attend against the reference: every tail, extra tokens on either side, key bias, odd grids, strides, edge values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.attend_pointer import attend_pointer
+from kernels.configs import AttendConfig
+from tests.kernels.bfloat16 import right_bfloat16_products
+from tests.kernels.problems import (
+    LIMITS,
+    TINY,
+    Problem,
+    lists_of,
+    make_problem,
+    poisoned_output,
+    relative_error,
+    truth_of,
+)
+
+
+@pytest.fixture(autouse=True)
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    right_bfloat16_products(monkeypatch)
+
+
+def run(problem: Problem, config: AttendConfig = TINY, *, in_order: bool = False, lse: Tensor | None = None) -> Tensor:
+    request = problem.request
+    lists, counts = lists_of(request.keep)
+    k, v = request.k, request.v
+    if in_order:
+        k, v = (x[:, :, request.tables.perm] for x in (k, v))
+    return attend_pointer(
+        request.q,
+        k,
+        v,
+        problem.geometry,
+        lists,
+        counts,
+        request.keep,
+        problem.tail,
+        request.key_bias,
+        request.scale,
+        config,
+        in_order=in_order,
+        out=poisoned_output(request),
+        lse=lse,
+    )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"after": 20, "bias": "one", "tail": "mean", "batch": 2},
+        {"before": 5, "after": 9, "bias": "per_batch", "batch": 2, "tail": "linear0"},
+        {"before": 17, "tail": "linear1", "interleaved": True},
+        {"tail": "linear2", "dtype": torch.float16},
+        {"tail": ("none", "linear2"), "after": 1, "dim": 128},
+        {"tail": "linear1", "dtype": torch.float16, "after": 20, "bias": "one", "interleaved": True, "dim": 128},
+        {"tail": "linear1", "dtype": torch.bfloat16, "after": 3},
+        {"tail": "mean", "dtype": torch.bfloat16, "q_scale": 4.0},
+        {"tail": "linear1", "density": 0.0},
+        {"tail": "linear1", "density": 1.0, "after": 4},
+        {"grid": (1, 3, 5), "k_block": 32, "tail": "linear1"},
+    ],
+    ids=lambda case: "-".join(f"{key}={value}" for key, value in case.items()) or "plain",
+)
+def test_output_is_the_references(case: dict[str, Any]) -> None:
+    problem = make_problem(**case)
+    assert relative_error(run(problem), truth_of(problem.request)) < LIMITS[problem.request.q.dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_largest_error_is_at_most_twice_that_of_plain_torch(dtype: torch.dtype) -> None:
+    problem = make_problem(dtype=dtype, density=1.0, q_scale=2.0)
+    request = problem.request
+    truth = truth_of(request)
+    naive = (request.q * request.scale @ request.k.transpose(-1, -2)).softmax(-1) @ request.v
+    ulp = torch.finfo(dtype).eps * float(truth.abs().max())
+    assert (run(problem) - truth).abs().max() <= 2 * (naive - truth).abs().max() + ulp
+
+
+def test_keys_in_block_order_give_the_same_bits() -> None:
+    problem = make_problem(tail="linear1", after=20, bias="one")
+    assert torch.equal(run(problem), run(problem, in_order=True))
+
+
+@pytest.mark.parametrize(("block_m", "block_n"), [(16, 16), (32, 16), (16, 32)])
+def test_tiles_smaller_than_blocks_give_the_same(block_m: int, block_n: int) -> None:
+    problem = make_problem(tail="linear1", after=20, bias="one", q_block=32, k_block=32, heads=1)
+    config = AttendConfig(block_m, block_n, 16, 4, 3, 2)
+    assert relative_error(run(problem, config), truth_of(problem.request)) < LIMITS[torch.float32]
+
+
+def test_the_blocks_and_tiles_that_are_shipped() -> None:
+    problem = make_problem(
+        grid=(3, 8, 13), after=30, q_block=128, k_block=64, dim=128, heads=1, tail="linear1", dtype=torch.float16
+    )
+    config = AttendConfig(128, 64, 32, 8, 3, 2)
+    assert relative_error(run(problem, config, in_order=True), truth_of(problem.request)) < LIMITS[torch.float16]
+
+
+def test_a_row_without_keys_is_zero_and_its_lse_minus_infinity() -> None:
+    problem = make_problem(density=0.0, heads=1)
+    lse = torch.full((1, 1, problem.geometry.tokens), torch.nan)
+    out = run(problem, lse=lse)
+    assert torch.equal(out, torch.zeros_like(out))
+    assert torch.equal(lse, torch.full_like(lse, -torch.inf))
+
+
+def test_lse_is_the_log_of_the_denominator_tail_included() -> None:
+    problem = make_problem(tail="mean", after=5, bias="one", heads=1)
+    request, tail = problem.request, problem.request.tail
+    assert tail is not None and request.key_bias is not None
+    lse = torch.full((1, 1, problem.geometry.tokens), torch.nan)
+    run(problem, lse=lse)
+    tables = request.tables
+    q_block, k_block = tables.q.of_token[tables.inverse], tables.k.of_token[tables.inverse]
+    logits = request.scale * request.q.double() @ request.k.double().transpose(-1, -2)
+    logits[..., -5:] += request.key_bias[:, None, None].double()
+    logits = logits.masked_fill(~request.keep[:, :, q_block][..., k_block], -torch.inf)
+    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_count[:, None]
+    pooled = pooled.masked_fill(request.keep[:, :, q_block, : tables.k.video], -torch.inf)
+    expected = torch.cat([logits, pooled], -1).logsumexp(-1)
+    assert torch.allclose(lse.double(), expected, rtol=0, atol=3e-6)
+
+
+def test_a_block_hidden_by_its_bias_is_no_key() -> None:
+    problem = make_problem(after=20, bias="one", tail=None, density=0.3, heads=1)
+    request = problem.request
+    assert request.key_bias is not None
+    request.key_bias.fill_(-torch.inf)
+    # Rows that are left with nothing but hidden keys are undefined in the reference and 0 here.
+    truth = truth_of(request)
+    out = run(problem)
+    assert torch.equal(out.isfinite(), torch.ones_like(out, dtype=torch.bool))
+    assert relative_error(out.where(truth.isfinite(), 0), truth.nan_to_num()) < LIMITS[torch.float32]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_exactly_the_rows_that_attend_to_it(value: float) -> None:
+    problem = make_problem(heads=1)
+    request = problem.request
+    tables = request.tables
+    request.v[0, 0, 40, 3] = value
+    out = run(problem)
+    block = tables.k.of_token[tables.inverse[40]]
+    attends = request.keep[0, 0, tables.q.of_token[tables.inverse], block]
+    assert torch.equal(out[0, 0, :, 3].isfinite(), ~attends)
+    assert out[0, 0, :, torch.arange(out.shape[3]) != 3].isfinite().all()
+
+
+def test_a_query_that_is_not_finite_stays_in_its_row() -> None:
+    problem = make_problem(heads=1, tail="linear1", density=0.5)
+    problem.request.q[0, 0, 7, 0] = torch.nan
+    out = run(problem)
+    rows = torch.arange(out.shape[2])
+    assert out[0, 0, rows != 7].isfinite().all()
+    assert out[0, 0, 7].isnan().all()
+
+
+def test_offsets_beyond_two_to_the_31() -> None:
+    """On tensors of 2^31 elements of which only the pages of their few rows ever exist."""
+    problem = make_problem(grid=(1, 5, 7), after=5, heads=1, dtype=torch.float16)
+    request = problem.request
+    length, dim = request.q.shape[2:]
+    stride = (1 << 31) // (length - 1) + 64
+    far = []
+    for x in (request.q, request.k, request.v, poisoned_output(request)):
+        try:
+            storage = torch.empty(stride * (length - 1) + dim, dtype=x.dtype)
+        except RuntimeError as error:
+            pytest.fail(f"this machine does not reserve memory it has not got: {error}")
+        assert stride * (length - 1) >= 1 << 31
+        far.append(storage.as_strided(x.shape, (storage.numel(), dim, stride, 1)).copy_(x))
+    q, k, v, out = far
+    lists, counts = lists_of(request.keep)
+    attend_pointer(q, k, v, problem.geometry, lists, counts, request.keep, None, None, request.scale, TINY, out=out)
+    assert relative_error(out, truth_of(request)) < LIMITS[torch.float16]

@@ -1,0 +1,46 @@
+"""The backend as the core calls it: prepare, select and attend together, and the custom op around them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from draftattn_core.attention import attend
+from draftattn_core.backends import triton_backend
+from draftattn_core.backends.registry import Problem
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import Layout
+from draftattn_core.policy import Policy
+from kernels import attend_pointer
+
+LAYOUT = Layout(TokenGrid(3, 5, 7), 3, 18, 32, 16)
+SMALL = Problem(torch.device("cpu"), torch.float32, 64, 32, 16)
+
+
+@pytest.mark.parametrize("tail", ["none", "linear1"])
+def test_a_whole_call_is_the_references(tail: str) -> None:
+    q, k, v = torch.randn(3, 1, 2, LAYOUT.tokens, 64)
+    bias = torch.linspace(-2, 0, LAYOUT.extra)[None]
+    policy = Policy(density=0.4, tail=tail)
+    found = attend(q, k, v, LAYOUT, policy, backend="triton", key_bias=bias)
+    expected = attend(q, k, v, LAYOUT, policy, backend="reference", key_bias=bias)
+    assert found.backend == "triton"
+    assert torch.equal(found.request.keep, expected.request.keep)
+    assert found.density() == expected.density()
+    # The ranks are found by another iteration than the reference's; without them both are the same to rounding.
+    assert (found.out - expected.out).norm() < (1e-3 if tail == "linear1" else 1e-6) * expected.out.norm()
+    assert found.out.transpose(1, 2).is_contiguous()
+
+
+def test_the_one_time_check_passes() -> None:
+    assert triton_backend.check(SMALL) is None
+
+
+def test_the_one_time_check_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attend_pointer.attend_pointer
+
+    def wrong(*arguments, **options):  # type: ignore[no-untyped-def]
+        return right(*arguments, **options).mul_(1.05)
+
+    monkeypatch.setattr(attend_pointer, "attend_pointer", wrong)
+    assert "off by" in str(triton_backend.check(SMALL))

@@ -1,0 +1,83 @@
+"""select against the core's selection: the same pairs, as a map and as ascending lists, ties and NaN included."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from draftattn_core.backends import triton_door
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import Layout, LayoutTables, build_tables
+from draftattn_core.policy import Policy
+from draftattn_core.selection import select_blocks
+from kernels.select import lists_of
+
+# Two chunks of columns, the second one short, and extra blocks behind the video's.
+TABLES = build_tables(Layout(TokenGrid(3, 5, 7), 0, 20, 64, 16))
+BLOCK = 4
+
+
+def scores_of(tables: LayoutTables, kind: str) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(1, 2, tables.q.video, tables.k.video, generator=generator) * 2
+    if kind == "ties":
+        return scores.round()
+    if kind == "edges":
+        scores[0, 0, 0] = -math.inf
+        scores[0, 0, 1, 2] = torch.finfo(torch.float32).max
+        scores[0, 1, 0, ::2] = -math.inf
+        scores[0, 1, 1] = torch.tensor([0.0, -0.0] * 4)[: scores.shape[-1]]
+    return scores
+
+
+def check(scores: Tensor, policy: Policy, tables: LayoutTables = TABLES) -> None:
+    expected = select_blocks(scores, tables, policy)
+    selected = triton_door.select_scores(scores, tables, policy, block=BLOCK)
+    assert torch.equal(selected.keep, expected)
+    assert torch.equal(selected.counts, expected.sum(-1, dtype=torch.int32))
+    for found, kept, count in zip(selected.lists.flatten(0, 2), expected.flatten(0, 2), selected.counts.flatten()):
+        assert found[:count].tolist() == kept.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["ties", "edges"])
+@pytest.mark.parametrize("method", ["row", "head", "top_p", "draft"])
+def test_keeps_what_the_core_keeps(method: str, kind: str) -> None:
+    check(scores_of(TABLES, kind), Policy(density=(0.2, 0.6), method=method, tail="mean", floor=0.3))
+
+
+@pytest.mark.parametrize(("method", "density"), [("row", 0.0), ("head", 0.01), ("draft", 0.01), ("draft", 1.0)])
+def test_extreme_densities_without_a_tail(method: str, density: float) -> None:
+    check(scores_of(TABLES, "plain"), Policy(density=density, method=method, tail="none", keep_own=False))
+
+
+def test_no_mass_at_all() -> None:
+    policy = Policy(density=0.1, method="top_p", top_p=0.0, tail="none", keep_own=False, keep_first_frame=True)
+    check(scores_of(TABLES, "ties"), policy)
+
+
+def test_a_batch_of_two_and_no_extra_tokens() -> None:
+    tables = build_tables(Layout(TokenGrid(2, 4, 6), 0, 0, 32, 16))
+    scores = torch.randn(2, 2, tables.q.video, tables.k.video, generator=torch.Generator().manual_seed(5))
+    check(scores, Policy(density=(0.1, 0.6), tail="mean"), tables)
+
+
+def test_not_a_number_ranks_last() -> None:
+    scores = scores_of(TABLES, "plain")
+    hidden = scores.clone()
+    hidden[0, 0, :, 3] = -math.inf
+    scores[0, 0, :, 3] = math.nan
+    policy = Policy(density=0.5, method="row", tail="mean", keep_own=False)
+    kept = [triton_door.select_scores(x, TABLES, policy, block=BLOCK).keep for x in (scores, hidden)]
+    assert torch.equal(*kept)
+
+
+def test_lists_of_a_given_map() -> None:
+    keep = torch.rand(1, 2, 5, 37, generator=torch.Generator().manual_seed(0)) < 0.4
+    keep[0, 0, 2] = False
+    keep[0, 1, 4] = True
+    selected = lists_of(keep, block=BLOCK)
+    for found, kept, count in zip(selected.lists.flatten(0, 2), keep.flatten(0, 2), selected.counts.flatten()):
+        assert found[:count].tolist() == kept.nonzero()[:, 0].tolist()
