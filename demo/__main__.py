@@ -48,7 +48,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise DemoError(f"--host must be {' or '.join(HOSTS)}, not {arguments.host!r}")
     if not CHECKPOINT.is_file():
         raise DemoError(
-            f"{CHECKPOINT.name} is missing beside the demo: get the whole repository, or train it with `python -m demo.train`"
+            f"{CHECKPOINT.name} is missing beside the demo: get the whole repository, or train it with "
+            "`python -m demo.train`"
         )
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,8 @@ def table(report: dict[str, Any]) -> str:
         f"{report['tokens']} tokens ({'x'.join(map(str, report['grid']))}), {report['steps']} steps, {report['host']}, "
         f"{report['device']}, torch {report['torch']}; baseline: {report['baseline']}",
         "",
-        f"{'method':8} {'executed':>9} {'+ tail':>8} {'sparse':>8} {'PSNR':>8} {'SSIM':>7} {'flicker':>8} {'attention':>10} {'total':>8}",
+        f"{'method':8} {'executed':>9} {'+ tail':>8} {'sparse':>8} {'PSNR':>8} {'SSIM':>7} {'flicker':>8} "
+        f"{'attention':>10} {'total':>8}",
         f"{'':8} {'density':>9} {'work':>8} {'density':>8} {'dB':>8} {'':>7} {'':>8} {'seconds':>10} {'seconds':>8}",
     ]
     for name, row in report["methods"].items():

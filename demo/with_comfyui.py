@@ -91,18 +91,20 @@ def run_methods(arguments: argparse.Namespace) -> tuple[dict[str, MethodRun], st
         )
     print(f"starting ComfyUI {install.version}, found by {install.found_by}", flush=True)
     runs: dict[str, MethodRun] = {}
-    with ComfyUIServer(install, [CHECKPOINT], ["--use-pytorch-cross-attention"]) as server:
-        with tqdm(total=len(METHODS) * arguments.steps, unit="step") as bar:
-            for index, method in enumerate(METHODS):
-                bar.set_description(method)
-                before = index * arguments.steps
+    with (
+        ComfyUIServer(install, [CHECKPOINT], ["--use-pytorch-cross-attention"]) as server,
+        tqdm(total=len(METHODS) * arguments.steps, unit="step") as bar,
+    ):
+        for index, method in enumerate(METHODS):
+            bar.set_description(method)
+            before = index * arguments.steps
 
-                def show(done: int, of: int, before: int = before) -> None:
-                    bar.update(before + min(done, arguments.steps) - bar.n)
+            def show(done: int, of: int, before: int = before) -> None:
+                bar.update(before + min(done, arguments.steps) - bar.n)
 
-                prompt, latent_node, report_node = workflow(method, arguments)
-                outputs = server.run(prompt, show)
-                runs[method] = _collect(server, method, outputs[latent_node], outputs[report_node])
+            prompt, latent_node, report_node = workflow(method, arguments)
+            outputs = server.run(prompt, show)
+            runs[method] = _collect(server, method, outputs[latent_node], outputs[report_node])
     baseline = f"ComfyUI {install.version} with torch SDPA ({DENSE} run of the same seed on the same server)"
     return runs, f"{cpu_name()} (CPU)", baseline
 
