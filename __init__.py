@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension
 
+# Help pages: docs/NODE.md in it.
+WEB_DIRECTORY = "web"
+
 
 async def comfy_entrypoint() -> ComfyExtension:
     """Return the extension that lists the nodes of this pack."""

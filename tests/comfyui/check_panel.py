@@ -69,6 +69,23 @@ def schemas() -> None:
         assert not silent or schema.node_id == "DraftAttentionDemoPrompt", (schema.node_id, silent)
 
 
+@check("every node has a help page, and every text of its schema a Chinese translation")
+def help_and_locales() -> None:
+    nodes = asyncio.run(host.pack("nodes.extension").DraftAttentionExtension().get_node_list())
+    translated = json.loads((host.PACK_ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert set(translated) == {cls.GET_SCHEMA().node_id for cls in nodes}
+    for cls in nodes:
+        schema = cls.GET_SCHEMA()
+        texts = translated[schema.node_id]
+        assert set(texts.get("inputs", {})) == {item.id for item in schema.inputs}, schema.node_id
+        assert set(texts["outputs"]) == {str(slot) for slot in range(len(schema.outputs))}, schema.node_id
+        if not schema.is_dev_only:
+            page = (host.PACK_ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
+            assert page.startswith(f"# {schema.display_name}\n"), schema.node_id
+            unexplained = [item.id for item in schema.inputs if item.advanced and f"**{item.id}**" not in page]
+            assert not unexplained or schema.node_id in ("ApplyDraftAttention", "DraftAttentionReport"), unexplained
+
+
 @check("the scheduler marks the steps of the connected sampler")
 def scheduler() -> None:
     model, _, _ = wan()

@@ -15,7 +15,7 @@ import pytest
 from demo.comfyui_path import NOT_FOUND, ComfyUIInstall, find_all_comfyui
 
 HERE = Path(__file__).parent
-TIMEOUT = 300
+TIMEOUT = 600
 INSTALLS = find_all_comfyui()
 
 

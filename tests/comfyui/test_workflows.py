@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,3 +158,11 @@ def test_a_graph_cannot_name_what_the_host_lacks(host: Host) -> None:
         graph.add("NoSuchNode", 0)
     with pytest.raises(ValueError, match="does not fit"):
         graph.add("KSampler", 0, model=loader.out())
+
+
+@pytest.mark.comfyui
+def test_help_pages_and_translations_are_served(host: Host) -> None:
+    with urllib.request.urlopen(f"{host.server.url}/extensions/draftattention/docs/SparsityScheduler.md") as answer:
+        assert answer.read().decode().startswith("# Sparsity Scheduler")
+    texts = host.server.get("/api/i18n")
+    assert texts["zh"]["nodeDefs"]["ApplyDraftAttention"]["inputs"]["sparsity"]["tooltip"]
