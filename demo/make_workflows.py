@@ -1,4 +1,4 @@
-"""Writes the workflows for the real models: python -m demo.make_workflows OBJECT_INFO.json
+"""Writes the workflows for the real models, and pictures of all: python -m demo.make_workflows OBJECT_INFO.json
 
 OBJECT_INFO.json is what the oldest ComfyUI supported answers to GET /object_info, with this pack loaded.
 """
@@ -427,9 +427,10 @@ def main() -> None:
     info = json.loads(parser.parse_args().object_info.read_text(encoding="utf-8"))
     for make in WORKFLOWS:
         graph = make(info)
-        workflow = graph.to_json()
         path = FOLDER / f"{graph.name}.json"
-        path.write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(graph.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for path in sorted(FOLDER.glob("*.json")):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
         graph_picture(workflow, info).save(path.with_suffix(".jpg"), quality=88)
         print(path)
 
