@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from kernels.attend_pointer import attend_kernel
-from kernels.configs import AttendConfig, PrepareConfig
+from kernels.configs import ATTEND, AttendConfig, PrepareConfig, attend_config
 from kernels.prepare import means_kernel, prepare_keys_kernel
 from kernels.select import (
     METHODS,
@@ -136,3 +137,61 @@ def select_cases() -> Iterator[Case]:
         constants = {**dict(zip(("FORCE", "ALL_TIES", "RESCUE"), flags)), "BLOCK": ROW_BLOCK}
         yield Case(f"select emit, {name}", emit_kernel, types, constants, ROW_WARPS, 3)
     yield Case("lists of a map", list_kernel, types, {"BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
+
+
+class Planned(NamedTuple):
+    """A case and the target it is compiled for."""
+
+    target: str
+    case: Case
+
+
+# Stack that no tile size tried avoids. RDNA has no room for an accumulator of 128 columns beside the tail's products;
+# on sm_120 (ptxas-blackwell) and with two ranks on sm_89 it is scratch outside the loop over listed blocks.
+_TAIL_SPILLS = {
+    128: frozenset({"gfx1100", "gfx1201", "sm_120"}),
+    64: frozenset({"gfx1100"}),
+}
+
+
+# A whole 128 x 128 tile of K, one of V and the sum of their products are a few registers too many.
+_WIDE_SPILLS = frozenset({"sm_90", "sm_100", "sm_120", "gfx1100", "gfx1201"})
+
+
+def shipped_attend(target: str) -> Iterator[Case]:
+    """What a model's run compiles: each head size and type, the tails a policy may ask for, both key blocks."""
+    for dim in (64, 128):
+        variants: list[dict[str, object]] = [{}, {"dtype": "fp16"}, {"k_block": 128}, {"in_order": False}]
+        variants += [{"tail": "none"}, {"tail": "mean"}, {"ranks": 0}, {"ranks": 2}, {"bias": False}, {"lse": True}]
+        for options in variants:
+            ranks = int(options.get("ranks", 1)) if options.get("tail", "linear") == "linear" else 0  # type: ignore[call-overload]
+            config = attend_config(target, dim, ranks)
+            yield attend_case(config, dim, spills_known=_TAIL_SPILLS[dim], **options)  # type: ignore[arg-type]
+
+
+def shipped_prepare() -> Iterator[Case]:
+    for dim in (64, 128):
+        for block in (64, 128):
+            for ranks in (0, 1, 2):
+                known = _WIDE_SPILLS if dim == block == 128 else frozenset()
+                yield prepare_case(dim, block, ranks=ranks, spills_known=known)
+            yield means_case(dim, block)
+
+
+def all_cases() -> list[Planned]:
+    """Every kernel in every shipped configuration, for every target."""
+    plan = []
+    for target in dict.fromkeys(name for name, _ in ATTEND):
+        plan += [Planned(target, case) for case in (*shipped_attend(target), *shipped_prepare(), *select_cases())]
+    return plan
+
+
+def representative_cases() -> list[Planned]:
+    """The default call (bfloat16, rank 1, keys in blocks of 64) for every target, and each other kernel once."""
+    plan = []
+    for target in dict.fromkeys(name for name, _ in ATTEND):
+        config = attend_config(target, 128, 1)
+        plan.append(Planned(target, attend_case(config, 128, spills_known=_TAIL_SPILLS[128])))
+    plan += [Planned("sm_90", prepare_case(128, 64)), Planned("gfx942", prepare_case(128, 64))]
+    plan += [Planned("sm_86", case) for case in select_cases()]
+    return plan

@@ -1,1 +1,1 @@
-"""Triton kernels for block-sparse attention: tensors in, tensors out. They import torch and triton and know no policy."""
+"""Triton kernels for block-sparse attention: tensors in, tensors out. They know torch and Triton, but no policy."""
