@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from .policy import Density, check_density
 
 PRESETS = ("quality", "balanced", "fast")
+# Hosts find progress by inverting float32 sigmas, so a step meant to fall on a point may land just before it.
+REACHED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ class Schedule:
 
     def curve(self, progress: float) -> float:
         """Density at `progress` before layers and heads come in."""
-        before = [point for point in self.points if point[0] <= progress]
+        before = [point for point in self.points if point[0] <= progress + REACHED]
         if not before:
             return self.points[0][1]
         if len(before) == len(self.points):
             return self.points[-1][1]
         (x0, y0), (x1, y1) = before[-1], self.points[len(before)]
-        return y0 + (y1 - y0) * (progress - x0) / (x1 - x0)
+        return y0 + (y1 - y0) * max(0.0, progress - x0) / (x1 - x0)
 
     def is_dense_layer(self, layer: int, layers: int) -> bool:
         return layer in self.dense_layers or (layers > 0 and layer - layers in self.dense_layers)

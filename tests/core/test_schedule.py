@@ -15,7 +15,7 @@ def test_a_schedule_is_piecewise_linear_and_flat_outside() -> None:
 
 def test_two_points_at_one_progress_make_a_step() -> None:
     schedule = constant(0.25, warmup=0.2)
-    assert schedule.curve(0.2 - 1e-9) == 1.0
+    assert schedule.curve(0.2 - 1e-3) == 1.0
     assert schedule.curve(0.2) == 0.25
     assert schedule.density(0.1, 0, 30) is None
     assert schedule.density(0.2, 0, 30) == 0.25
@@ -90,3 +90,12 @@ def test_presets_refuse_what_they_cannot_serve(arguments: tuple[object, ...], me
 def test_a_warmup_is_a_share() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         constant(0.2, warmup=5)
+
+
+@pytest.mark.parametrize("error", [-1e-6, 0.0, 1e-6])
+def test_a_step_that_falls_on_a_point_has_reached_it(error: float) -> None:
+    steps = 6
+    densities = [preset("balanced", steps).curve(max(0.0, step / steps + error)) for step in range(steps)]
+    assert densities == pytest.approx([0.4, 0.2, 0.2, 0.2, 0.2, 0.2])
+    assert constant(0.25, warmup=0.15).curve(3 / 20 + error) == pytest.approx(0.25)
+    assert constant(0.25, warmup=0.15).curve(2 / 20 + error) == 1.0
