@@ -1,0 +1,66 @@
+"""The custom op: a model around it compiles as one graph, for any length, on the CPU through the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from draftattn_core.attention import attend
+from draftattn_core.backends.ops import attend_op, call_op
+from draftattn_core.backends.reference import attend_reference
+from draftattn_core.backends.request import AttendRequest
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import Layout
+from draftattn_core.policy import Policy
+
+EXTRA = 3
+
+
+def request_of(frames: int, tail: str = "linear1") -> AttendRequest:
+    layout = Layout(TokenGrid(frames, 4, 5), 0, EXTRA, 16, 16)
+    q, k, v = torch.randn(3, 1, 2, layout.tokens, 16)
+    return attend(q, k, v, layout, Policy(density=0.4, tail=tail), backend="reference").request
+
+
+@pytest.mark.parametrize("tail", ["none", "mean", "linear1"])
+def test_on_the_cpu_it_is_the_reference(tail: str) -> None:
+    request = request_of(3, tail)
+    assert torch.equal(call_op(request), attend_reference(request))
+    k, v = (x[:, :, request.tables.perm] for x in (request.k, request.v))
+    assert torch.equal(call_op(request, in_order=(k, v)), attend_reference(request))
+
+
+def around(q: Tensor, k: Tensor, v: Tensor, perm: Tensor, keep: Tensor, parts: list[Tensor]) -> Tensor:
+    """A piece of a model with the op in its middle."""
+    video = q.shape[2] - EXTRA
+    arguments = (None, None, *parts, None, 0.25, video, 0, 16, 16, False)
+    out = attend_op(q * 2, k, v, perm, keep, *arguments)
+    return out.transpose(1, 2).flatten(2).relu()
+
+
+def test_compiles_without_a_break_and_once_for_all_lengths() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(around, backend=counter, fullgraph=True, dynamic=True)
+    for frames in (3, 4, 6):
+        request = request_of(frames)
+        tail = request.tail
+        assert tail is not None and tail.cov is not None and tail.u is not None and tail.w is not None
+        parts = [tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w]
+        inputs = (request.q, request.k, request.v, request.tables.perm, request.keep, parts)
+        assert torch.allclose(compiled(*inputs), around(*inputs), atol=1e-6)
+    assert counter.frame_count == 1
+
+
+def test_op_passes_torchs_own_checks() -> None:
+    request = request_of(3, "mean")
+    tail = request.tail
+    assert tail is not None
+    parts = (None, None, tail.log_count, tail.k_mean, tail.v_mean, None, None, None, None)
+    arguments = (request.q, request.k, request.v, request.tables.perm, request.keep, *parts)
+    torch.library.opcheck(
+        attend_op,
+        (*arguments, 0.25, request.tables.layout.grid.tokens, 0, 16, 16, False),
+        test_utils=("test_schema", "test_faketensor"),
+    )
