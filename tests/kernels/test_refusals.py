@@ -1,0 +1,111 @@
+"""What the backend `triton` says where it cannot serve, and what happens when a kernel fails after all."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from draftattn_core.attention import attend
+from draftattn_core.backends import registry, triton_backend, triton_door
+from draftattn_core.backends.registry import Backend, NoBackendError, Problem, attend_torch, choose_backend
+from draftattn_core.backends.request import BackendFailure
+from draftattn_core.backends.triton_backend import Trust, triton_missing, triton_refuses
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import Layout
+from draftattn_core.policy import Policy
+
+GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H200 as far as refusals look at it, whose kernels pass their check."""
+    monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(triton_backend, "_TRUST", Trust())
+    monkeypatch.setattr(triton_backend, "check", lambda problem: None)
+
+
+def test_the_cpu_is_refused_and_auto_does_not_import_triton_for_it() -> None:
+    problem = replace(GPU, device=torch.device("cpu"))
+    assert choose_backend("auto", problem).name == "torch"
+    with pytest.raises(NoBackendError, match="run on NVIDIA and AMD GPUs, not on cpu"):
+        choose_backend("triton", problem)
+
+
+@pytest.mark.parametrize(("version", "reason"), [(None, "not installed"), ("3.2.1", "3.2.1 is too old: 3.3")])
+def test_a_missing_or_old_triton_is_named(monkeypatch: pytest.MonkeyPatch, version: str | None, reason: str) -> None:
+    found = None if version is None else SimpleNamespace(__version__=version)
+    monkeypatch.setitem(sys.modules, "triton", found)
+    triton_missing.cache_clear()
+    try:
+        assert reason in str(triton_refuses(GPU))
+    finally:
+        triton_missing.cache_clear()
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": torch.float32}, "float16 and bfloat16, not torch.float32"),
+        ({"head_dim": 96}, "head sizes (64, 128), not 96"),
+        ({"k_block": 32}, "blocks of (64, 128) tokens, not 128/32"),
+    ],
+)
+def test_what_has_no_kernel_is_named(hopper: None, change: dict[str, object], reason: str) -> None:
+    assert triton_refuses(GPU) is None
+    assert reason in str(triton_refuses(replace(GPU, **change)))  # type: ignore[arg-type]
+
+
+@needs_triton
+def test_an_unknown_architecture_is_named(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_75")
+    assert "no kernel configuration for sm_75" in str(triton_refuses(GPU))
+
+
+@needs_triton
+def test_a_failed_check_is_the_reason_and_runs_once_per_kernel(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Problem] = []
+
+    def check(problem: Problem) -> str:
+        asked.append(problem)
+        return "its output is off by 1.0"
+
+    monkeypatch.setattr(triton_backend, "check", check)
+    second_gpu = replace(GPU, device=torch.device("cuda", 1))
+    assert [triton_refuses(p) for p in (GPU, GPU, second_gpu)] == ["its output is off by 1.0"] * 3
+    assert asked == [GPU, second_gpu]
+
+
+def test_a_kernel_that_fails_later_hands_the_call_to_the_next_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed: list[str] = []
+
+    def run(*_: object) -> None:
+        failed.append("out of resource: shared memory")
+        raise BackendFailure(failed[0])
+
+    broken = Backend("broken", attend_torch, lambda _: failed[0] if failed else None, run=run)  # type: ignore[arg-type]
+    others = registry.backends()
+    monkeypatch.setattr(registry, "backends", lambda: (broken, *others))
+    layout = Layout(TokenGrid(3, 5, 7), q_block=16, k_block=16)
+    q, k, v = torch.randn(3, 1, 2, layout.tokens, 16)
+    for _ in range(2):
+        assert attend(q, k, v, layout, Policy()).backend == "torch"
+    assert len(failed) == 1
+    with pytest.raises(NoBackendError, match="shared memory"):
+        attend(q, k, v, layout, Policy(), backend="broken")
+
+
+@needs_triton
+def test_kernels_are_found_beside_the_pack_whatever_its_name(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, pack.__name__.split(".")[0], ModuleType("host"))
+    door = importlib.import_module(f"{pack.__name__}.draftattn_core.backends.triton_door")
+    assert door.kernel_module("configs").__name__ == f"{pack.__name__}.kernels.configs"
