@@ -20,7 +20,7 @@ from demo import checkpoint
 
 from . import captured, end_to_end
 from .peer import load_peer
-from .plan import BIG_GRIDS, Clock, EndToEndPlan, Plan, full, quick
+from .plan import BIG_GRIDS, Clock, EndToEndPlan, Plan, big, full, quick
 from .report import Results, write
 from .rows import Row, all_rows, distinct
 
@@ -30,6 +30,7 @@ OUT = Path(__file__).parents[1] / "results" / "quality"
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.py bench quality", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="within 20 minutes on 2 CPU cores")
+    parser.add_argument("--big", action="store_true", help="one seed end to end at 8,640 tokens, within 10 minutes")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--model", type=Path, default=checkpoint.CHECKPOINT, help="weights of the tiny model")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -109,7 +110,7 @@ def conditions(plan: Plan, model_file: Path, device: str, clock: Clock, share: f
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    plan = quick() if arguments.quick else full(on_gpu=arguments.device != "cpu")
+    plan = quick() if arguments.quick else big() if arguments.big else full(on_gpu=arguments.device != "cpu")
     if arguments.minutes is not None:
         plan = replace(plan, minutes=arguments.minutes)
     if arguments.part == "captured":
