@@ -39,6 +39,7 @@ class Row:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py bench aot", description="Compile the GPU kernels without a GPU.")
     parser.add_argument("--all", action="store_true", help="everything that is shipped; writes docs/kernels-aot.md")
+    parser.add_argument("--page", action="store_true", help="write docs/kernels-aot.md whatever was compiled")
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this target (may be repeated)")
     parser.add_argument("--kernel", help="only kernels whose name contains this")
     options = parser.parse_args(argv)
@@ -52,9 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     results = run(plan)
     failed = [result for result in results if result.problems]
     print(f"{len(results)} compiled in {time.monotonic() - start:.0f} s, {len(failed)} with problems")
-    if options.all and not options.target and not options.kernel:
+    whole = options.all and not options.target and not options.kernel
+    if whole or options.page:
         TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text(table(results), encoding="utf-8")
+        TABLE.write_text(table(results, "all" if whole else "the representative part"), encoding="utf-8")
         print(f"wrote {TABLE.relative_to(TABLE.parents[1])}")
     return 1 if failed else 0
 
@@ -85,13 +87,13 @@ def row_of(result: Compiled) -> Row:
     )
 
 
-def table(results: list[Compiled]) -> str:
+def table(results: list[Compiled], scope: str) -> str:
     """The Markdown page."""
     rows = [row_of(result) for result in results]
     lines = [
         "# Kernels compiled ahead of time",
         "",
-        f"Written by `python run.py bench aot --all` with Triton {triton.__version__} and torch "
+        f"Written by `python run.py bench aot` for {scope} of what `--all` compiles, with Triton {triton.__version__} and torch "
         f"{torch.__version__.split('+')[0]}, on a machine without a GPU: these are the compiler's figures, not speeds. "
         "Registers and stack are per thread (VGPRs on AMD), shared memory per program in bytes. `known` marks stack "
         "use that is listed as unavoidable in `benchmarks/aot_cases.py`; `docs/kernels.md` says what the kernels do.",

@@ -155,7 +155,7 @@ _TAIL_SPILLS = {
 
 
 # A whole 128 x 128 tile of K, one of V and the sum of their products are a few registers too many.
-_WIDE_SPILLS = frozenset({"sm_90", "sm_100", "sm_120", "gfx1100", "gfx1201"})
+_WIDE_SPILLS = frozenset({"sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx1100", "gfx1201"})
 
 
 def shipped_attend(target: str) -> Iterator[Case]:

@@ -127,8 +127,9 @@ def _read_hip(result: Compiled, assembly: str) -> None:
 
 
 def _tool(name: str, *arguments: str) -> str:
-    knob = getattr(triton.knobs.nvidia, name)
-    return subprocess.run([knob.path, *arguments], capture_output=True, text=True, check=True).stdout
+    # Triton's wheel brings them; where it keeps their paths changes from version to version.
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def _judge(result: Compiled) -> None:

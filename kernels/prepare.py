@@ -128,14 +128,19 @@ def prepare_keys_kernel(
         if COPY:
             cells = row_offsets(pair * tokens + positions, DIM)[:, None] + dims[None, :]
             tl.store(k_copy_ptr + cells, k, mask=valid[:, None])
+        # Extra blocks are only copied: for them every mask below is empty.
         is_video = block < k_video
+        video_dims = dims < tl.where(is_video, DIM, 0)
+        video_rows = positions < tl.where(is_video, end, start)
         count = (end - start).to(tl.float32)
         cell = (pair * k_video + block) * DIM + dims
         keys = k.to(tl.float32)
         k_mean = tl.sum(keys, 0) / count
         keys = tl.where(valid[:, None], keys - k_mean[None, :], 0.0)
-        tl.store(k_mean_ptr + cell, k_mean, mask=is_video & (dims >= 0))
-        tl.store(spread_ptr + pair * k_video + block, tl.sum(tl.sum(keys * keys, 1), 0) / count, mask=is_video)
+        tl.store(k_mean_ptr + cell, k_mean, mask=video_dims)
+        spread = tl.sum(tl.sum(keys * keys, 1), 0) / count
+        if is_video:
+            tl.store(spread_ptr + pair * k_video + block, spread)
         if TAIL or COPY:
             v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
             if COPY:
@@ -144,8 +149,8 @@ def prepare_keys_kernel(
         if TAIL:
             values = v.to(tl.float32)
             v_mean = tl.sum(values, 0) / count
-            tl.store(k_pooled_ptr + cell, k_mean.to(k_pooled_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
-            tl.store(v_pooled_ptr + cell, v_mean.to(v_pooled_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
+            tl.store(k_pooled_ptr + cell, k_mean.to(k_pooled_ptr.dtype.element_ty), mask=video_dims)
+            tl.store(v_pooled_ptr + cell, v_mean.to(v_pooled_ptr.dtype.element_ty), mask=video_dims)
         if COV:
             values = tl.where(valid[:, None], values - v_mean[None, :], 0.0)
             if RANKS > 0:
@@ -167,18 +172,18 @@ def prepare_keys_kernel(
                 u = tl.where(ranks > 0, u, 0.0)
                 w = tl.where(ranks > 0, w / count, 0.0)
                 cell = (pair * k_video + block) * RANKS * DIM + dims
-                tl.store(u_ptr + cell, u.to(u_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
-                tl.store(w_ptr + cell, w.to(w_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
+                tl.store(u_ptr + cell, u.to(u_ptr.dtype.element_ty), mask=video_dims)
+                tl.store(w_ptr + cell, w.to(w_ptr.dtype.element_ty), mask=video_dims)
                 # K^T V - n u w^T is the same as (K - K u u^T)^T V.
                 left = keys - tl.sum(keys * u[None, :], 1)[:, None] * u[None, :]
                 if RANKS > 1:
                     u_2 = tl.where(ranks > 1, u_2, 0.0)
                     w_2 = tl.where(ranks > 1, w_2 / count, 0.0)
-                    tl.store(u_ptr + cell + DIM, u_2.to(u_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
-                    tl.store(w_ptr + cell + DIM, w_2.to(w_ptr.dtype.element_ty), mask=is_video & (dims >= 0))
+                    tl.store(u_ptr + cell + DIM, u_2.to(u_ptr.dtype.element_ty), mask=video_dims)
+                    tl.store(w_ptr + cell + DIM, w_2.to(w_ptr.dtype.element_ty), mask=video_dims)
                     left -= tl.sum(keys * u_2[None, :], 1)[:, None] * u_2[None, :]
                 keys = left
-            keys = tl.where(is_video & valid[:, None], keys, 0.0)
+            keys = tl.where(video_rows[:, None], keys, 0.0)
             cov = tl.dot(tl.trans(keys.to(k.dtype)), values.to(k.dtype), cov, input_precision="ieee")
     if COV:
         cell = (pair * tl.num_programs(0) + tl.program_id(0)) * DIM * DIM

@@ -305,7 +305,7 @@ def emit_kernel(
     for start in tl.range(0, k_total, BLOCK, num_stages=1):
         offsets = start + tl.arange(0, BLOCK)
         inside = offsets < k_total
-        scored = (offsets < columns) & is_video
+        scored = offsets < tl.where(is_video, columns, 0)
         keys = _keys(ranked_row, forced_row, columns, offsets, FORCE)
         tied = (keys == threshold) & scored
         forced = tl.load(forced_row + offsets, mask=scored, other=0) != 0
