@@ -93,8 +93,8 @@ def table(results: list[Compiled], scope: str) -> str:
     lines = [
         "# Kernels compiled ahead of time",
         "",
-        f"Written by `python run.py bench aot` for {scope} of what `--all` compiles, with Triton {triton.__version__} and torch "
-        f"{torch.__version__.split('+')[0]}, on a machine without a GPU: these are the compiler's figures, not speeds. "
+        f"Written by `python run.py bench aot` for {scope} of what `--all` compiles, with Triton {triton.__version__} "
+        f"and torch {torch.__version__.split('+')[0]}, on a machine without a GPU: the compiler's figures, not speeds. "
         "Registers and stack are per thread (VGPRs on AMD), shared memory per program in bytes. `known` marks stack "
         "use that is listed as unavoidable in `benchmarks/aot_cases.py`; `docs/kernels.md` says what the kernels do.",
         "",
