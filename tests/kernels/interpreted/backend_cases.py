@@ -15,7 +15,7 @@ from draftattn_core.policy import Policy
 from kernels import attend_pointer
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), 3, 18, 32, 16)
-SMALL = Problem(torch.device("cpu"), torch.float32, 64, 32, 16)
+SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
 
 
 @pytest.mark.parametrize("tail", ["none", "linear1"])
