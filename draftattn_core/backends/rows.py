@@ -1,11 +1,13 @@
 """CPU: one query block at a time, gathered keys, one matrix product each way. Skipped blocks cost nothing.
 
-Memory beside the inputs: float32 K and V of one head, their gathered copies and one row of scores, all reused; never
-an L x L map. Large gathered batches lose here (page faults and cache misses), a Python loop over rows does not.
+Memory beside the inputs, per thread: float32 K and V of one head, their gathered copies and one row of scores, all
+reused; never an L x L map. Large gathered batches lose here (page faults and cache misses), a Python loop over rows
+does not.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +15,13 @@ from torch import Tensor
 
 from ..blocks import statistics_dtype
 from ..layout import BlockTable
+from ..tail import Tail
 from .request import AttendRequest, new_output
 
 
 @dataclass
 class _Buffers:
-    """Reused storage of one call: all blocks of one head, the gathered columns of one row, scores and weights."""
+    """Reused storage of one thread: all blocks of one head, the gathered columns of one row, scores and weights."""
 
     keys: Tensor
     values: Tensor
@@ -74,48 +77,82 @@ def _column_bias(request: AttendRequest, batch: int, dtype: torch.dtype) -> tupl
 
 
 def attend_rows(request: AttendRequest) -> Tensor:
-    """Output (B, H, L, D); arithmetic in float32 (float64 for float64 inputs) whatever the input dtype."""
-    q, tables, tail = request.q, request.tables, request.tail
-    table, dim = tables.k, q.shape[-1]
-    pooled = table.video if tail is not None else 0
-    buffers = _Buffers.allocate(request, pooled)
-    dtype = buffers.keys.dtype
-    out = new_output(q)
-    for batch in range(q.shape[0]):
-        bias, first_biased = _column_bias(request, batch, dtype)
-        for head in range(q.shape[1]):
-            _fill(buffers.keys, request.k[batch, head], tables.perm, table)
-            _fill(buffers.values, request.v[batch, head], tables.perm, table)
-            if tail is not None:
-                buffers.kept_keys[:pooled] = tail.k_mean[batch, head]
-                buffers.kept_values[:pooled] = tail.v_mean[batch, head]
-            keep = request.keep[batch, head]
-            for row, kept in enumerate(torch.split(keep.nonzero()[:, 1], keep.sum(1).tolist())):
-                tokens = tables.perm[tables.q.bounds[row] : tables.q.bounds[row + 1]]
-                queries = q[batch, head].index_select(0, tokens).to(dtype) * request.scale
-                columns = pooled + len(kept) * table.size
-                for gathered, blocks in (
-                    (buffers.kept_keys, buffers.keys),
-                    (buffers.kept_values, buffers.values),
-                ):
-                    torch.index_select(blocks, 0, kept, out=gathered[pooled:columns].view(len(kept), table.size, dim))
-                scores = buffers.scores[: len(tokens) * columns].view(len(tokens), columns)
-                weights = buffers.weights[: len(tokens) * columns].view(len(tokens), columns)
-                torch.mm(queries, buffers.kept_keys[:columns].t(), out=scores)
-                biased = kept[kept >= first_biased]
-                if len(biased):
-                    scores[:, columns - len(biased) * table.size :] += bias[biased].view(-1)
-                if tail is not None:
-                    scores[:, :pooled] += tail.log_count[head]
-                    scores[:, :pooled].index_fill_(1, kept[kept < pooled], -torch.inf)
-                torch.softmax(scores, 1, out=weights)
-                result = torch.mm(weights, buffers.kept_values[:columns])
-                if tail is not None and tail.cov is not None:
-                    skipped = weights[:, :pooled]
-                    result.addcmul_(skipped.sum(1, keepdim=True), torch.mm(queries, tail.cov[batch, head]))
-                    if tail.u is not None and tail.w is not None:
-                        for rank in range(tail.ranks):
-                            along = torch.mm(queries, tail.u[batch, head, :, rank].t())
-                            result.addmm_(skipped * along, tail.w[batch, head, :, rank])
-                out[batch, head].index_copy_(0, tokens, result.to(q.dtype))
+    """Output (B, H, L, D); arithmetic in float32 (float64 for float64 inputs) whatever the input dtype.
+
+    Heads are shared out among as many threads as torch would use, each computing alone: the products of one row are
+    too small to be split well, and a thread that waits for another costs more than it brings on a busy machine.
+    """
+    batch, heads = request.q.shape[:2]
+    out = new_output(request.q)
+    threads = torch.get_num_threads()
+    workers = min(threads, batch * heads)
+    if workers == 1:
+        _attend_heads(request, out, range(batch * heads))
+        return out
+    inference = torch.is_inference_mode_enabled()
+
+    def work(first: int) -> None:
+        # Grad mode, inference mode and the number of threads are a thread's own.
+        torch.set_num_threads(1)
+        with torch.inference_mode(inference), torch.no_grad():
+            _attend_heads(request, out, range(first, batch * heads, workers))
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, range(workers)))
+    finally:
+        # What later threads start from; this thread's own number was never touched.
+        torch.set_num_threads(threads)
     return out
+
+
+def _attend_heads(request: AttendRequest, out: Tensor, indices: range) -> None:
+    """Write the output of some of the B * H heads."""
+    tables, pooled = request.tables, request.tables.k.video if request.tail is not None else 0
+    buffers = _Buffers.allocate(request, pooled)
+    for index in indices:
+        batch, head = divmod(index, request.q.shape[1])
+        _fill(buffers.keys, request.k[batch, head], tables.perm, tables.k)
+        _fill(buffers.values, request.v[batch, head], tables.perm, tables.k)
+        tail = None if request.tail is None else request.tail.of_batch(batch, head)
+        if tail is not None:
+            buffers.kept_keys[:pooled] = tail.k_mean
+            buffers.kept_values[:pooled] = tail.v_mean
+        bias = _column_bias(request, batch, buffers.keys.dtype)
+        keep = request.keep[batch, head]
+        for row, kept in enumerate(torch.split(keep.nonzero()[:, 1], keep.sum(1).tolist())):
+            tokens = tables.perm[tables.q.bounds[row] : tables.q.bounds[row + 1]]
+            queries = request.q[batch, head].index_select(0, tokens).to(buffers.keys.dtype) * request.scale
+            result = _attend_row(queries, kept, buffers, bias, tail)
+            out[batch, head].index_copy_(0, tokens, result.to(out.dtype))
+
+
+def _attend_row(
+    queries: Tensor, kept: Tensor, buffers: _Buffers, bias: tuple[Tensor, int], tail: Tail | None
+) -> Tensor:
+    """Output (n, D) of one query block: queries (n, D) scaled, `kept` ascending block indices."""
+    size, dim = buffers.keys.shape[1:]
+    pooled = 0 if tail is None else tail.k_mean.shape[0]
+    columns = pooled + len(kept) * size
+    for gathered, blocks in ((buffers.kept_keys, buffers.keys), (buffers.kept_values, buffers.values)):
+        torch.index_select(blocks, 0, kept, out=gathered[pooled:columns].view(len(kept), size, dim))
+    scores = buffers.scores[: len(queries) * columns].view(len(queries), columns)
+    weights = buffers.weights[: len(queries) * columns].view(len(queries), columns)
+    torch.mm(queries, buffers.kept_keys[:columns].t(), out=scores)
+    slots, first_biased = bias
+    biased = kept[kept >= first_biased]
+    if len(biased):
+        scores[:, columns - len(biased) * size :] += slots[biased].view(-1)
+    if tail is not None:
+        scores[:, :pooled] += tail.log_count
+        scores[:, :pooled].index_fill_(1, kept[kept < pooled], -torch.inf)
+    torch.softmax(scores, 1, out=weights)
+    result = torch.mm(weights, buffers.kept_values[:columns])
+    if tail is not None and tail.cov is not None:
+        skipped = weights[:, :pooled]
+        result.addcmul_(skipped.sum(1, keepdim=True), torch.mm(queries, tail.cov))
+        if tail.u is not None and tail.w is not None:
+            for rank in range(tail.ranks):
+                along = torch.mm(queries, tail.u[:, rank].t())
+                result.addmm_(skipped * along, tail.w[:, rank])
+    return result
