@@ -49,7 +49,7 @@ class Policy:
 
     density: Density = 0.25
     method: Method = "head"
-    tail: TailName | tuple[TailName, ...] = "linear0"
+    tail: TailName | tuple[TailName, ...] = "linear1"
     floor: float = 0.5
     spread: bool = True
     keep_own: bool = True

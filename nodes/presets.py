@@ -75,7 +75,7 @@ class Choices:
         if self.preset == "paper":
             policy, blocks, tile, auto_tail = Policy.paper(), (128, 128), PAPER_TILE, False
         else:
-            tail: TailName = "linear0" if self.tail == "auto" else self.tail  # type: ignore[assignment]
+            tail: TailName = "linear1" if self.tail == "auto" else self.tail  # type: ignore[assignment]
             policy = Policy(tail=tail, keep_first_frame=self.anchor_first, keep_last_frame=self.anchor_last)
             blocks, tile, auto_tail = self.blocks, self.tile, self.tail == "auto"
         return Settings(
