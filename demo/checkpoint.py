@@ -145,4 +145,5 @@ def load(
     config["patch_size"] = tuple(config["patch_size"])
     model = WanTransformer3DModel(**config)
     model.load_state_dict({key: value.to(torch.float32) for key, value in state.items()})
-    return model.to(device=device, dtype=dtype).eval()
+    model = model.to(device)
+    return (model if dtype == torch.float32 else model.to(dtype)).eval()

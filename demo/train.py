@@ -200,7 +200,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--tflop", type=float, default=400.0, help="training work, in 1e12 operations (see step_flop)")
     parser.add_argument("--minutes", type=float, help="end early: the schedule is squeezed into this wall time")
-    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--save-every", type=float, default=5.0, metavar="MINUTES")
     parser.add_argument("--out", type=Path, default=checkpoint.CHECKPOINT)
