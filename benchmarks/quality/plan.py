@@ -166,9 +166,8 @@ def full(on_gpu: bool = False) -> Plan:
 
 def big() -> Plan:
     """One seed at the real size, dense beside the main rows: what the small grids of the quick run cannot tell."""
-    cells: list[Scenario] = [(row, 0.1, 20, 0.25) for row in MAIN]
-    cells += [("q128_k64_linear1", 0.1, 20, 0.25), ("ours", 0.1, 20, 0.0)]
+    cells: list[Scenario] = [(row, 0.1, 20, 0.25) for row in ("ours", "paper", "q128_k64_linear1", "sol")]
     cells += [(row, 0.2, 20, 0.25) for row in MAIN]
-    cells += [(DENSE_FEWER, 0.1, 20, 0.25), ("q128_k64_none", 0.1, 20, 0.25)]
+    cells += [("ours", 0.1, 20, 0.0), (DENSE_FEWER, 0.1, 20, 0.25), ("q128_k64_none", 0.1, 20, 0.25)]
     part = EndToEndPlan("big", BIG_GRIDS[:1], (0,), tuple(cells), cfg=1.0)
     return Plan("big", 7.5, None, (part,), ("everything but one seed on one grid: see the quick and the full run",))
