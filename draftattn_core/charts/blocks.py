@@ -51,7 +51,7 @@ def block_overlays(
     chosen[_outline(keep, scale)] = _KEPT
     for picture in (heat, chosen):
         picture[_outline(query, scale, thickness=2)] = ACCENT
-    return tuple(np.rint(picture).clip(0, 255).astype(np.uint8) for picture in (heat, chosen))  # type: ignore[return-value]
+    return np.rint(heat).clip(0, 255).astype(np.uint8), np.rint(chosen).clip(0, 255).astype(np.uint8)
 
 
 def _enlarged(volume: NDArray[np.generic], scale: int) -> NDArray[np.generic]:
