@@ -15,6 +15,8 @@ from safetensors.torch import load
 from tqdm import tqdm
 
 from draftattn_core import Policy
+from draftattn_core.charts import stack
+from draftattn_core.charts.canvas import blank, write
 
 from .checkpoint import CHECKPOINT
 from .comfyui_path import PACK_ROOT, find_comfyui
@@ -115,7 +117,9 @@ def _collect(server: ComfyUIServer, method: str, latents: dict[str, Any], shown:
     picture = Image.open(io.BytesIO(_file(server, shown["images"][0]))).convert("RGB")
     path = next((server.output / "draft_attention").glob(f"{method}_*.json"))
     report = json.loads(path.read_text(encoding="utf-8"))
-    return MethodRun(latent_to_rgb(x0)[0], report, picture, report["total_seconds"])
+    name, pen = blank(picture.width, 28)
+    write(pen, (12, 6), f"{method}:", size=16)
+    return MethodRun(latent_to_rgb(x0)[0], report, stack([name, picture], gap=0), report["total_seconds"])
 
 
 def _file(server: ComfyUIServer, entry: dict[str, str]) -> bytes:
