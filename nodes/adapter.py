@@ -48,8 +48,6 @@ class Adapter:
     tell_node: Callable[[str], None] | None = None
     run: Run | None = None
 
-    # Runs
-
     def outer_sample(
         self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
@@ -92,8 +90,6 @@ class Adapter:
         session.start_run()
         self.handle.session, self.handle.report = session, session.report
         return Run(session, trajectory, bypassed, self.tell_node)
-
-    # Model calls
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Any:
         """APPLY_MODEL wrapper: serves models that have no DIFFUSION_MODEL wrapper; others overrule it there."""
@@ -143,8 +139,6 @@ class Adapter:
         call = options[KEY] = run.model_call(network, tokens, arguments, options, options.get(KEY))
         if isinstance(tokens, NoLayout) and tokens.candidate is not None:
             options["patches"] = _with_listener(options.get("patches") or {}, call)
-
-    # Attention calls
 
     def serve(
         self, dense: Callable[[], Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
