@@ -1,110 +1,129 @@
 """``python run.py bench aot``: compile the kernels for GPUs that are not here and check what they would need there.
 
-Without --all a representative subset; with it every kernel in every shipped configuration for every target, and the
-table goes to docs/kernels-aot.md. Exit code 1 if something would spill, not fit, or lacks its matrix instructions.
+Without --all a representative subset; with it every kernel in every shipped configuration for every target. That
+takes the better part of an hour per version of Triton on one core; a run that was stopped goes on where it was. Its
+results go to benchmarks/results/aot, its tables to docs/kernels-aot*.md. Exit code 1 if something has stack that is
+not listed, does not fit, or lacks instructions it should have.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 import triton
+from tqdm import tqdm
 
-from .aot_cases import Planned, all_cases, representative_cases
-from .aot_compile import TARGETS, Compiled, compile_case
-
-TABLE = Path(__file__).resolve().parents[1] / "docs" / "kernels-aot.md"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A compiled case as the table shows it."""
-
-    target: str
-    name: str
-    registers: int
-    spilled: int
-    shared: int
-    warps: int
-    instructions: str
-    verdict: str
+from .aot_compile import TARGETS, Compiled, Planned
+from .aot_judge import judge, load_known, save_known
+from .aot_pages import write_pages
+from .aot_plan import all_cases, representative_cases
+from .aot_pool import compile_all
+from .aot_store import work_store, write_results
+from .aot_triton import InstallError, run_with
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py bench aot", description="Compile the GPU kernels without a GPU.")
-    parser.add_argument("--all", action="store_true", help="everything that is shipped; writes docs/kernels-aot.md")
-    parser.add_argument("--page", action="store_true", help="write docs/kernels-aot.md whatever was compiled")
+    parser.add_argument("--all", action="store_true", help="everything that is shipped; writes results and tables")
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this target (may be repeated)")
-    parser.add_argument("--kernel", help="only kernels whose name contains this")
+    parser.add_argument("--kernel", default="", help="only cases whose name contains this")
+    parser.add_argument(
+        "--triton",
+        action="append",
+        metavar="VERSION",
+        help="with this Triton, installed beside the one that is here (may be repeated; AMD on 3.3 needs ld.lld)",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--fresh", action="store_true", help="compile again what is known from earlier runs")
+    parser.add_argument("--accept", action="store_true", help="list the stack that was found as known")
+    parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    chosen = all_cases() if options.all else representative_cases()
+    if options.jobs < 1:
+        parser.error("--jobs needs at least 1")
+    whole = options.all and not options.target and not options.kernel
+    if options.accept and not whole:
+        parser.error("--accept goes with a whole run: --all without --target and --kernel")
+    if options.triton:
+        passed = _without(sys.argv[1:] if argv is None else argv, "--triton")
+        try:
+            code = max(run_with(version, [*passed, "--inner"]) for version in options.triton)
+        except InstallError as error:
+            parser.exit(2, f"{error}\n")
+    else:
+        code = run(options, whole)
+    if whole and not options.inner:
+        for path in write_pages():
+            print(f"wrote {path}")
+    return code
+
+
+def run(options: argparse.Namespace, whole: bool) -> int:
+    """Compile what was chosen with the Triton that is here, report, and return the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = [
         planned
-        for planned in chosen
-        if (not options.target or planned.target in options.target) and (options.kernel or "") in planned.case.name
+        for planned in (all_cases() if options.all else representative_cases())
+        if (not options.target or planned.target in options.target) and options.kernel in planned.case.name
     ]
     start = time.monotonic()
-    results = run(plan)
-    failed = [result for result in results if result.problems]
-    print(f"{len(results)} compiled in {time.monotonic() - start:.0f} s, {len(failed)} with problems")
-    whole = options.all and not options.target and not options.kernel
-    if whole or options.page:
-        TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text(table(results, "all" if whole else "the representative part"), encoding="utf-8")
-        print(f"wrote {TABLE.relative_to(TABLE.parents[1])}")
+    try:
+        results = compile_plan(plan, options.jobs, options.fresh)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    if options.accept:
+        save_known(triton.__version__, results)
+    failed = report(results)
+    print(
+        f"Triton {triton.__version__}: {len(results)} cases in {time.monotonic() - start:.0f} s, "
+        f"{failed} with problems, {sum(result.stack > 0 for result in results)} with stack"
+    )
+    if whole:
+        print(f"wrote {write_results(triton.__version__, list(zip(plan, results)))}")
     return 1 if failed else 0
 
 
-def run(plan: Iterable[Planned]) -> list[Compiled]:
-    """Compile everything planned, a line for each."""
-    results = []
-    for planned in plan:
-        result = compile_case(planned.case, planned.target)
-        results.append(result)
-        row = row_of(result)
-        print(f"{row.target:8} {row.name}: {row.registers} registers, {row.shared} B shared, {row.verdict}", flush=True)
-    return results
+def compile_plan(plan: list[Planned], jobs: int = 1, fresh: bool = False) -> list[Compiled]:
+    """Results in the order of the plan: those on disk, and the rest compiled now and added to them."""
+    store = work_store()
+    try:
+        todo = [planned for planned in plan if fresh or store.get(planned) is None]
+        with tqdm(
+            total=len(plan), initial=len(plan) - len(todo), unit="case", desc=f"Triton {triton.__version__}"
+        ) as bar:
+            for planned, result in compile_all(todo, jobs):
+                store.add(planned, result)
+                bar.update()
+    finally:
+        store.close()
+    found = [store.get(planned) for planned in plan]
+    return [result for result in found if result is not None]
 
 
-def row_of(result: Compiled) -> Row:
-    instructions = " ".join(f"{name}:{count}" for name, count in result.instructions.items() if count)
-    verdict = "; ".join(result.problems) or ("known: " + "; ".join(result.known) if result.known else "ok")
-    return Row(
-        result.target,
-        result.case.name,
-        result.registers,
-        result.spilled,
-        result.shared,
-        result.warps,
-        instructions,
-        verdict,
-    )
+def report(results: list[Compiled]) -> int:
+    """Print a line per case that is not plainly well, and return how many have problems."""
+    known = load_known().get(triton.__version__, {})
+    failed = 0
+    for result in results:
+        verdict = judge(result, known.get(result.target, {}).get(result.name, 0))
+        failed += bool(verdict.problems)
+        if verdict.problems or verdict.known:
+            print(f"{result.target:8} {result.name}: {result.registers} registers, {result.shared} B shared: {verdict}")
+    return failed
 
 
-def table(results: list[Compiled], scope: str) -> str:
-    """The Markdown page."""
-    rows = [row_of(result) for result in results]
-    lines = [
-        "# Kernels compiled ahead of time",
-        "",
-        f"Written by `python run.py bench aot` for {scope} of what `--all` compiles, with Triton {triton.__version__} "
-        f"and torch {torch.__version__.split('+')[0]}, on a machine without a GPU: the compiler's figures, not speeds. "
-        "Registers and stack are per thread (VGPRs on AMD), shared memory per program in bytes. `known` marks stack "
-        "use that is listed as unavoidable in `benchmarks/aot_cases.py`; `docs/kernels.md` says what the kernels do.",
-        "",
-        "| target | kernel | registers | stack B | shared B | warps | instructions | verdict |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        cells = (r.target, r.name, r.registers, r.spilled, r.shared, r.warps, r.instructions, r.verdict)
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+def _without(arguments: list[str], option: str) -> list[str]:
+    """A command line without an option and its values."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip or argument == option or argument.startswith(f"{option}="):
+            skip = argument == option
+            continue
+        kept.append(argument)
+    return kept
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Every kernel in every configuration that is shipped, described for the compiler."""
+"""The kernels in every configuration that is shipped, described for the compiler."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from kernels.attend_pointer import attend_kernel
 from kernels.configs import ATTEND, AttendConfig, PrepareConfig, attend_config
@@ -19,7 +18,10 @@ from kernels.select import (
     tie_kernel,
 )
 
-from .aot_compile import Case
+from .aot_compile import Case, Planned
+
+# What a head may do with skipped blocks, and how many singular pairs that takes.
+TAILS = {"none": 0, "mean": 0, "linear0": 0, "linear1": 1, "linear2": 2}
 
 
 def attend_case(
@@ -27,13 +29,12 @@ def attend_case(
     dim: int,
     *,
     dtype: str = "bf16",
-    ranks: int = 1,
-    tail: str = "linear",
+    tail: str = "linear1",
+    q_block: int = 128,
     k_block: int = 64,
     in_order: bool = True,
     bias: bool = True,
     lse: bool = False,
-    spills_known: frozenset[str] = frozenset(),
 ) -> Case:
     data = f"*{dtype}"
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr", "k_mean_ptr", "v_mean_ptr"), data)
@@ -44,35 +45,35 @@ def attend_case(
     types |= dict.fromkeys(strides, "i32")
     lengths = ("heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride")
     types |= dict.fromkeys(lengths, "i32")
+    block_m, block_n = min(config.block_m, q_block), min(config.block_n, k_block)
     constants = {f"{x}_d": 1 for x in "qkvo"} | {
         "DIM": dim,
-        "Q_BLOCK": 128,
+        "Q_BLOCK": q_block,
         "K_BLOCK": k_block,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": min(config.block_n, k_block),
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
         "BLOCK_G": config.block_g,
         "IN_ORDER": in_order,
         "TAIL": tail != "none",
-        "COV": tail == "linear",
-        "RANKS": ranks if tail == "linear" else 0,
+        "COV": tail.startswith("linear"),
+        "RANKS": TAILS[tail],
         "BIAS": bias,
         "LSE": lse,
         "STAGES": config.stages,
         "TAIL_STAGES": config.tail_stages,
     }
-    words = [f"d{dim}", dtype, f"{config.block_m}x{min(config.block_n, k_block)} of {k_block}", f"w{config.warps}"]
-    words += [f"s{config.stages}", "in order" if in_order else "gathered"]
-    words += [f"tail {tail}{ranks}" if tail == "linear" else f"tail {tail}", *(["lse"] if lse else [])]
+    words = [f"attend d{dim}", dtype, f"blocks {q_block}/{k_block}", f"tail {tail}"]
+    words += [*([] if in_order else ["gathered"]), *([] if bias else ["no bias"]), *(["lse"] if lse else [])]
+    words += [f"{block_m}x{block_n} g{config.block_g} w{config.warps} s{config.stages}"]
     return Case(
-        "attend " + ", ".join(words),
+        ", ".join(words),
         attend_kernel,
         types,
         constants,
         config.warps,
         config.stages,
         frozenset(strides),
-        spills_known,
-        expects=True,
+        matrix=True,
     )
 
 
@@ -81,10 +82,9 @@ def prepare_case(
     k_block: int,
     *,
     dtype: str = "bf16",
-    ranks: int = 1,
+    tail: str = "linear1",
     copy: bool = True,
     config: PrepareConfig | None = None,
-    spills_known: frozenset[str] = frozenset(),
 ) -> Case:
     config = PrepareConfig() if config is None else config
     strides = [f"{x}_{axis}" for x in "kv" for axis in "bhn"]
@@ -92,20 +92,21 @@ def prepare_case(
     types |= {f"{x}_ptr": f"*{dtype}" for x in ("k", "v", "k_pooled", "v_pooled", "u", "w", "k_copy", "v_copy")}
     types |= {"perm_ptr": "*i64", "ranks_ptr": "*i32", "k_mean_ptr": "*fp32", "spread_ptr": "*fp32", "cov_ptr": "*fp32"}
     types |= dict.fromkeys(("heads", "tokens", "video_tokens", "k_video", "k_total", "per_program"), "i32")
+    linear = tail.startswith("linear")
     constants = {
         "k_d": 1,
         "v_d": 1,
         "DIM": dim,
         "K_BLOCK": k_block,
-        "TAIL": True,
-        "COV": True,
-        "RANKS": ranks,
+        "TAIL": tail != "none",
+        "COV": linear,
+        "RANKS": TAILS[tail],
         "COPY": copy,
         "ITERATIONS": 6,
     }
-    name = f"prepare keys d{dim}, {dtype}, blocks {k_block}, w{config.warps}, rank {ranks}"
-    warps = config.warps
-    return Case(name, prepare_keys_kernel, types, constants, warps, 3, frozenset(strides), spills_known, True)
+    words = [f"prepare keys d{dim}", dtype, f"blocks {k_block}", f"tail {tail}", *([] if copy else ["no copies"])]
+    name = ", ".join([*words, f"w{config.warps}"])
+    return Case(name, prepare_keys_kernel, types, constants, config.warps, 3, frozenset(strides), matrix=linear)
 
 
 def means_case(dim: int, q_block: int, *, dtype: str = "bf16") -> Case:
@@ -133,49 +134,36 @@ def select_cases() -> Iterator[Case]:
         yield Case(f"select rows, {name}", row_kernel, types, {"METHOD": method, "BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
     yield Case("select head threshold", head_threshold_kernel, types, {"BLOCK": 4 * ROW_BLOCK}, 2 * ROW_WARPS, 3)
     yield Case("select ties", tie_kernel, types, {"BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
-    for name, flags in (("row", (True, False, False)), ("head", (False, False, False)), ("draft", (False, True, True))):
+    emits = {"row": (True, False, False), "head, top_p": (False, False, False)}
+    emits |= {"draft": (False, True, False), "draft without a tail": (False, True, True)}
+    for name, flags in emits.items():
         constants = {**dict(zip(("FORCE", "ALL_TIES", "RESCUE"), flags)), "BLOCK": ROW_BLOCK}
         yield Case(f"select emit, {name}", emit_kernel, types, constants, ROW_WARPS, 3)
     yield Case("lists of a map", list_kernel, types, {"BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
 
 
-class Planned(NamedTuple):
-    """A case and the target it is compiled for."""
-
-    target: str
-    case: Case
-
-
-# Stack that no tile size tried avoids. RDNA has no room for an accumulator of 128 columns beside the tail's products;
-# on sm_120 (ptxas-blackwell) and with two ranks on sm_89 it is scratch outside the loop over listed blocks.
-_TAIL_SPILLS = {
-    128: frozenset({"gfx1100", "gfx1201", "sm_120"}),
-    64: frozenset({"gfx1100"}),
-}
-
-
-# A whole 128 x 128 tile of K, one of V and the sum of their products are a few registers too many.
-_WIDE_SPILLS = frozenset({"sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx1100", "gfx1201"})
-
-
 def shipped_attend(target: str) -> Iterator[Case]:
-    """What a model's run compiles: each head size and type, the tails a policy may ask for, both key blocks."""
+    """What models' runs compile: each head size, type, block size and tail, and what some calls add or leave out."""
+    default: dict[str, object] = {}
+    variants = [default, {"dtype": "fp16"}, {"k_block": 128}, {"q_block": 64}, {"q_block": 64, "k_block": 128}]
+    variants += [{"in_order": False}, {"in_order": False, "k_block": 128}, {"bias": False}, {"lse": True}]
+    variants += [{"tail": tail} for tail in TAILS if tail != "linear1"]
+    variants += [{"tail": tail, "k_block": 128} for tail in ("none", "linear2")]
+    variants += [{"tail": "linear2", "q_block": 64}]
     for dim in (64, 128):
-        variants: list[dict[str, object]] = [{}, {"dtype": "fp16"}, {"k_block": 128}, {"in_order": False}]
-        variants += [{"tail": "none"}, {"ranks": 0}, {"ranks": 2}]
         for options in variants:
-            ranks = int(options.get("ranks", 1)) if options.get("tail", "linear") == "linear" else 0  # type: ignore[call-overload]
-            config = attend_config(target, dim, ranks)
-            yield attend_case(config, dim, spills_known=_TAIL_SPILLS[dim], **options)  # type: ignore[arg-type]
+            config = attend_config(target, dim, TAILS[str(options.get("tail", "linear1"))])
+            yield attend_case(config, dim, **options)  # type: ignore[arg-type]
 
 
 def shipped_prepare() -> Iterator[Case]:
     for dim in (64, 128):
         for block in (64, 128):
-            for ranks in (1, 2):
-                known = _WIDE_SPILLS if dim == block == 128 else frozenset()
-                yield prepare_case(dim, block, ranks=ranks, spills_known=known)
+            yield from (prepare_case(dim, block, tail=tail) for tail in TAILS)
             yield means_case(dim, block)
+        yield prepare_case(dim, 128, dtype="fp16")
+        yield prepare_case(dim, 64, copy=False)
+        yield means_case(dim, 128, dtype="fp16")
 
 
 def all_cases() -> list[Planned]:
@@ -188,10 +176,9 @@ def all_cases() -> list[Planned]:
 
 def representative_cases() -> list[Planned]:
     """The default call (bfloat16, rank 1, keys in blocks of 64) for every target, and each other kernel once."""
-    plan = []
-    for target in dict.fromkeys(name for name, _ in ATTEND):
-        config = attend_config(target, 128, 1)
-        plan.append(Planned(target, attend_case(config, 128, spills_known=_TAIL_SPILLS[128])))
+    targets = dict.fromkeys(name for name, _ in ATTEND)
+    plan = [Planned(target, attend_case(attend_config(target, 128, 1), 128)) for target in targets]
     plan += [Planned("sm_90", prepare_case(128, 64)), Planned("gfx942", prepare_case(128, 64))]
+    plan += [Planned("sm_86", means_case(128, 128))]
     plan += [Planned("sm_86", case) for case in select_cases()]
     return plan

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import hashlib
+import inspect
 import re
 import subprocess
 import tempfile
-import time
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from kernels.configs import SHARED_LIMIT
+from triton.runtime.jit import JITFunction
 
 TARGETS = {
     **{f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 86, 89, 90, 100, 120)},
@@ -23,87 +28,117 @@ TARGETS = {
     "gfx1201": GPUTarget("hip", "gfx1201", 32),
 }
 
+# Classes that are counted, and the matrix instructions each target has to use.
 INSTRUCTIONS = {
-    "cuda": ("HMMA", "HGMMA", "UTCHMMA", "UTMALDG", "LDGSTS", "USETMAXREG"),
+    "cuda": ("HMMA", "HGMMA", "UTCHMMA", "LDGSTS", "UTMALDG", "USETMAXREG"),
     "hip": ("v_mfma", "v_wmma"),
+}
+MATRIX = {
+    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), "HMMA"),
+    "sm_90": "HGMMA",
+    "sm_100": "UTCHMMA",
+    "gfx942": "v_mfma",
+    "gfx1100": "v_wmma",
+    "gfx1201": "v_wmma",
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel in one configuration.
+    """One kernel in one configuration. A kernel in another language than `triton.jit` overrides `source`.
 
     Attributes:
-        name: kernel and configuration in words.
+        name: kernel and configuration in words; with the target it is what results and known stack go by.
         kernel: a `triton.jit` function.
         types: argument name -> Triton type, for all that are not constants.
         constants: argument name -> value.
         warps, stages: launch options.
         aligned: arguments that are multiples of 16 (pointers always are).
-        spills_known: targets where spills are known and cannot be avoided.
-        expects: instruction classes one of which must be there, per kind of target; empty to expect nothing.
+        matrix: whether the target's matrix instruction has to be in the binary.
+        claims: further instruction classes that have to be there (UTMALDG, USETMAXREG for warp specialisation).
+        options: further launch options.
     """
 
     name: str
-    kernel: object
+    kernel: JITFunction
     types: Mapping[str, str]
     constants: Mapping[str, object]
     warps: int
     stages: int
     aligned: frozenset[str] = frozenset()
-    spills_known: frozenset[str] = frozenset()
-    expects: bool = False
+    matrix: bool = False
+    claims: frozenset[str] = frozenset()
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def signature(self) -> dict[str, str]:
+        """Argument name -> Triton type, in the kernel's order."""
+        return {n: "constexpr" if n in self.constants else self.types[n] for n in self.kernel.arg_names}
+
+    @property
+    def attributes(self) -> dict[tuple[int, ...], list[list[object]]]:
+        """What the compiler may assume of arguments, as a launch with such tensors would find out."""
+        return {
+            (i,): [["tt.divisibility", 16]]
+            for i, (name, kind) in enumerate(self.signature.items())
+            if kind.startswith("*") or name in self.aligned
+        }
+
+    def source(self) -> ASTSource:
+        """What Triton compiles."""
+        return ASTSource(self.kernel, self.signature, dict(self.constants), self.attributes)
 
 
-@dataclass
-class Compiled:
-    """What a binary says about itself. `problems` is empty if it can be shipped."""
+class Planned(NamedTuple):
+    """A case and the target it is compiled for."""
 
-    case: Case
     target: str
+    case: Case
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a binary says about itself.
+
+    Attributes:
+        target, name: the target and the case's name.
+        registers: per thread (VGPRs on AMD).
+        stack: bytes per thread in local memory: spilled registers and arrays that found no place in them.
+        shared: bytes per program.
+        warps: per program, those of a specialised kernel's producers included.
+        instructions: how often each class of INSTRUCTIONS occurs.
+        wants: classes that have to occur.
+        error: why there is no binary, or None.
+    """
+
+    target: str
+    name: str
     registers: int = 0
-    spilled: int = 0
+    stack: int = 0
     shared: int = 0
     warps: int = 0
-    instructions: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
-    known: list[str] = field(default_factory=list)
+    instructions: Mapping[str, int] = field(default_factory=dict)
+    wants: tuple[str, ...] = ()
+    error: str | None = None
 
 
-def compile_case(case: Case, target: str) -> Compiled:
-    """Compile for `target`; a compiler error is one of the result's problems."""
-    result = Compiled(case, target)
-    start = time.monotonic()
+def compile_case(planned: Planned) -> Compiled:
+    """Compile; an error of the compiler is a result."""
+    target, case = planned
+    wants = tuple(sorted(case.claims | ({MATRIX[target]} if case.matrix else set())))
     try:
-        binary = _compile(case, TARGETS[target])
+        options = {"num_warps": case.warps, "num_stages": case.stages, **case.options}
+        binary = triton.compile(case.source(), target=TARGETS[target], options=options)
     except Exception as error:
-        result.problems.append(f"does not compile: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
-        return result
-    result.seconds = time.monotonic() - start
-    result.shared = binary.metadata.shared
-    result.warps = binary.metadata.num_warps
-    if target.startswith("sm_"):
-        _read_cuda(result, binary.asm["cubin"])
-    else:
-        _read_hip(result, binary.asm["amdgcn"])
-    _judge(result)
-    return result
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        return Compiled(target, case.name, wants=wants, error=f"{type(error).__name__}: {lines[-1]}")
+    nvidia = TARGETS[target].backend == "cuda"
+    registers, stack, counts = _read_cuda(binary.asm["cubin"]) if nvidia else _read_hip(binary.asm["amdgcn"])
+    shared, warps = binary.metadata.shared, binary.metadata.num_warps
+    return Compiled(target, case.name, registers, stack, shared, warps, counts, wants)
 
 
-def _compile(case: Case, target: GPUTarget):
-    names = case.kernel.arg_names
-    signature = {name: "constexpr" if name in case.constants else case.types[name] for name in names}
-    attributes = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(names)
-        if signature[name].startswith("*") or name in case.aligned
-    }
-    source = ASTSource(case.kernel, signature, dict(case.constants), attributes)
-    return triton.compile(source, target=target, options={"num_warps": case.warps, "num_stages": case.stages})
-
-
-def _read_cuda(result: Compiled, cubin: bytes) -> None:
+def _read_cuda(cubin: bytes) -> tuple[int, int, dict[str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -112,18 +147,18 @@ def _read_cuda(result: Compiled, cubin: bytes) -> None:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing of registers: {usage}")
-    result.registers, result.spilled = int(found[1]), int(found[2])
-    result.instructions = {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS["cuda"]}
+    return int(found[1]), int(found[2]), {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS["cuda"]}
 
 
-def _read_hip(result: Compiled, assembly: str) -> None:
-    def number(pattern: str) -> int:
-        found = re.search(pattern, assembly)
-        return int(found[1]) if found else 0
+def _read_hip(assembly: str) -> tuple[int, int, dict[str, int]]:
+    def number(name: str) -> int:
+        found = re.search(rf"\.{name}:\s*(\d+)", assembly)
+        if found is None:
+            raise RuntimeError(f"the assembly does not tell its {name}")
+        return int(found[1])
 
-    result.registers = number(r"\.vgpr_count:\s*(\d+)")
-    result.spilled = number(r"\.private_segment_fixed_size:\s*(\d+)")
-    result.instructions = {name: len(re.findall(rf"\b{name}", assembly)) for name in INSTRUCTIONS["hip"]}
+    counts = {name: len(re.findall(rf"\b{name}", assembly)) for name in INSTRUCTIONS["hip"]}
+    return number("vgpr_count"), number("private_segment_fixed_size"), counts
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -132,14 +167,43 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _judge(result: Compiled) -> None:
-    limit = SHARED_LIMIT[result.target]
-    if result.shared > limit:
-        result.problems.append(f"{result.shared} B of shared memory, the limit is {limit}")
-    if result.spilled:
-        where = result.known if result.target in result.case.spills_known else result.problems
-        where.append(f"{result.spilled} B of stack per thread")
-    if result.case.expects and not any(
-        count for name, count in result.instructions.items() if name not in ("LDGSTS", "UTMALDG", "USETMAXREG")
-    ):
-        result.problems.append("no matrix instruction")
+def fingerprint(planned: Planned) -> str:
+    """Changes when the kernel's code or the case does. Not with comments, docstrings, or where the code stands."""
+    target, case = planned
+    words = [target, code_of(case.kernel), case.signature, sorted(case.constants.items()), case.attributes]
+    words += [case.warps, case.stages, sorted(case.options.items())]
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def code_of(kernel: JITFunction) -> str:
+    """The source of a kernel and of all of the pack that it calls, and the constants it reads, without comments."""
+    found: dict[str, str] = {}
+    _gather(kernel, found)
+    return "\n".join(found.values())
+
+
+def _gather(kernel: JITFunction, found: dict[str, str]) -> None:
+    function = kernel.fn
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+    if name in found:
+        return
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    found[name] = _outline(tree)
+    for used in sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}):
+        value = function.__globals__.get(used)
+        if isinstance(value, JITFunction):
+            _gather(value, found)
+        elif isinstance(value, (int, float, tl.constexpr)):
+            found[used] = f"{used} = {value!r}"
+
+
+def _outline(node: object) -> str:
+    # Not ast.dump or ast.unparse: what they write differs between versions of Python.
+    if isinstance(node, ast.AST):
+        fields = [f"{name}={_outline(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return f"{type(node).__name__}({', '.join(fields)})"
+    return f"[{', '.join(map(_outline, node))}]" if isinstance(node, list) else repr(node)
