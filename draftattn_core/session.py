@@ -106,7 +106,12 @@ class Session:
             return self._levels.setdefault(level, len(self._levels))
 
     def dense(
-        self, run: Callable[[], Tensor], reason: DenseReason, position: Position | None = None, q: Tensor | None = None
+        self,
+        run: Callable[[], Tensor],
+        reason: DenseReason,
+        position: Position | None = None,
+        q: Tensor | None = None,
+        keys: int | None = None,
     ) -> Tensor:
         """Run the host's own attention and count it under `reason`.
 
@@ -115,8 +120,11 @@ class Session:
             reason: why.
             position: where in the run; None for calls that are not video self-attention.
             q: (B, H, L, D) of a video self-attention call, for the executed density.
+            keys: how many keys the queries meet, None for as many as queries.
         """
-        pairs = 0.0 if q is None or position is None else float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
+        pairs = 0.0
+        if q is not None and position is not None:
+            pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) * float(q.shape[2] if keys is None else keys)
         if q is None:
             out = run()
             self.report.add(Call(position, None, reason, pairs, lambda: 0.0))

@@ -99,6 +99,7 @@ class Adapter:
         network = executor.class_obj.diffusion_model
         network = getattr(network, "_orig_mod", network)  # a compiled module around it
         arguments = {**kwargs, "x": x, "context": args[1] if len(args) > 1 else kwargs.get("c_crossattn")}
+        arguments["transformer_options"] = options
         with self._model_call(network, lambda: arguments, options):
             return executor(x, t, *args, **kwargs)
 
@@ -124,11 +125,19 @@ class Adapter:
         try:
             yield
         finally:
+            self._say_why_not(options.get(KEY))
             for key, value in found.items():
                 if value is None:
                     options.pop(key, None)
                 else:
                     options[key] = value
+
+    def _say_why_not(self, call: ModelCall | None) -> None:
+        """Keep the reason of a model call that has no layout, also where none of its attention reached us."""
+        if call is None or call.overruled or not isinstance(call.tokens, NoLayout):
+            return
+        if call.tokens.candidate is None:
+            self.handle.warn(call.tokens.message)
 
     @staticmethod
     def _prepare(run: Run, network: Any, arguments: Mapping[str, Any], options: dict[str, Any]) -> None:
@@ -180,7 +189,7 @@ class Adapter:
         if place.reason is not None or place.tokens is None or place.position is None:
             if place.explanation:
                 self.handle.warn(place.explanation)
-            return session.dense(dense, place.reason or DenseReason.ERROR, place.position, q)
+            return session.dense(dense, place.reason or DenseReason.ERROR, place.position, q, k.shape[2])
         self.handle.grid = place.tokens.grid.as_tuple()
         return session.attention(
             q,

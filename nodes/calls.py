@@ -75,15 +75,18 @@ def classify(model: ModelCall, call: HostCall, options: Mapping[str, Any]) -> Pl
         options: the call's own transformer_options.
     """
     queries, keys = call.lengths
-    if queries != keys:
-        return Place(DenseReason.CROSS_ATTENTION)
     tokens = with_published(model.tokens, options, model.image)
+    if queries != keys:
+        return _uneven(model, call, tokens, options)
     if isinstance(tokens, NoLayout):
         if queries in model.lengths:
             return Place(DenseReason.CROSS_ATTENTION)
         return Place(tokens.reason, explanation=tokens.message)
     if queries != tokens.total:
-        return Place(DenseReason.CROSS_ATTENTION if queries in model.lengths else DenseReason.TOKENS)
+        if queries in model.lengths:
+            return Place(DenseReason.CROSS_ATTENTION)
+        expected = f"{tokens.total} were expected: the model adds or drops tokens"
+        return Place(DenseReason.TOKENS, explanation=f"a self-attention of {queries} tokens where {expected}")
     if queries in model.lengths:
         # Text as long as the video: only the first call of a block is surely the self-attention.
         index = options.get("block_index")
@@ -98,6 +101,26 @@ def classify(model: ModelCall, call: HostCall, options: Mapping[str, Any]) -> Pl
         return Place(None, tokens, position)
     bias = _known_bias(model, call, tokens)
     return Place(DenseReason.MASK if bias is None else None, tokens, position, bias)
+
+
+def _uneven(model: ModelCall, call: HostCall, tokens: Tokens | NoLayout, options: Mapping[str, Any]) -> Place:
+    """More keys than queries: cross-attention, or a model that attends to its video in parts."""
+    queries, keys = call.lengths
+    known = queries in model.lengths or keys in model.lengths
+    if isinstance(tokens, NoLayout) or known or not queries < tokens.total <= keys:
+        return Place(DenseReason.CROSS_ATTENTION)
+    if model.part == 0:
+        model.part_layer = layer_of(model.network, options, model.seen, model.counted)
+    model.part += queries
+    position = model.position(model.part_layer)
+    if model.part >= tokens.total:
+        model.part = 0
+        model.counted += 1
+    if call.mask is not None:
+        explanation = "the model masks a part of its video self-attention, as guides of a strength below 1 ask for"
+        return Place(DenseReason.MASK, tokens, position, explanation=explanation)
+    explanation = f"the model attends to its video in parts, here {queries} queries to {keys} keys"
+    return Place(DenseReason.TOKENS, tokens, position, explanation=explanation)
 
 
 def with_published(

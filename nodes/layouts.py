@@ -110,6 +110,16 @@ def _padded(size: int, patch: int) -> int:
     return _ceil(size, patch) * patch
 
 
+def _wan_causal(network: Any, arguments: Arguments) -> Tokens | NoLayout:
+    """As Wan, except where frames are made one after another on cached keys."""
+    if (arguments.get("transformer_options") or {}).get("ar_state") is not None:
+        return NoLayout(
+            DenseReason.UNKNOWN_GRID,
+            "this model makes its frames one after another on cached keys and shows nodes no attention: it runs dense",
+        )
+    return _wan(network, arguments)
+
+
 def _wan_s2v(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     """[video][reference][FramePack motion]"""
     patch = tuple(network.patch_size)
@@ -194,7 +204,8 @@ def _cogvideox(network: Any, arguments: Arguments) -> Tokens | NoLayout:
 def _minimax(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     return NoLayout(
         DenseReason.UNKNOWN_GRID,
-        "MiniMax-H3 runs dense here: ComfyUI's own node Model Sparse Attention (BlockSparseAttention) serves it",
+        "MiniMax-H3 runs dense here: ComfyUI's own node Model Sparse Attention (BlockSparseAttention, in versions of "
+        "September 2026 and newer) serves it",
     )
 
 
@@ -211,6 +222,7 @@ FAMILIES: Mapping[str, Family] = {
     "WanModel_S2V": _wan_s2v,
     "HumoWanModel": _wan_humo,
     "SCAILWanModel": _wan_scail,
+    "CausalWanModel": _wan_causal,
     "WanModel": _wan,
     "HunyuanVideo": _hunyuan,
     "Kandinsky5": _video_only(_triple),
@@ -232,12 +244,23 @@ BLOCK_LISTS = (
 )
 
 
+# Arguments of a model call of which some models get one entry per video token.
+NO_SEQUENCES = frozenset({"x", "t", "timestep", "timesteps", "a_timestep"})
+
+
 def other_lengths(arguments: Arguments) -> frozenset[int]:
     """Lengths of the token sequences a model call brings along besides the video (text, image embeddings, audio)."""
-    sequences = (value for name, value in arguments.items() if name != "x" and len(getattr(value, "shape", ())) == 3)
+    sequences = (
+        value for name, value in arguments.items() if name not in NO_SEQUENCES and len(getattr(value, "shape", ())) == 3
+    )
     lengths = {int(sequence.shape[1]) for sequence in sequences}
     if isinstance(arguments["x"], (list, tuple)):  # video and audio in one model: (B, C, tokens, bands)
-        lengths |= {int(stream.shape[2]) for stream in arguments["x"][1:] if len(stream.shape) == 4}
+        reference = arguments.get("ref_audio")
+        for stream in arguments["x"][1:]:
+            if len(stream.shape) == 4:
+                lengths.add(int(stream.shape[2]))
+                if reference is not None:  # put before the audio that is made
+                    lengths.add(int(stream.shape[2]) + int(reference["tokens"].shape[1]))
     return frozenset(lengths)
 
 

@@ -22,8 +22,8 @@ REMEDIES: Mapping[str, str] = {
     DenseReason.FEW_TOKENS.value: "the video is too small to gain anything: raise size or length, or lower min_tokens",
     DenseReason.CROSS_ATTENTION.value: "no video self-attention was seen: another node may replace the attention",
     DenseReason.UNKNOWN_GRID.value: "this model is not supported: remove the node",
-    DenseReason.TOKENS.value: "the model carries tokens DraftAttention does not know of: please report the model",
-    DenseReason.MASK.value: "the model masks video tokens: remove the node or the guide that asks for the mask",
+    DenseReason.TOKENS.value: "the places of the model's tokens are not known: sample without guides, or remove the node",
+    DenseReason.MASK.value: "the model masks video tokens: give its guides strength 1, or remove the node",
     DenseReason.BACKEND.value: "no backend can serve this call: set backend to auto",
     DenseReason.NON_FINITE.value: "the output was not finite: load the model in bfloat16",
     DenseReason.OUT_OF_MEMORY.value: "memory ran out: lower the resolution or the length",
@@ -106,7 +106,9 @@ class ModelCall:
         step, progress, branch: see `Position`.
         seen: visits per block, see `layer_of`.
         counted: video self-attention calls so far.
+        part, part_layer: queries seen so far of a self-attention that comes in parts, and its layer.
         served: whether our override is answering a call just now.
+        overruled: whether a wrapper further in describes the same evaluation better.
         bias: key bias per mask object already checked.
         image: [start, end] of everything but the text, where the host told it just before an attention call.
     """
@@ -119,7 +121,10 @@ class ModelCall:
     branch: str
     seen: dict[tuple[str, int], int] = field(default_factory=dict)
     counted: int = 0
+    part: int = 0
+    part_layer: int = 0
     served: bool = False
+    overruled: bool = False
     bias: dict[int, Any] = field(default_factory=dict)
     image: tuple[int, int] | None = None
 
@@ -152,6 +157,7 @@ class Run:
         """
         lengths = other_lengths(arguments)
         if outer is not None:
+            outer.overruled = True
             return ModelCall(network, tokens, lengths, outer.step, outer.progress, outer.branch)
         sigmas = options.get("sigmas")
         sigma = float(sigmas[0]) if sigmas is not None else self.trajectory.schedule[0]

@@ -41,6 +41,7 @@ def token_map(case: Case, model: Any) -> tuple[list[int], list[dict[str, Any]]]:
     patched, _ = host.apply(model)
     latent = torch.zeros(1, *case.latent)
     noise = host.noise_like(latent)
+    started = streams(case, latent)
     (_, t, h, w), (p_t, p_h, p_w) = case.latent, case.patch
     grid = (t // p_t, -(-h // p_h), -(-w // p_w))
 
@@ -53,7 +54,8 @@ def token_map(case: Case, model: Any) -> tuple[list[int], list[dict[str, Any]]]:
                 row, column = min(h - 1, i_h * p_h + p_h - 1), min(w - 1, i_w * p_w + p_w - 1)
                 marked[:, :, i_t * p_t, row, column] += 1.0
         with Spy() as spy:
-            host.sample(patched, latent, case.conditioning(), steps=1, noise=marked)
+            noised = streams(case, marked)
+            host.sample(patched, started, case.conditioning(), steps=1, noise=noised, noise_mask=noise_mask(case))
         return spy.calls[0]["q"], spy.calls
 
     base, calls = first_queries(None)
@@ -69,14 +71,44 @@ def token_map(case: Case, model: Any) -> tuple[list[int], list[dict[str, Any]]]:
     return tokens, calls
 
 
+def streams(case: Case, video: torch.Tensor) -> Any:
+    """The latent of a case: its video, with the audio of models that have one."""
+    if case.audio is None:
+        return video
+    from comfy.nested_tensor import NestedTensor
+
+    return NestedTensor([video, 0.5 * host.noise_like(torch.zeros(1, *case.audio), seed=11)])
+
+
+def noise_mask(case: Case) -> torch.Tensor | None:
+    """Of the host's image to video: the first frame is kept."""
+    if not case.kept:
+        return None
+    mask = torch.ones(1, 1, *case.latent[1:])
+    mask[:, :, 0] = 0.0
+    return mask
+
+
+def sampled(case: Case, model: Any) -> torch.Tensor:
+    """Video of a run of 2 steps."""
+    latent = torch.zeros(1, *case.latent)
+    noise = streams(case, host.noise_like(latent))
+    more = {"noise": noise, "sampler": case.sampler, "noise_mask": noise_mask(case)}
+    out = host.sample(model, streams(case, latent), case.conditioning(), **more)
+    return out if case.audio is None else out.unbind()[0]
+
+
 def check_case(case: Case) -> None:
     model = host.build(case.config, case.unet)
     if "context_latents" in case.cond and not hasattr(model.model, "resize_cond_for_context_window"):
         raise host.Absent("this ComfyUI has no context latents")
+    if case.dense:
+        check_dense(case, model)
+        return
     tokens, calls = token_map(case, model)
 
     grid = case.grid[0] * case.grid[1] * case.grid[2]
-    from_latent = list(range(grid - case.given_first - case.given))
+    from_latent = [-1] * case.kept + list(range(case.kept, grid - case.given_first - case.given))
     expected = [-1] * (case.before + case.given_first) + from_latent + [-1] * (case.given + case.after)
     assert tokens == expected, f"tokens {tokens}, expected {expected}"
 
@@ -87,22 +119,40 @@ def check_case(case: Case) -> None:
     assert {call["position"].layers for call in calls} == {case.layers}
     assert all((call["key_bias"] is not None) == case.key_bias for call in calls)
 
-    latent = torch.zeros(1, *case.latent)
-    plain = host.sample(model, latent, case.conditioning())
+    plain = sampled(case, model)
     assert plain.isfinite().all() and plain.std() > 0
     everything, handle = host.apply(model, schedule=almost_dense())
-    out = host.sample(everything, latent, case.conditioning())
+    out = sampled(case, everything)
     assert handle.report.calls_sparse == 2 * case.layers, handle.report.summary()
     error = float((out - plain).norm() / plain.norm())
     assert error < 1e-4, f"density 1 differs from the unpatched model by {error:.1e}"
 
     sparse, handle = host.apply(model, sparsity=0.5, blocks=(8, 8), tile=(2, 2, 2))
-    out = host.sample(sparse, latent, case.conditioning())
+    out = sampled(case, sparse)
     assert handle.report.calls_sparse == 2 * case.layers, handle.report.summary()
     unexpected = set(handle.report.calls_dense()) - {"not self-attention"}
     assert not unexpected, handle.report.calls_dense()
     assert out.isfinite().all() and not torch.equal(out, plain)
-    assert torch.equal(host.sample(model, latent, case.conditioning()), plain), "the unpatched model changed"
+    assert torch.equal(sampled(case, model), plain), "the unpatched model changed"
+
+
+def check_dense(case: Case, model: Any) -> None:
+    """A model that cannot run sparse: unchanged to the bit, its calls under one reason, and a note that says why."""
+    if "guide_attention_entries" in case.cond and case.dense_reason == "mask":
+        import comfy.ldm.lightricks.model
+
+        if not hasattr(comfy.ldm.lightricks.model, "GuideAttentionMask"):
+            raise host.Absent("this ComfyUI does not mask LTX guides")
+    plain = sampled(case, model)
+    assert plain.isfinite().all() and plain.std() > 0
+    patched, handle = host.apply(model, sparsity=0.5)
+    assert torch.equal(sampled(case, patched), plain)
+    report = handle.report
+    assert report.calls_sparse == 0
+    reasons = {case.dense_reason} - {""}
+    assert set(report.calls_dense()) - {"not self-attention"} == reasons, report.calls_dense()
+    assert any(case.dense in note for note in report.notes), report.notes
+    assert any("nothing was sparse" in note for note in report.notes), report.notes
 
 
 def almost_dense() -> Any:

@@ -77,6 +77,9 @@ def build(config: str, unet: dict[str, Any], seed: int = 0) -> Any:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.15)
             else:
                 value.fill_(0.0 if name.endswith("bias") else 1.0)
+        for name, value in model.diffusion_model.named_buffers():
+            if name.endswith("rope.inv_freq"):  # part of MiniMax-H3's checkpoint
+                value.copy_(10000.0 ** -torch.linspace(0.0, 1.0, len(value)))
     model.eval()
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
@@ -97,14 +100,21 @@ def sample(
     noise: torch.Tensor | None = None,
     **more: Any,
 ) -> torch.Tensor:
-    """ComfyUI's own sampling."""
+    """ComfyUI's own sampling; a sampler that KSampler does not offer goes through the custom sampling."""
     import comfy.sample
+    import comfy.samplers
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
     noise = noise_like(latent) if noise is None else noise
     negative = positive if negative is None else negative
     with torch.inference_mode():  # as the host's own execution
+        if sampler not in comfy.samplers.KSampler.SAMPLERS:
+            sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+            chosen = comfy.samplers.ksampler(sampler)
+            return comfy.sample.sample_custom(
+                model, noise, cfg, chosen, sigmas, positive, negative, latent, seed=7, disable_pbar=True, **more
+            )
         return comfy.sample.sample(
             model, noise, steps, cfg, sampler, "simple", positive, negative, latent, seed=7, disable_pbar=True, **more
         )

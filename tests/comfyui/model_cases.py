@@ -55,9 +55,49 @@ HUNYUAN15 = {
     "meanflow_sum": True,
 }
 
+LTXV = {
+    "image_model": "ltxv",
+    "in_channels": 128,
+    "cross_attention_dim": 128,
+    "attention_head_dim": 64,
+    "num_attention_heads": 2,
+    "caption_channels": 64,
+    "num_layers": 2,
+}
+LTXAV = {
+    **LTXV,
+    "image_model": "ltxav",
+    "audio_in_channels": 128,
+    "audio_cross_attention_dim": 64,
+    "audio_attention_head_dim": 32,
+    "audio_num_attention_heads": 2,
+    "connector_attention_head_dim": 32,
+    "connector_num_attention_heads": 2,
+    "connector_num_layers": 1,
+}
+
 
 def _rand(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(3))
+
+
+def _guide(strength: float, dropped: int = 0) -> dict[str, Any]:
+    """One LTX guide frame of 5x7 tokens behind 3 frames of video.
+
+    Args:
+        strength: of its attention.
+        dropped: how many of its tokens the host leaves out.
+    """
+    mask = torch.ones(1, 1, 4, 5, 7)
+    mask[:, :, 3] = 0.0
+    mask[:, :, 3].view(-1)[:dropped] = -1.0
+    entry = {"pre_filter_count": 35, "strength": strength, "pixel_mask": None, "latent_shape": [1, 5, 7]}
+    return {
+        "attention_mask": torch.ones(1, 5, dtype=torch.long),
+        "keyframe_idxs": _rand(1, 3, 35, 2) * 20,
+        "concat_mask": mask,
+        "guide_attention_entries": [entry],
+    }
 
 
 def _vision(tokens: int, width: int) -> SimpleNamespace:
@@ -79,7 +119,12 @@ class Case:
         cond: conditioning besides the text.
         text: (tokens, width) of the text; pooled: width of the pooled output, 0 for none.
         given_first, given: tokens at the two ends of the grid that do not come from the sampler's latent.
+        kept: tokens of the latent's first frame, which a noise mask keeps as it is (image to video); 0 for no mask.
         key_bias: the case passes a text mask, which must arrive as a key bias.
+        audio: (C, tokens, bands) of a second stream, None for video alone.
+        dense: part of the note that must say why the model runs dense; "" for a model that runs sparse.
+        dense_reason: the reason its calls must be counted under.
+        sampler: name of the host's sampler.
     """
 
     name: str
@@ -97,7 +142,12 @@ class Case:
     pooled: int = 0
     given_first: int = 0
     given: int = 0
+    kept: int = 0
     key_bias: bool = False
+    audio: tuple[int, ...] | None = None
+    dense: str = ""
+    dense_reason: str = ""
+    sampler: str = "euler"
 
     def conditioning(self) -> list[Any]:
         pooled = _rand(1, self.pooled) if self.pooled else None
@@ -128,6 +178,14 @@ CASES = (
         {**WAN, "model_type": "t2v", "in_dim": 48, "out_dim": 48},
         (48, 3, 7, 9),
         (3, 4, 5),
+    ),
+    Case(
+        "Wan 2.2 5B i2v (noise mask)",
+        "WAN22_T2V",
+        {**WAN, "model_type": "t2v", "in_dim": 48, "out_dim": 48},
+        (48, 3, 6, 10),
+        (3, 3, 5),
+        kept=15,
     ),
     Case(
         "Wan Fun reference (ref_conv)",
@@ -166,6 +224,27 @@ CASES = (
         (3, 3, 5),
         layers=6,
     ),
+    Case(
+        "Wan Fun control",
+        "WAN21_FunControl2V",
+        {**WAN, "model_type": "i2v", "in_dim": 48, "in_dim_ref_conv": 16},
+        (16, 3, 6, 10),
+        (3, 3, 5),
+        before=15,
+        extra="reference",
+        cond={
+            "concat_latent_image": _rand(1, 32, 3, 6, 10),
+            "reference_latents": [_rand(1, 16, 1, 6, 10)],
+            "clip_vision_output": _vision(257, 1280),
+        },
+    ),
+    Case(
+        "Wan 2.2 Fun Camera",
+        "WAN22_Camera",
+        {**WAN, "model_type": "camera_2.2", "in_dim": 36},
+        (16, 3, 7, 9),
+        (3, 4, 5),
+    ),
     Case("Wan Camera", "WAN21_Camera", {**WAN, "model_type": "camera", "in_dim": 32}, (16, 3, 7, 9), (3, 4, 5)),
     Case(
         "Wan S2V",
@@ -188,6 +267,43 @@ CASES = (
         cond={"reference_latents": [_rand(1, 16, 1, 8, 10)]},
     ),
     Case("Wan Animate", "WAN22_Animate", {**WAN, "model_type": "animate", "in_dim": 36}, (16, 3, 7, 9), (3, 4, 5)),
+    Case(
+        "Wan Animate 2",
+        "WAN_Animate2",
+        {**WAN, "model_type": "animate2", "in_dim": 36},
+        (16, 3, 7, 9),
+        (3, 4, 5),
+    ),
+    Case(
+        "Wan Animate 2, pose",
+        "WAN_Animate2",
+        {**WAN, "model_type": "animate2", "in_dim": 36},
+        (16, 3, 7, 9),
+        (3, 4, 5),
+        cond={"pose_video_latent": _rand(1, 16, 2, 7, 9)},
+        dense="attends to its video in parts",
+        dense_reason="tokens not accounted for",
+    ),
+    Case(
+        "Wan WanDancer",
+        "WAN22_WanDancer",
+        {**WAN, "model_type": "wandancer", "in_dim": 36, "audio_inject_layers": [0]},
+        (16, 3, 8, 8),
+        (3, 4, 4),
+        cond={"audio_embed": _rand(1, 10, 35), "concat_latent_image": _rand(1, 16, 3, 8, 8)},
+    ),
+    Case(
+        "Wan Causal, all frames at once", "WAN21_CausalAR_T2V", {**WAN, "model_type": "t2v"}, (16, 3, 7, 9), (3, 4, 5)
+    ),
+    Case(
+        "Wan Causal, frame by frame",
+        "WAN21_CausalAR_T2V",
+        {**WAN, "model_type": "t2v"},
+        (16, 3, 6, 10),
+        (3, 3, 5),
+        dense="one after another on cached keys",
+        sampler="ar_video",
+    ),
     Case(
         "Wan HuMo, audio",
         "WAN21_HuMo",
@@ -216,6 +332,23 @@ CASES = (
         extra="pose",
         cond={"reference_latents": [_rand(1, 16, 1, 8, 12)], "pose_video_latent": _rand(1, 16, 3, 4, 6)},
         given_first=24,
+    ),
+    Case(
+        "Wan SCAIL 2",
+        "WAN21_SCAIL2",
+        {**{key: value for key, value in WAN.items() if key != "in_dim"}, "model_type": "scail2", "in_dim": 20},
+        (16, 3, 8, 12),
+        (5, 4, 6),
+        after=18,
+        extra="pose",
+        cond={
+            "reference_latents": [_rand(1, 16, 1, 8, 12), _rand(1, 16, 1, 8, 12)],
+            "pose_video_latent": _rand(1, 16, 3, 4, 6),
+            "ref_mask_28ch": _rand(1, 5, 28, 8, 12),
+            "driving_mask_28ch": _rand(1, 3, 28, 4, 6),
+            "ref_mask_flag": True,
+        },
+        given_first=48,
     ),
     Case(
         "HunyuanVideo t2v",
@@ -264,6 +397,18 @@ CASES = (
         layers=4,
         pooled=32,
         cond={"guiding_frame_index": 0},
+    ),
+    Case(
+        "HunyuanVideo SkyReels i2v",
+        "HunyuanVideoSkyreelsI2V",
+        {**HUNYUAN, "in_channels": 32},
+        (16, 3, 6, 10),
+        (3, 3, 5),
+        before=5,
+        extra="text",
+        layers=4,
+        pooled=32,
+        cond={"concat_latent_image": _rand(1, 16, 3, 6, 10)},
     ),
     Case(
         "HunyuanVideo reference latent",
@@ -317,6 +462,36 @@ CASES = (
             "clip_vision_output": _vision(6, 1152),
             "concat_latent_image": _rand(1, 32, 3, 5, 7),
         },
+    ),
+    # No vision tokens here: ComfyUI itself (to 0.33) cannot put a text mask and vision tokens together.
+    Case(
+        "HunyuanVideo 1.5 i2v, text mask",
+        "HunyuanVideo15",
+        HUNYUAN15,
+        (32, 2, 7, 3),
+        (2, 7, 3),
+        before=5,
+        extra="masked text",
+        patch=(1, 1, 1),
+        layers=3,
+        cond={
+            "attention_mask": torch.tensor([[1, 1, 1, 1, 0]]),
+            "concat_latent_image": _rand(1, 32, 2, 7, 3),
+            "concat_mask": torch.ones(1, 1, 2, 7, 3),
+        },
+        key_bias=True,
+    ),
+    Case(
+        "HunyuanVideo 1.5 super-resolution",
+        "HunyuanVideo15_SR_Distilled",
+        {**HUNYUAN15, "in_channels": 98},
+        (32, 3, 5, 7),
+        (3, 5, 7),
+        before=5,
+        extra="text",
+        patch=(1, 1, 1),
+        layers=3,
+        cond={"concat_latent_image": _rand(1, 66, 3, 5, 7)},
     ),
     Case(
         "Kandinsky 5",
@@ -415,20 +590,108 @@ CASES = (
         extra="text",
     ),
     Case(
-        "LTXV",
-        "LTXV",
+        "CogVideoX i2v",
+        "CogVideoX_I2V",
         {
-            "image_model": "ltxv",
-            "in_channels": 128,
-            "cross_attention_dim": 128,
-            "attention_head_dim": 64,
+            "image_model": "cogvideox",
+            "in_channels": 32,
             "num_attention_heads": 2,
-            "caption_channels": 64,
+            "attention_head_dim": 64,
+            "time_embed_dim": 32,
+            "text_embed_dim": 64,
             "num_layers": 2,
+            "max_text_seq_length": 5,
+            "use_rotary_positional_embeddings": True,
         },
+        (16, 3, 6, 10),
+        (3, 3, 5),
+        before=5,
+        extra="text",
+        cond={"concat_latent_image": _rand(1, 16, 1, 6, 10)},
+    ),
+    Case(
+        "LTXV",
+        "LTXV",
+        LTXV,
         (128, 3, 5, 7),
         (3, 5, 7),
         patch=(1, 1, 1),
         cond={"attention_mask": torch.ones(1, 5, dtype=torch.long)},
+    ),
+    Case(
+        "LTXV i2v (noise mask)",
+        "LTXV",
+        LTXV,
+        (128, 3, 5, 7),
+        (3, 5, 7),
+        patch=(1, 1, 1),
+        kept=35,
+        cond={"attention_mask": torch.ones(1, 5, dtype=torch.long)},
+    ),
+    Case("LTXV, guide frame", "LTXV", LTXV, (128, 4, 5, 7), (4, 5, 7), patch=(1, 1, 1), cond=_guide(1.0)),
+    Case(
+        "LTXV, guide of strength 0.5",
+        "LTXV",
+        LTXV,
+        (128, 4, 5, 7),
+        (4, 5, 7),
+        cond=_guide(0.5),
+        dense="masks a part of its video self-attention",
+        dense_reason="mask",
+    ),
+    Case(
+        "LTXV, guide with dropped tokens",
+        "LTXV",
+        LTXV,
+        (128, 4, 5, 7),
+        (4, 5, 7),
+        cond=_guide(1.0, dropped=6),
+        dense="134 tokens where 140 were expected",
+        dense_reason="tokens not accounted for",
+    ),
+    Case(
+        "LTX-2, video and audio",
+        "LTXAV",
+        LTXAV,
+        (128, 3, 5, 7),
+        (3, 5, 7),
+        patch=(1, 1, 1),
+        text=(5, 128),
+        audio=(8, 6, 16),
+        cond={"attention_mask": None},
+    ),
+    Case(
+        "LTX-2, reference audio",
+        "LTXAV",
+        LTXAV,
+        (128, 3, 5, 7),
+        (3, 5, 7),
+        patch=(1, 1, 1),
+        text=(5, 128),
+        audio=(8, 6, 16),
+        cond={"attention_mask": None, "ref_audio": {"tokens": _rand(1, 4, 128)}},
+    ),
+    Case(
+        "MiniMax-H3",
+        "MiniMaxH3",
+        {
+            "image_model": "minimax_h3",
+            "hidden_size": 128,
+            "num_layers": 2,
+            "token_refiner_num_layers": 1,
+            "num_attention_heads": 1,
+            "attention_head_dim": 128,
+            "ffn_hidden_size": 64,
+            "text_dim": 64,
+            "timestep_input_dim": 32,
+            "time_embed_hidden_size": 64,
+            "time_embed_dim": 32,
+        },
+        (24, 3, 6, 10),
+        (3, 3, 5),
+        text=(5, 64),
+        audio=(32, 2, 8),
+        dense="Model Sparse Attention",
+        dense_reason="unknown token grid",
     ),
 )

@@ -14,6 +14,8 @@ from demo.comfyui_path import ComfyUIInstall
 
 HERE = Path(__file__).parent
 TIMEOUT = 900
+# What docs/compatibility.md shows, in this order.
+MODULES = ("check_models", "check_hunyuan15", "check_behaviour")
 
 
 def names(module: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from demo.comfyui_path import NOT_FOUND, ComfyUIInstall, find_all_comfyui
-from tests.comfyui.results import names, results
+from tests.comfyui.results import MODULES, names, results
 
 INSTALLS = find_all_comfyui()
 
@@ -15,7 +15,7 @@ INSTALLS = find_all_comfyui()
 @pytest.mark.parametrize("install", INSTALLS or [None], ids=lambda i: f"ComfyUI-{i.version}" if i else "none")
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(module, name) for module in ("check_models", "check_behaviour") for name in names(module)],
+    [(module, name) for module in MODULES for name in names(module)],
 )
 def test_check(install: ComfyUIInstall, module: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     found = results(install, module, tmp_path_factory.getbasetemp())

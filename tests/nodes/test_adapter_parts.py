@@ -70,6 +70,48 @@ def test_a_mask_that_cannot_be_a_bias(part, tokens, mask: torch.Tensor) -> None:
     assert part("nodes.calls").key_bias(mask, tokens, 2, torch.float32) is None
 
 
+@pytest.fixture
+def classified(part, tokens):
+    """What a call of so many queries and keys is taken for, in a model call that brings a text of 9 tokens along."""
+    calls, runs = part("nodes.calls"), part("nodes.runs")
+
+    def classify(queries: int, keys: int, model: Any = None, mask: torch.Tensor | None = None, layout: Any = tokens):
+        model = model or runs.ModelCall(None, layout, frozenset({9}), 0, 0.0, "")
+        q, k = torch.zeros(1, queries, 8), torch.zeros(1, keys, 8)
+        return calls.classify(model, calls.HostCall(q, k, k, 2, (), {"mask": mask}), {})
+
+    return classify
+
+
+def test_every_token_must_be_accounted_for(classified) -> None:
+    assert classified(7, 7).reason is None
+    for count in (6, 8):
+        place = classified(count, count)
+        assert place.reason.value == "tokens not accounted for" and place.tokens is None
+        assert f"{count} tokens where 7 were expected" in place.explanation
+    assert classified(9, 9).reason.value == "not self-attention", "the text among itself"
+    assert classified(7, 9).reason.value == classified(9, 7).reason.value == "not self-attention"
+
+
+def test_a_self_attention_in_parts_is_one_layer_and_dense_with_the_reason(part, classified, tokens) -> None:
+    model = part("nodes.runs").ModelCall(None, tokens, frozenset({9}), 0, 0.0, "")
+    parts = [classified(4, 7, model, torch.zeros(1, 1, 1, 7)), classified(3, 7, model, torch.zeros(1, 1, 3, 7))]
+    parts += [classified(4, 7, model), classified(3, 12, model)]
+    assert [place.reason.value for place in parts] == ["mask"] * 2 + ["tokens not accounted for"] * 2
+    assert [place.position.layer for place in parts] == [0, 0, 1, 1]
+    assert "masks a part" in parts[0].explanation and "4 queries to 7 keys" in parts[2].explanation
+    assert classified(4, 6).reason.value == "not self-attention", "too few keys for a part of the video"
+
+
+def test_one_timestep_per_token_is_not_a_text(part) -> None:
+    lengths = part("nodes.layouts").other_lengths
+    video, text = torch.zeros(1, 4, 1, 2, 2), torch.zeros(1, 9, 8)
+    assert lengths({"x": video, "timestep": torch.zeros(1, 4, 1), "context": text}) == {9}
+    audio = {"x": [video, torch.zeros(1, 8, 6, 16)], "context": text}
+    assert lengths(audio) == {9, 6}
+    assert lengths({**audio, "ref_audio": {"tokens": torch.zeros(1, 4, 128)}}) == {9, 6, 10}
+
+
 def test_a_published_grid_goes_before_the_derived_one(part, tokens) -> None:
     published = part("nodes.calls").with_published(tokens, {"grid_sizes": torch.Size([2, 1, 3])})
     assert published.grid.as_tuple() == (2, 1, 3) and (published.before, published.after) == (2, 1)
