@@ -102,3 +102,35 @@ def attend_config(architecture: str, dim: int, ranks: int) -> AttendConfig:
 def architecture_of(capability: tuple[int, int], gcn: str | None = None) -> str:
     """Name of a device's row: from its compute capability, or on ROCm from its gcnArchName ("gfx942:sramecc+")."""
     return gcn.split(":")[0] if gcn else f"sm_{capability[0]}{capability[1]}"
+
+
+@dataclass(frozen=True)
+class HopperConfig:
+    """How the warp-specialised `attend` is cut. Its tiles are a query block of 128 and a whole key block.
+
+    Attributes:
+        stages: buffers of K and V.
+        block_g: pooled keys of a tile of the tail.
+        tail_stages: buffers of the tail's operands; with one there is nothing to specialise.
+    """
+
+    stages: int
+    block_g: int
+    tail_stages: int
+
+
+# Buffers that fit beside Q, by head size and key block.
+_HOPPER_STAGES = {(64, 64): 6, (64, 128): 4, (128, 64): 4, (128, 128): 2}
+
+
+def hopper_config(dim: int, k_block: int, ranks: int) -> HopperConfig:
+    """The configuration of the warp-specialised kernels of sm_90.
+
+    Raises:
+        ValueError: if there is none for this head size or key block.
+    """
+    stages = _HOPPER_STAGES.get((dim, k_block))
+    if stages is None:
+        raise ValueError(f"no warp-specialised kernel for head size {dim} and key blocks of {k_block}")
+    # A second rank is two more operands to buffer.
+    return HopperConfig(stages, 32 if ranks > 1 else 64, 2)

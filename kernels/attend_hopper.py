@@ -1,0 +1,376 @@
+"""attend, warp-specialised form for Hopper (sm_90): one warp group fetches by TMA, two multiply 64 rows each by wgmma.
+
+The same answer as `attend_pointer`, written for Triton's automatic warp specialisation, which takes one loop a kernel:
+two kernels, the tail first, its normalised output and LSE resting in `out` and `lse` until the second one goes on from
+there. Both read Q, K and V in block order, where a block is one box of memory. Has not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import HopperConfig
+from .geometry import Geometry, block_span, row_offsets
+from .pooled import PooledTail
+from .runtime import on_device
+
+# Both kernels are launched with one warp group; the compiler adds the others.
+WARPS = 4
+SPECIALISED_WARPS = 12
+
+_LENGTHS = ["heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "slot_stride"]
+
+
+@triton.jit
+def _update(scores, top, total):
+    """One step of the online softmax in base 2: weights, what earlier sums shrink by, new maximum, new total."""
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.math.exp2(scores - new_top[:, None])
+    shrink = tl.math.exp2(top - new_top)
+    return weights, shrink, new_top, total * shrink + tl.sum(weights, 1)
+
+
+@triton.jit
+def _finish(acc, top, total, out_ptr, lse_ptr, rows, valid, o_n, o_d, DIM: tl.constexpr, LSE: tl.constexpr):
+    """Store normalised rows, and the natural log of their denominators."""
+    LN2: tl.constexpr = 0.6931471805599453
+    dims = tl.arange(0, DIM)
+    divisor = tl.where(total == 0.0, 1.0, total)
+    tl.store(
+        out_ptr + row_offsets(rows, o_n)[:, None] + dims[None, :] * o_d,
+        (acc / divisor[:, None]).to(out_ptr.dtype.element_ty),
+        mask=valid[:, None],
+    )
+    if LSE:
+        lse = tl.where(total == 0.0, float("-inf"), (top + tl.math.log2(divisor)) * LN2)
+        tl.store(lse_ptr + rows, lse, mask=valid)
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def tail_kernel(
+    q_ptr,
+    out_ptr,
+    lse_ptr,
+    perm_ptr,
+    keep_ptr,
+    log_count_ptr,
+    k_mean_ptr,
+    v_mean_ptr,
+    cov_ptr,
+    u_ptr,
+    w_ptr,
+    scale,
+    o_b,
+    o_h,
+    o_n,
+    o_d,
+    heads,
+    tokens,
+    video_tokens,
+    q_total,
+    k_video,
+    k_total,
+    DIM: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    COV: tl.constexpr,
+    RANKS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Attention of one query block of video to the skipped blocks' expansions alone. Q in block order."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    row = tl.program_id(0)
+    pair = tl.program_id(1).to(tl.int64)
+    batch = pair // heads
+    head = pair % heads
+    list_row = pair * q_total + row
+    first = pair * k_video
+    q_desc = tl.make_tensor_descriptor(q_ptr + pair * tokens * DIM, [tokens, DIM], [DIM, 1], [Q_BLOCK, DIM])
+    k_desc = tl.make_tensor_descriptor(k_mean_ptr + first * DIM, [k_video, DIM], [DIM, 1], [BLOCK_G, DIM])
+    v_desc = tl.make_tensor_descriptor(v_mean_ptr + first * DIM, [k_video, DIM], [DIM, 1], [BLOCK_G, DIM])
+    if RANKS > 0:
+        pairs = first * RANKS * DIM
+        u_desc = tl.make_tensor_descriptor(u_ptr + pairs, [k_video, DIM], [RANKS * DIM, 1], [BLOCK_G, DIM])
+        w_desc = tl.make_tensor_descriptor(w_ptr + pairs, [k_video, DIM], [RANKS * DIM, 1], [BLOCK_G, DIM])
+    if RANKS > 1:
+        u_desc_2 = tl.make_tensor_descriptor(u_ptr + pairs + DIM, [k_video, DIM], [RANKS * DIM, 1], [BLOCK_G, DIM])
+        w_desc_2 = tl.make_tensor_descriptor(w_ptr + pairs + DIM, [k_video, DIM], [RANKS * DIM, 1], [BLOCK_G, DIM])
+
+    q = q_desc.load([row * Q_BLOCK, 0])
+    top = tl.full([Q_BLOCK], -1.0e30, tl.float32)
+    total = tl.zeros([Q_BLOCK], tl.float32)
+    acc = tl.zeros([Q_BLOCK, DIM], tl.float32)
+    factor = scale * LOG2E
+    for start in tl.range(0, k_video, BLOCK_G, num_stages=STAGES, warp_specialize=True):
+        columns = start + tl.arange(0, BLOCK_G)
+        inside = columns < k_video
+        kept = tl.load(keep_ptr + list_row * k_total + columns, mask=inside, other=1)
+        log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
+        scores = tl.dot(q, k_desc.load([start, 0]).T, input_precision="ieee") * factor
+        if RANKS > 0:
+            along = tl.dot(q, u_desc.load([start, 0]).T, input_precision="ieee")
+        if RANKS > 1:
+            along_2 = tl.dot(q, u_desc_2.load([start, 0]).T, input_precision="ieee")
+        scores += tl.where(kept != 0, float("-inf"), log_count * LOG2E)[None, :]
+        weights, shrink, top, total = _update(scores, top, total)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weights.to(q.dtype), v_desc.load([start, 0]), acc, input_precision="ieee")
+        if RANKS > 0:
+            acc = tl.dot((weights * along * scale).to(q.dtype), w_desc.load([start, 0]), acc, input_precision="ieee")
+        if RANKS > 1:
+            moved = (weights * along_2 * scale).to(q.dtype)
+            acc = tl.dot(moved, w_desc_2.load([start, 0]), acc, input_precision="ieee")
+
+    if COV:
+        cov_desc = tl.make_tensor_descriptor(cov_ptr + pair * DIM * DIM, [DIM, DIM], [DIM, 1], [DIM, DIM])
+        acc += tl.dot(q, cov_desc.load([0, 0]), input_precision="ieee") * (total * scale)[:, None]
+    positions = row * Q_BLOCK + tl.arange(0, Q_BLOCK)
+    valid = positions < video_tokens
+    rows = tl.load(perm_ptr + positions, mask=valid, other=0)
+    _finish(
+        acc, top, total, out_ptr + batch * o_b + head * o_h, lse_ptr + pair * tokens, rows, valid, o_n, o_d, DIM, True
+    )
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def listed_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    perm_ptr,
+    list_ptr,
+    count_ptr,
+    slot_ptr,
+    scale,
+    o_b,
+    o_h,
+    o_n,
+    o_d,
+    heads,
+    tokens,
+    video_tokens,
+    q_video,
+    q_total,
+    k_video,
+    k_total,
+    slot_stride,
+    DIM: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
+    SLOTS: tl.constexpr,
+    LSE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Attention of one query block to its listed blocks, on top of what `tail_kernel` left. Q, K, V in block order."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    # Rows of extra tokens attend to everything: they start first, or they would finish last.
+    index = tl.program_id(0)
+    q_extra = q_total - q_video
+    row = tl.where(index < q_extra, q_video + index, index - q_extra)
+    pair = tl.program_id(1).to(tl.int64)
+    batch = pair // heads
+    head = pair % heads
+    base = pair * tokens * DIM
+    q_desc = tl.make_tensor_descriptor(q_ptr + base, [tokens, DIM], [DIM, 1], [Q_BLOCK, DIM])
+    k_desc = tl.make_tensor_descriptor(k_ptr + base, [tokens, DIM], [DIM, 1], [K_BLOCK, DIM])
+    v_desc = tl.make_tensor_descriptor(v_ptr + base, [tokens, DIM], [DIM, 1], [K_BLOCK, DIM])
+
+    q_start, q_end = block_span(row, Q_BLOCK, q_video, video_tokens, tokens)
+    q = q_desc.load([q_start, 0])
+    positions = q_start + tl.arange(0, Q_BLOCK)
+    valid = positions < q_end
+    rows = tl.load(perm_ptr + positions, mask=valid, other=0)
+    out_base = out_ptr + batch * o_b + head * o_h
+    lse_base = lse_ptr + pair * tokens
+    # The floor of the running maximum is finite, so that a block with every key masked does not turn into NaN.
+    if TAIL:
+        # A normalised output with its LSE is an online softmax whose total is 1.
+        seeded = valid & (row < q_video)
+        lse = tl.load(lse_base + rows, mask=seeded, other=float("-inf"))
+        cells = row_offsets(rows, o_n)[:, None] + tl.arange(0, DIM)[None, :] * o_d
+        acc = tl.load(out_base + cells, mask=seeded[:, None], other=0.0).to(tl.float32)
+        total = tl.where(lse == float("-inf"), 0.0, 1.0)
+        top = tl.maximum(lse * LOG2E, -1.0e30)
+    else:
+        acc = tl.zeros([Q_BLOCK, DIM], tl.float32)
+        total = tl.zeros([Q_BLOCK], tl.float32)
+        top = tl.full([Q_BLOCK], -1.0e30, tl.float32)
+
+    factor = scale * LOG2E
+    list_row = pair * q_total + row
+    entries = list_ptr + list_row * k_total
+    if SLOTS:
+        slots = slot_ptr + batch * slot_stride
+        slot_desc = tl.make_tensor_descriptor(slots, [k_total, K_BLOCK], [K_BLOCK, 1], [1, K_BLOCK])
+    # No branch, no index carried from step to step: either makes the compiler drop the specialisation in silence.
+    for step in tl.range(0, tl.load(count_ptr + list_row), num_stages=STAGES, warp_specialize=True):
+        block = tl.load(entries + step)
+        start, _ = block_span(block, K_BLOCK, k_video, video_tokens, tokens)
+        scores = tl.dot(q, k_desc.load([start, 0]).T, input_precision="ieee") * factor
+        if SLOTS:
+            # By TMA like the rest: a vector of 128 loaded through pointers is taken for the producer's, which cannot.
+            scores += slot_desc.load([block, 0])
+        weights, shrink, top, total = _update(scores, top, total)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weights.to(q.dtype), v_desc.load([start, 0]), acc, input_precision="ieee")
+
+    _finish(acc, top, total, out_base, lse_base, rows, valid, o_n, o_d, DIM, LSE)
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Output of a call and the warps of its binaries (None where Triton interprets)."""
+
+    out: Tensor
+    warps: tuple[int | None, ...]
+
+
+def attend_hopper(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    geometry: Geometry,
+    lists: Tensor,
+    counts: Tensor,
+    keep: Tensor,
+    tail: PooledTail | None,
+    key_bias: Tensor | None,
+    scale: float,
+    config: HopperConfig,
+    *,
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+) -> Launched:
+    """`attend_pointer` with k and v (B, H, L, D) contiguous in block order; the other arguments are the same.
+
+    Copies Q into block order, as memory for TMA; `lse` is made for the call if there is a tail and none is given.
+    """
+    batch, heads, tokens, dim = q.shape
+    if not (k.is_contiguous() and v.is_contiguous()):
+        raise ValueError("the warp-specialised kernel reads K and V as contiguous (B, H, L, D) in block order")
+    if out is None:
+        out = torch.empty(batch, tokens, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    wants_lse = lse is not None
+    if lse is None and tail is not None:
+        lse = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
+    unused = q
+    log = unused if lse is None else lse
+    queries = q.index_select(2, geometry.perm)
+    slots = key_slots(geometry, key_bias)
+    strides = out.stride()
+
+    def launch() -> list[object]:
+        # Descriptors made on the device need memory for themselves; set in this context alone.
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
+        launched = []
+        if tail is not None:
+            pairs = (unused, unused) if tail.u is None or tail.w is None else (tail.u, tail.w)
+            launched.append(
+                tail_kernel[(geometry.q_video, batch * heads)](
+                    queries,
+                    out,
+                    log,
+                    geometry.perm,
+                    keep.view(torch.uint8),
+                    tail.log_count,
+                    tail.k_mean,
+                    tail.v_mean,
+                    unused if tail.cov is None else tail.cov,
+                    *pairs,
+                    scale,
+                    *strides,
+                    heads,
+                    tokens,
+                    geometry.video_tokens,
+                    geometry.q_total,
+                    geometry.k_video,
+                    geometry.k_total,
+                    **tail_constants(geometry, dim, config, tail),
+                    num_warps=WARPS,
+                    num_stages=config.tail_stages,
+                )
+            )
+        launched.append(
+            listed_kernel[(geometry.q_total, batch * heads)](
+                queries,
+                k,
+                v,
+                out,
+                log,
+                geometry.perm,
+                lists,
+                counts,
+                unused if slots is None else slots,
+                scale,
+                *strides,
+                heads,
+                tokens,
+                geometry.video_tokens,
+                geometry.q_video,
+                geometry.q_total,
+                geometry.k_video,
+                geometry.k_total,
+                0 if slots is None or slots.shape[0] == 1 else slots.shape[1],
+                **listed_constants(geometry, dim, config, tail is not None, slots is not None, wants_lse),
+                num_warps=WARPS,
+                num_stages=config.stages,
+            )
+        )
+        return launched
+
+    with on_device(q):
+        launched = contextvars.copy_context().run(launch)
+    return Launched(out, tuple(None if x is None else x.metadata.num_warps for x in launched))
+
+
+def key_slots(geometry: Geometry, key_bias: Tensor | None) -> Tensor | None:
+    """What is added to the base-2 logit of each place of each key block, (B or 1, k blocks * k_block) float32.
+
+    0, or a key bias, or -inf behind the last token of a short block. None if it would be 0 everywhere.
+    """
+    size, video = geometry.k_block, geometry.video_tokens
+    extra = geometry.tokens - video
+    if key_bias is None and video % size == 0 and extra % size == 0:
+        return None
+    rows = 1 if key_bias is None else key_bias.shape[0]
+    slots = torch.full((rows, geometry.k_total * size), -torch.inf, device=geometry.perm.device)
+    slots[:, :video] = 0.0
+    first = geometry.k_video * size
+    slots[:, first : first + extra] = 0.0 if key_bias is None else key_bias.float() * 1.4426950408889634
+    return slots
+
+
+def tail_constants(geometry: Geometry, dim: int, config: HopperConfig, tail: PooledTail) -> dict[str, int | bool]:
+    """Compile-time constants of the tail's kernel: none depends on the number of tokens."""
+    return {
+        "DIM": dim,
+        "Q_BLOCK": geometry.q_block,
+        "BLOCK_G": config.block_g,
+        "COV": tail.cov is not None,
+        "RANKS": 0 if tail.u is None else tail.u.shape[3],
+        "STAGES": config.tail_stages,
+    }
+
+
+def listed_constants(
+    geometry: Geometry, dim: int, config: HopperConfig, tail: bool, slots: bool, lse: bool
+) -> dict[str, int | bool]:
+    """Compile-time constants of the listed blocks' kernel."""
+    return {
+        "DIM": dim,
+        "Q_BLOCK": geometry.q_block,
+        "K_BLOCK": geometry.k_block,
+        "TAIL": tail,
+        "SLOTS": slots,
+        "LSE": lse,
+        "STAGES": config.stages,
+    }
