@@ -1,0 +1,185 @@
+"""The warp-specialised attend against the reference. The interpreter runs its two kernels as any others: what they
+compute is proven here, not how the compiler divides it among warps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.attend_hopper import attend_hopper, key_slots
+from kernels.configs import HopperConfig, hopper_config
+from tests.kernels.bfloat16 import right_bfloat16_products
+from tests.kernels.problems import (
+    LIMITS,
+    Problem,
+    lists_of,
+    make_problem,
+    poisoned_output,
+    relative_error,
+    truth_of,
+)
+
+SMALL = HopperConfig(stages=2, block_g=16, tail_stages=2)
+
+
+@pytest.fixture(autouse=True)
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    right_bfloat16_products(monkeypatch)
+
+
+def run(
+    problem: Problem, config: HopperConfig = SMALL, *, lse: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    request = problem.request
+    launched = attend_hopper(
+        request.q,
+        *(x[:, :, request.tables.perm] for x in (request.k, request.v)),
+        problem.geometry,
+        *lists_of(request.keep),
+        request.keep,
+        problem.tail,
+        request.key_bias,
+        request.scale,
+        config,
+        out=poisoned_output(request) if out is None else out,
+        lse=lse,
+    )
+    assert launched.warps == (None,) * (1 + (problem.tail is not None))
+    return launched.out
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"grid": (2, 4, 8), "density": 0.7},
+        {"after": 20, "bias": "one", "tail": "mean", "batch": 2, "heads": 1},
+        {"before": 5, "after": 9, "bias": "per_batch", "batch": 2, "heads": 1, "tail": "linear0"},
+        {"before": 17, "tail": "linear1", "interleaved": True},
+        {"tail": "linear2", "dtype": torch.float16},
+        {"tail": ("none", "linear2"), "after": 1, "dim": 128},
+        {"tail": "linear1", "dtype": torch.float16, "after": 20, "bias": "one", "interleaved": True, "dim": 128},
+        {"tail": "linear1", "dtype": torch.bfloat16, "after": 3},
+        {"tail": "mean", "dtype": torch.bfloat16, "q_scale": 4.0},
+        {"tail": "linear1", "density": 0.0, "heads": 1},
+        {"tail": "linear1", "density": 1.0, "after": 4, "heads": 1},
+        {"grid": (1, 3, 5), "k_block": 32, "tail": "linear1"},
+    ],
+    ids=lambda case: "-".join(f"{key}={value}" for key, value in case.items()) or "plain",
+)
+def test_output_is_the_references(case: dict[str, Any]) -> None:
+    problem = make_problem(**case)
+    assert relative_error(run(problem), truth_of(problem.request)) < LIMITS[problem.request.q.dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_largest_error_is_at_most_twice_that_of_plain_torch(dtype: torch.dtype) -> None:
+    """The tail's rounding on its way from one kernel to the other included."""
+    problem = make_problem(dtype=dtype, q_scale=2.0, tail="mean", heads=1)
+    request = problem.request
+    truth = truth_of(request)
+    naive = (request.q * request.scale @ request.k.transpose(-1, -2)).softmax(-1) @ request.v
+    exact = (request.q.double() * request.scale @ request.k.double().transpose(-1, -2)).softmax(-1) @ request.v.double()
+    ulp = torch.finfo(dtype).eps * float(truth.abs().max())
+    assert (run(problem) - truth).abs().max() <= 2 * (naive - exact).abs().max() + ulp
+
+
+@pytest.mark.parametrize("k_block", [64, 128])
+def test_the_blocks_and_tiles_that_are_shipped(k_block: int) -> None:
+    problem = make_problem(
+        grid=(3, 8, 13), after=30, q_block=128, k_block=k_block, dim=128, heads=1, tail="linear1", dtype=torch.float16
+    )
+    out = run(problem, hopper_config(128, k_block, 1))
+    assert relative_error(out, truth_of(problem.request)) < LIMITS[torch.float16]
+
+
+def test_a_row_without_keys_is_zero_and_its_lse_minus_infinity() -> None:
+    problem = make_problem(density=0.0, heads=1)
+    lse = torch.full((1, 1, problem.geometry.tokens), torch.nan)
+    out = run(problem, lse=lse)
+    assert torch.equal(out, torch.zeros_like(out))
+    assert torch.equal(lse, torch.full_like(lse, -torch.inf))
+
+
+def test_lse_is_the_log_of_the_denominator_tail_included() -> None:
+    problem = make_problem(tail="mean", after=5, bias="one", heads=1)
+    request, tail = problem.request, problem.request.tail
+    assert tail is not None and request.key_bias is not None
+    lse = torch.full((1, 1, problem.geometry.tokens), torch.nan)
+    run(problem, lse=lse)
+    tables = request.tables
+    q_block, k_block = tables.q.of_token[tables.inverse], tables.k.of_token[tables.inverse]
+    logits = request.scale * request.q.double() @ request.k.double().transpose(-1, -2)
+    logits[..., -5:] += request.key_bias[:, None, None].double()
+    logits = logits.masked_fill(~request.keep[:, :, q_block][..., k_block], -torch.inf)
+    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_count[:, None]
+    pooled = pooled.masked_fill(request.keep[:, :, q_block, : tables.k.video], -torch.inf)
+    expected = torch.cat([logits, pooled], -1).logsumexp(-1)
+    assert torch.allclose(lse.double(), expected, rtol=0, atol=3e-6)
+
+
+def test_a_block_hidden_by_its_bias_is_no_key() -> None:
+    problem = make_problem(after=20, bias="one", tail=None, density=0.3, heads=1)
+    request = problem.request
+    assert request.key_bias is not None
+    request.key_bias.fill_(-torch.inf)
+    truth = truth_of(request)
+    out = run(problem)
+    assert out.isfinite().all()
+    assert relative_error(out.where(truth.isfinite(), 0), truth.nan_to_num()) < LIMITS[torch.float32]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_exactly_the_rows_that_attend_to_it(value: float) -> None:
+    problem = make_problem(heads=1)
+    request = problem.request
+    tables = request.tables
+    request.v[0, 0, 40, 3] = value
+    out = run(problem)
+    block = tables.k.of_token[tables.inverse[40]]
+    attends = request.keep[0, 0, tables.q.of_token[tables.inverse], block]
+    assert torch.equal(out[0, 0, :, 3].isfinite(), ~attends)
+    assert out[0, 0, :, torch.arange(out.shape[3]) != 3].isfinite().all()
+
+
+def test_a_query_that_is_not_finite_stays_in_its_row() -> None:
+    problem = make_problem(heads=1, tail="linear1", density=0.5)
+    problem.request.q[0, 0, 7, 0] = torch.nan
+    out = run(problem)
+    rows = torch.arange(out.shape[2])
+    assert out[0, 0, rows != 7].isfinite().all()
+    assert out[0, 0, 7].isnan().all()
+
+
+def test_the_output_may_lie_anywhere() -> None:
+    problem = make_problem(grid=(1, 5, 7), tail="linear1", after=9, heads=1)
+    expected = run(problem)
+    wide = torch.full((*expected.shape[:3], 3 * expected.shape[3]), torch.nan)
+    out = wide[..., expected.shape[3] : 2 * expected.shape[3]]
+    assert torch.equal(run(problem, out=out), expected)
+    assert wide[..., : expected.shape[3]].isnan().all() and wide[..., 2 * expected.shape[3] :].isnan().all()
+
+
+def test_keys_that_are_not_in_block_order_memory_are_refused() -> None:
+    request, geometry = (problem := make_problem(heads=2, interleaved=True)).request, problem.geometry
+    lists = lists_of(request.keep)
+    with pytest.raises(ValueError, match="contiguous"):
+        attend_hopper(
+            request.q, request.k, request.v, geometry, *lists, request.keep, None, None, request.scale, SMALL
+        )
+
+
+def test_slots_hold_zeros_biases_and_minus_infinity_behind_short_blocks() -> None:
+    problem = make_problem(grid=(1, 4, 5), after=18, bias="one", k_block=16)
+    bias = problem.request.key_bias
+    assert bias is not None
+    slots = key_slots(problem.geometry, bias)
+    assert slots is not None and slots.shape == (1, 4 * 16)
+    assert torch.equal(slots[0, :20], torch.zeros(20))
+    assert torch.equal(slots[0, 20:32], torch.full((12,), -torch.inf))
+    assert torch.allclose(slots[0, 32:50], bias[0] / torch.log(torch.tensor(2.0)))
+    assert torch.equal(slots[0, 50:], torch.full((14,), -torch.inf))
+    assert key_slots(make_problem(grid=(2, 4, 8), after=16).geometry, None) is None
