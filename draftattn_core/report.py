@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from statistics import median
 from typing import Any
 
 import torch
@@ -114,6 +115,7 @@ class RunReport:
         notes: messages for the user, each once.
         tails: per layer, the tail each head ended up with, where the error probe chose.
         tail_errors: per layer, the probe's mean relative error of each tail.
+        evaluations: (step, duration) of every evaluation of the whole model, where the host reports them.
         started, finished: time.perf_counter() values.
     """
 
@@ -121,6 +123,7 @@ class RunReport:
     notes: list[str] = field(default_factory=list)
     tails: dict[int, tuple[str, ...]] = field(default_factory=dict)
     tail_errors: dict[int, dict[str, float]] = field(default_factory=dict)
+    evaluations: list[tuple[int, Callable[[], float]]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     finished: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -128,6 +131,11 @@ class RunReport:
     def add(self, call: Call) -> None:
         with self._lock:
             self.calls.append(call)
+
+    def add_evaluation(self, step: int, seconds: Callable[[], float]) -> None:
+        """Keep how long one evaluation of the whole model took; its attention calls are counted on their own."""
+        with self._lock:
+            self.evaluations.append((step, seconds))
 
     def note(self, message: str) -> bool:
         """Keep a message for the user; False if it was there already."""
@@ -201,6 +209,27 @@ class RunReport:
             means.append(sum(times) / len(times) if times else None)
         return means[0], means[1]
 
+    def step_seconds(self) -> dict[int, float]:
+        """Time of the model at each step that had a self-attention call; steps a cache skipped have none."""
+        placed = {call.position.step for call in self.calls if call.position is not None}
+        totals: dict[int, float] = {}
+        for step, seconds in self.evaluations:
+            if step in placed:
+                totals[step] = totals.get(step, 0.0) + seconds()
+        return totals
+
+    def median_step_seconds(self) -> tuple[float | None, float | None]:
+        """Median time of a step with sparse calls and of one with none; None where there were none.
+
+        The median: the first step of either kind often pays for compiling and for the error probe.
+        """
+        sparse_steps = {call.position.step for call in self.calls if call.position is not None and call.reason is None}
+        times: tuple[list[float], list[float]] = ([], [])
+        for step, seconds in self.step_seconds().items():
+            times[step not in sparse_steps].append(seconds)
+        sparse, dense = (median(found) if found else None for found in times)
+        return sparse, dense
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None for an error that is not a number."""
         return {
@@ -211,6 +240,7 @@ class RunReport:
             "executed_density": self.executed_density(),
             "work_density": self.work_density(),
             "attention_seconds": self.attention_seconds(),
+            "step_seconds": {str(step): seconds for step, seconds in sorted(self.step_seconds().items())},
             "total_seconds": self.seconds,
             "density_map": self.density_map(),
             "tails": {str(layer): list(names) for layer, names in sorted(self.tails.items())},
@@ -233,7 +263,9 @@ class RunReport:
             line += "; dense: " + ", ".join(f"{count} {reason}" for reason, count in dense.items())
         if executed is not None:
             line += f"; executed density {executed:.2f}"
-        sparse_time, dense_time = self.mean_seconds()
-        if sparse_time and dense_time:
-            line += f"; sparse call {dense_time / sparse_time:.2f}x the speed of a dense one"
+        for unit, (sparse_time, dense_time) in (("step", self.median_step_seconds()), ("call", self.mean_seconds())):
+            if sparse_time and dense_time:
+                faster = sparse_time <= dense_time
+                ratio = dense_time / sparse_time if faster else sparse_time / dense_time
+                return f"{line}; sparse {unit} {ratio:.1f}x {'faster' if faster else 'slower'} than dense {unit}"
         return line

@@ -21,14 +21,16 @@ from .backends.registry import NoBackendError, backend_names
 from .grid import TokenGrid
 from .layout import Layout, TableCache
 from .order import Tile
-from .policy import Density, Policy, TailName, head_tails
-from .probe import best_tails, probe_errors
+from .policy import TAILS, Density, Policy, TailName, head_gains, head_tails
+from .probe import best_tails, gains_of, probe_errors
 from .report import Call, DenseReason, Position, RunReport, stopwatch
 from .schedule import Schedule
 
 log = logging.getLogger(__name__)
 
 MAX_ERRORS = 3
+# Before torch 2.5 there was CUDA's alone.
+OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Settings:
         policy: selection and tail; its density is replaced by the schedule's, call by call.
         schedule: density by noise level, layer and head.
         auto_tail: let the error probe choose each head's tail at the first sparse call of every layer.
+        auto_gain: let it fit each head's tail gain there (see `tail_gain`).
         q_block, k_block, tile, order: see `Layout`.
         backend: registry name or "auto".
         min_tokens: calls with fewer video tokens run dense.
@@ -50,6 +53,7 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
     schedule: Schedule = field(default_factory=Schedule)
     auto_tail: bool = False
+    auto_gain: bool = True
     q_block: int = 128
     k_block: int = 64
     tile: Tile | None = None
@@ -62,8 +66,24 @@ class Settings:
         if self.backend not in backend_names():
             raise ValueError(f"unknown backend {self.backend!r}: choose one of {', '.join(backend_names())}")
 
+    @property
+    def probes(self) -> bool:
+        """Whether the error probe runs at the first sparse call of every layer."""
+        return self.auto_tail or (self.auto_gain and self.policy.has_tail)
+
     def layout(self, grid: TokenGrid, extra_before: int = 0, extra_after: int = 0) -> Layout:
         return Layout(grid, extra_before, extra_after, self.q_block, self.k_block, self.tile, self.order)
+
+
+@dataclass(frozen=True)
+class HeadTails:
+    """What the probe found for one layer: per head, the tail and its log gain."""
+
+    names: tuple[TailName, ...]
+    gains: tuple[float, ...]
+
+    def put_into(self, policy: Policy) -> Policy:
+        return replace(policy, tail=self.names, tail_gain=self.gains)
 
 
 @dataclass
@@ -75,7 +95,7 @@ class Session:
     cache: TableCache = field(default_factory=TableCache)
     on_call: Callable[[Attention, Position], None] | None = None
     _levels: dict[float, int] = field(default_factory=dict)
-    _tails: dict[tuple[int, int], tuple[TailName, ...]] = field(default_factory=dict)
+    _tails: dict[tuple[int, int], HeadTails] = field(default_factory=dict)
     _checked: set[int] = field(default_factory=set)
     _errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -175,25 +195,27 @@ class Session:
             return self.dense(dense, DenseReason.STOOD_ASIDE, position, q)
 
         stop = stopwatch(q.device)
+        result, failure = None, DenseReason.NON_FINITE
         try:
             result = self._sparse(
                 q, k, v, settings.layout(grid, extra_before, extra_after), density, position, key_bias
             )
             if result is not None:
                 out, shares = from_core(result.out), (result.density(), result.tail_work())
-        except torch.OutOfMemoryError:
-            if q.device.type == "cuda":
-                torch.cuda.empty_cache()
+        except OUT_OF_MEMORY:
+            result, failure = None, DenseReason.OUT_OF_MEMORY
             self._tell("DraftAttention ran out of memory in a sparse call and ran it dense: lower the resolution")
-            return self.dense(dense, DenseReason.OUT_OF_MEMORY, position, q)
         except NoBackendError as error:
+            failure = DenseReason.BACKEND
             self._tell(f"DraftAttention runs dense: {error}")
-            return self.dense(dense, DenseReason.BACKEND, position, q)
         except Exception as error:
+            result, failure = None, DenseReason.ERROR
             self.failed(error)
-            return self.dense(dense, DenseReason.ERROR, position, q)
         if result is None:
-            return self.dense(dense, DenseReason.NON_FINITE, position, q)
+            # Out here the exception is gone, and with it every tensor of the frames it came through.
+            if failure is DenseReason.OUT_OF_MEMORY:
+                _free(q.device)
+            return self.dense(dense, failure, position, q)
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
         self.report.add(Call(position, shares[0], None, pairs, stop(), shares[1]))
         if self.on_call is not None:
@@ -216,12 +238,12 @@ class Session:
         """The sparse call; None if it is not finite, asked in every layer until one output was."""
         policy = self.settings.policy.with_density(density)
         heads = q.shape[1]
-        choose = self.settings.auto_tail and (position.layer, heads) not in self._tails
-        if self.settings.auto_tail and not choose:
-            policy = replace(policy, tail=self._tails[(position.layer, heads)])
+        found = self._tails.get((position.layer, heads))
+        if found is not None:
+            policy = found.put_into(policy)
 
         result = attend(q, k, v, layout, policy, backend=self.settings.backend, key_bias=key_bias, cache=self.cache)
-        if choose:
+        if found is None and self.settings.probes:
             result = self._with_best_tails(result, policy, position)
         with self._lock:
             first = position.layer not in self._checked
@@ -238,24 +260,30 @@ class Session:
         return result
 
     def _with_best_tails(self, result: Attention, policy: Policy, position: Position) -> Attention:
-        """Let the probe choose each head's tail for this layer, and redo the call if they differ from what ran."""
-        probe = probe_errors(result.request, seed=position.layer)
-        names = best_tails(probe)
+        """Let the probe choose tails and gains of this layer, and redo the call if they differ from what ran."""
+        settings, request = self.settings, result.request
+        heads = request.q.shape[1]
+        asked = head_tails(policy.tail, heads)
+        tails = TAILS if settings.auto_tail else tuple(dict.fromkeys(asked))
+        probe = probe_errors(request, tails=tails, seed=position.layer, gains=settings.auto_gain)
+        names = best_tails(probe) if settings.auto_tail else asked
+        gains = gains_of(probe, names) if settings.auto_gain else head_gains(policy.tail_gain, heads)
+        found = HeadTails(names, gains)
         with self._lock:
-            self._tails[(position.layer, result.request.q.shape[1])] = names
+            self._tails[(position.layer, heads)] = found
             self.report.tails[position.layer] = names
+            self.report.tail_gains[position.layer] = gains
             self.report.tail_errors[position.layer] = {
-                name: float(errors.mean()) for name, errors in probe.errors.items()
+                name: float(errors.mean()) for name, errors in (probe.fitted or probe.errors).items()
             }
-        request = result.request
-        if names == head_tails(policy.tail, request.q.shape[1]):
+        if found == HeadTails(asked, head_gains(policy.tail_gain, heads)):
             return result
         return attend(
             request.q,
             request.k,
             request.v,
             request.tables.layout,
-            replace(policy, tail=names),
+            found.put_into(policy),
             backend=result.backend,
             key_bias=request.key_bias,
             scale=request.scale,
@@ -277,3 +305,10 @@ class Session:
         self._tell(f"error: {type(error).__name__}: {error}")
         if last:
             self._tell(f"DraftAttention stands aside for the rest of this run after {MAX_ERRORS} errors")
+
+
+def _free(device: torch.device) -> None:
+    """Give memory that torch keeps for later back to the device, where it has such a store."""
+    empty_cache: Callable[[], None] | None = getattr(getattr(torch, device.type, None), "empty_cache", None)
+    if empty_cache is not None:
+        empty_cache()

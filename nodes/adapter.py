@@ -125,7 +125,10 @@ class Adapter:
         try:
             yield
         finally:
-            self._say_why_not(options.get(KEY))
+            call: ModelCall | None = options.get(KEY)
+            if self.run is not None and call is not None and call.stop is not None:
+                self.run.session.report.add_evaluation(call.step, call.stop())
+            self._say_why_not(call)
             for key, value in found.items():
                 if value is None:
                     options.pop(key, None)
@@ -179,13 +182,15 @@ class Adapter:
         call: HostCall,
         options: Mapping[str, Any],
     ) -> Tensor:
+        failure = None
         try:
             place = classify(model, call, options)
             q, k, v = call.to_core()
         except Exception as error:
-            aside = session.stood_aside
+            failure = DenseReason.STOOD_ASIDE if session.stood_aside else DenseReason.ERROR
             session.failed(error)
-            return session.dense(dense, DenseReason.STOOD_ASIDE if aside else DenseReason.ERROR)
+        if failure is not None:
+            return session.dense(dense, failure)
         if place.reason is not None or place.tokens is None or place.position is None:
             if place.explanation:
                 self.handle.warn(place.explanation)

@@ -83,7 +83,8 @@ def _count(tensor: Any, patch: tuple[int, ...]) -> int:
     return t * h * w
 
 
-def _latent(arguments: Arguments) -> Any:
+def latent(arguments: Arguments) -> Any:
+    """The video's latent, also where the model makes audio beside it."""
     x = arguments["x"]
     return x[0] if isinstance(x, (list, tuple)) else x
 
@@ -91,7 +92,7 @@ def _latent(arguments: Arguments) -> Any:
 def _wan(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     """[ref_conv tokens][video, with concatenated frames][context streams]"""
     patch = tuple(network.patch_size)
-    x = _latent(arguments)
+    x = latent(arguments)
     t, h, w = _patches(x, patch)
     if arguments.get("time_dim_concat") is not None:
         joined = x.shape[2] + _padded(int(arguments["time_dim_concat"].shape[2]), patch[0])
@@ -123,7 +124,7 @@ def _wan_causal(network: Any, arguments: Arguments) -> Tokens | NoLayout:
 def _wan_s2v(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     """[video][reference][FramePack motion]"""
     patch = tuple(network.patch_size)
-    grid = TokenGrid(*_patches(_latent(arguments), patch))
+    grid = TokenGrid(*_patches(latent(arguments), patch))
     after = 0
     reference, motion = arguments.get("reference_latent"), arguments.get("reference_motion")
     if reference is not None:
@@ -141,13 +142,13 @@ def _wan_humo(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     patch = tuple(network.patch_size)
     reference = arguments.get("reference_latent")
     after = 0 if reference is None else _count(reference, patch)
-    return Tokens(TokenGrid(*_patches(_latent(arguments), patch)), 0, after)
+    return Tokens(TokenGrid(*_patches(latent(arguments), patch)), 0, after)
 
 
 def _wan_scail(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     """[reference frames and video][pose]"""
     patch = tuple(network.patch_size)
-    t, h, w = _patches(_latent(arguments), patch)
+    t, h, w = _patches(latent(arguments), patch)
     reference, pose = arguments.get("reference_latent"), arguments.get("pose_latents")
     if reference is not None:
         t += _ceil(int(reference.shape[2]), patch[0])
@@ -159,7 +160,7 @@ def _hunyuan(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     patch = tuple(network.patch_size)
     if len(patch) != 3:
         return NoLayout(DenseReason.UNKNOWN_GRID, "an image model has no token grid over time")
-    grid = TokenGrid(*_patches(_latent(arguments), patch))
+    grid = TokenGrid(*_patches(latent(arguments), patch))
     text = int(arguments["context"].shape[1])
     if arguments.get("txt_byt5") is not None and getattr(network, "byt5_in", None) is not None:
         text += int(arguments["txt_byt5"].shape[1])
@@ -175,7 +176,7 @@ def _hunyuan(network: Any, arguments: Arguments) -> Tokens | NoLayout:
 
 def _video_only(patch_of: Callable[[Any], tuple[int, int, int]]) -> Family:
     def family(network: Any, arguments: Arguments) -> Tokens | NoLayout:
-        x = _latent(arguments)
+        x = latent(arguments)
         if len(x.shape) != 5:
             return NoLayout(DenseReason.UNKNOWN_GRID, "an image model has no token grid over time")
         return Tokens(TokenGrid(*_patches(x, patch_of(network))))
@@ -186,7 +187,7 @@ def _video_only(patch_of: Callable[[Any], tuple[int, int, int]]) -> Family:
 def _mochi(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     """[video][text, cropped to the number of tokens in use]"""
     patch = int(network.patch_size)
-    grid = TokenGrid(*_patches(_latent(arguments), (1, patch, patch)))
+    grid = TokenGrid(*_patches(latent(arguments), (1, patch, patch)))
     kept = arguments.get("num_tokens")
     if kept is None:
         kept = inspect.signature(network.forward).parameters["num_tokens"].default
@@ -197,7 +198,7 @@ def _cogvideox(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     """[text][video]"""
     patch = int(network.patch_size)
     temporal = 1 if network.patch_size_t is None else int(network.patch_size_t)
-    grid = TokenGrid(*_patches(_latent(arguments), (temporal, patch, patch)))
+    grid = TokenGrid(*_patches(latent(arguments), (temporal, patch, patch)))
     return Tokens(grid, int(arguments["context"].shape[1]), 0)
 
 

@@ -51,6 +51,12 @@ def _dense_calls(report: RunReport) -> list[str]:
 def _time(report: RunReport) -> list[str]:
     sparse, dense = report.mean_seconds()
     lines = ["", f"Run: {report.seconds:.1f} s, of which video self-attention {report.attention_seconds():.1f} s."]
+    sparse_step, dense_step = report.median_step_seconds()
+    if sparse_step is not None and dense_step is not None:
+        lines.append(
+            f"The model took {sparse_step:.2f} s for a sparse step and {dense_step:.2f} s for a dense step of its own "
+            f"({dense_step / sparse_step:.2f}x)."
+        )
     if sparse is not None and dense is not None:
         calls = sum(call.position is not None for call in report.calls)
         all_dense = dense * calls

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..draftattn_core.attention import Attention
-from ..draftattn_core.report import EXPECTED_REASONS, DenseReason, Position, RunReport
+from ..draftattn_core.report import EXPECTED_REASONS, DenseReason, Position, RunReport, stopwatch
 from ..draftattn_core.session import Session
-from .layouts import NoLayout, Tokens, layer_count, other_lengths
+from .layouts import NoLayout, Tokens, latent, layer_count, other_lengths
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ REMEDIES: Mapping[str, str] = {
     DenseReason.FEW_TOKENS.value: "the video is too small to gain anything: raise size or length, or lower min_tokens",
     DenseReason.CROSS_ATTENTION.value: "no video self-attention was seen: another node may replace the attention",
     DenseReason.UNKNOWN_GRID.value: "this model is not supported: remove the node",
-    DenseReason.TOKENS.value: "the places of the model's tokens are not known: sample without guides, or remove the node",
+    DenseReason.TOKENS.value: "where the model's tokens belong is not known: sample without guides, or remove the node",
     DenseReason.MASK.value: "the model masks video tokens: give its guides strength 1, or remove the node",
     DenseReason.BACKEND.value: "no backend can serve this call: set backend to auto",
     DenseReason.NON_FINITE.value: "the output was not finite: load the model in bfloat16",
@@ -111,6 +111,7 @@ class ModelCall:
         overruled: whether a wrapper further in describes the same evaluation better.
         bias: key bias per mask object already checked.
         image: [start, end] of everything but the text, where the host told it just before an attention call.
+        stop: stops the time of the whole evaluation; None where a wrapper further out takes it.
     """
 
     network: Any
@@ -127,6 +128,7 @@ class ModelCall:
     overruled: bool = False
     bias: dict[int, Any] = field(default_factory=dict)
     image: tuple[int, int] | None = None
+    stop: Callable[[], Callable[[], float]] | None = None
 
     def position(self, layer: int) -> Position:
         return Position(self.step, self.progress, layer, layer_count(self.network), self.branch)
@@ -167,7 +169,8 @@ class Run:
             self._progress_text(step)
         kinds = {"cond" if kind == 0 else "uncond" for kind in options.get("cond_or_uncond") or ()}
         branch = "both" if len(kinds) > 1 else next(iter(kinds), "")
-        return ModelCall(network, tokens, lengths, step, self.trajectory.progress(sigma), branch)
+        progress, stop = self.trajectory.progress(sigma), stopwatch(latent(arguments).device)
+        return ModelCall(network, tokens, lengths, step, progress, branch, stop=stop)
 
     def finish(self) -> None:
         """Close the run and say in one line how it went; with a remedy if nothing was sparse. Never raises."""

@@ -54,7 +54,34 @@ def test_times_count_the_video_self_attention_only() -> None:
     report = filled()
     assert report.attention_seconds() == 2 + 2 + 1 + 1
     assert report.mean_seconds() == (1.0, 2.0)
-    assert "2.00x the speed of a dense one" in report.summary()
+    assert report.summary().endswith("; sparse call 2.0x faster than dense call")
+
+
+def test_a_step_is_as_long_as_its_evaluations_of_the_whole_model() -> None:
+    report = filled()
+    # Step 0: the condition and the uncondition in two evaluations. Step 2: skipped by a cache, no attention call.
+    for step, seconds in ((0, 2.0), (0, 1.0), (1, 2.0), (2, 0.001)):
+        report.add_evaluation(step, lambda seconds=seconds: seconds)  # type: ignore[misc]
+    assert report.step_seconds() == {0: 3.0, 1: 2.0}
+    assert report.median_step_seconds() == (2.0, 3.0)
+    assert report.summary().endswith("; executed density 0.75; sparse step 1.5x faster than dense step")
+    assert report.to_dict()["step_seconds"] == {"0": 3.0, "1": 2.0}
+
+
+def test_a_first_step_that_pays_for_compiling_does_not_decide() -> None:
+    report = RunReport()
+    for step, seconds in enumerate((30.0, 4.0, 9.0, 2.0, 2.5)):
+        at = position(step)
+        report.add(dense(DenseReason.SCHEDULE, 1, at) if step < 2 else sparse(0.2, 1, at))
+        report.add_evaluation(step, lambda seconds=seconds: seconds)  # type: ignore[misc]
+    assert report.median_step_seconds() == (2.5, 17.0)
+
+
+def test_a_loss_is_called_one() -> None:
+    report = RunReport()
+    report.add(dense(DenseReason.SCHEDULE, 1, position(0), seconds=1.0))
+    report.add(sparse(0.9, 1, position(1), seconds=1.5))
+    assert report.summary().endswith("; sparse call 1.5x slower than dense call")
 
 
 def test_the_density_map_is_steps_by_layers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -160,6 +161,28 @@ def test_out_of_memory_runs_dense_and_does_not_count_as_an_error(monkeypatch: py
         assert torch.equal(call(session), dense_output())
     assert session.report.calls_dense() == {str(DenseReason.OUT_OF_MEMORY): MAX_ERRORS + 1}
     assert len(session.report.notes) == 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_what_a_failed_call_had_made_is_freed_before_the_dense_one(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def half_done(*_: object, **__: object) -> Attention:
+        scores = torch.zeros(1000)
+        made.append(weakref.ref(scores))
+        raise error("tried to allocate more")
+
+    alive: list[bool] = []
+
+    def dense() -> Tensor:
+        alive.append(made[0]() is not None)
+        return dense_output()
+
+    monkeypatch.setattr(session_module, "attend", half_done)
+    assert torch.equal(call(Session(SETTINGS), dense=dense), dense_output())
+    assert alive == [False]
 
 
 def test_a_refusing_backend_runs_dense_with_its_reason() -> None:

@@ -35,6 +35,8 @@ def test_a_mixed_run(told) -> None:
         add(1, density=0.2, seconds=0.25)
         add(2, density=0.2, seconds=0.25)
         add(3, reason="too few tokens", seconds=1.0)
+        for step, seconds in enumerate((2.0, 1.25, 1.25)):
+            report.add_evaluation(step, lambda seconds=seconds: seconds)
         report.tails[0] = ("linear1", "linear1", "mean")
         report.tail_errors[0] = {"mean": 0.3, "linear1": 0.1}
         report.tail_errors[1] = {"mean": 0.2, "linear1": 0.1}
@@ -46,6 +48,7 @@ def test_a_mixed_run(told) -> None:
     assert "1 schedule\n" in text
     assert "1 too few tokens: the video is too small" in text
     assert "A sparse call took 250.0 ms, a dense one 1000.0 ms (4.00x)" in text
+    assert "took 1.25 s for a sparse step and 2.00 s for a dense step of its own (1.60x)" in text
     assert "1.5 s were saved" in text
     assert "linear1 2, mean 1" in text
     assert "linear1 0.100, mean 0.250" in text
