@@ -1,4 +1,7 @@
-"""python -m tests.comfyui.matrix: run every check on each ComfyUI of COMFYUI_PATHS, write docs/compatibility.md."""
+"""python -m tests.comfyui.matrix: run every check on each ComfyUI of COMFYUI_PATHS.
+
+Writes docs/compatibility.md, and its table of models into the README.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,28 @@ import torch
 
 from demo.comfyui_path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
 from tests.comfyui.model_cases import CASES, Case
-from tests.comfyui.results import names, results
+from tests.comfyui.results import MODULES, names, results
 
 TARGET = PACK_ROOT / "docs" / "compatibility.md"
+README = PACK_ROOT / "README.md"
+BEGIN, END = "<!-- models: written by python -m tests.comfyui.matrix -->\n", "<!-- end of models -->"
 MARKS = {"passed": "yes", "skipped": "-", "failed": "**no**"}
+DENSE_MARK = "dense"
 
 HEAD = """# Compatibility
 
 Written by `python -m tests.comfyui.matrix` from test results, not by hand. Last run {date}: {versions}; torch {torch},
 CPU, float32, ComfyUI's own model classes with small random weights, sampled by ComfyUI's own sampler.
 
-yes: every check passed. -: this version does not have the model or the feature. **no**: a check failed.
+yes: every check passed. dense: runs dense, with the reason in the report, and the checks of that passed. -: this version
+does not have the model or the feature. **no**: a check failed.
 
 ## Models
 
 For each model the tests mark every patch of the latent and find it again in the queries of the first self-attention, so
 grid and extra tokens are checked token by token. Running every block through the sparse path must give the unpatched
-model's result to a relative 1e-4, and sparse runs must serve all of the video self-attention.
+model's result to a relative 1e-4, and sparse runs must serve all of the video self-attention. A model that runs dense must
+give the unpatched model's result to the bit, with its calls under one named reason and a note that says why.
 
 """
 
@@ -38,8 +46,7 @@ BEHAVIOUR = """
 """
 
 DENSE = """
-Dense by design: MiniMax-H3 (ComfyUI's own node Model Sparse Attention serves it), any model not in the table, and any
-call whose tokens do not add up, with the reason in the report.
+Dense as well: any model not in the table, and any call whose tokens do not add up, with the reason in the report.
 """
 
 
@@ -51,9 +58,7 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder:
         found = {
-            (install, module): results(install, module, Path(folder))
-            for install in installs
-            for module in ("check_models", "check_behaviour")
+            (install, module): results(install, module, Path(folder)) for install in installs for module in MODULES
         }
     failures = [
         f"ComfyUI {install.version}, {name}: {result if name == '' else result['detail']}"
@@ -63,7 +68,8 @@ def main() -> int:
     ]
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.write_text(page(installs, found), encoding="utf-8")
-    print(f"wrote {TARGET.relative_to(PACK_ROOT)}", *failures, sep="\n")
+    README.write_text(with_models(README.read_text(encoding="utf-8"), models(installs, found)), encoding="utf-8")
+    print(f"wrote {TARGET.relative_to(PACK_ROOT)} and the table of models in README.md", *failures, sep="\n")
     return 1 if failures else 0
 
 
@@ -71,27 +77,64 @@ def page(installs: list[ComfyUIInstall], found: dict[tuple[ComfyUIInstall, str],
     versions = ", ".join(f"ComfyUI {install.version}" for install in installs)
     date = datetime.now(timezone.utc).date().isoformat()
     head = HEAD.format(date=date, versions=versions, torch=torch.__version__.split("+")[0])
-    columns = [f"{install.version}" for install in installs]
+    checks = [
+        [name, *(MARKS[state] for state in outcomes(installs, found, module, name))]
+        for module in MODULES[1:]
+        for name in names(module)
+    ]
+    head_row = ["Check", *(install.version for install in installs)]
+    return "".join([head, models(installs, found), DENSE, BEHAVIOUR, table(head_row, checks)])
 
-    def outcomes(module: str, name: str) -> list[str]:
-        states = [found[install, module].get(name, {"outcome": "failed"})["outcome"] for install in installs]
-        return [MARKS[state] for state in states]
 
-    models = [[case.name, sequence(case), *outcomes("check_models", case.name)] for case in CASES]
-    checks = [[name, *outcomes("check_behaviour", name)] for name in names("check_behaviour")]
-    return "".join(
-        [
-            head,
-            table(["Model", "Tokens of the call", *columns], models),
-            DENSE,
-            BEHAVIOUR,
-            table(["Check", *columns], checks),
-        ]
-    )
+def models(installs: list[ComfyUIInstall], found: dict[tuple[ComfyUIInstall, str], dict[str, Any]]) -> str:
+    """Table of the models."""
+    rows = [
+        [case.name, sequence(case), *(mark(case, state) for state in outcomes(installs, found, MODULES[0], case.name))]
+        for case in CASES
+    ]
+    return table(["Model", "Tokens of the call", *(install.version for install in installs)], rows)
+
+
+def outcomes(
+    installs: list[ComfyUIInstall], found: dict[tuple[ComfyUIInstall, str], dict[str, Any]], module: str, name: str
+) -> list[str]:
+    return [found[install, module].get(name, {"outcome": "failed"})["outcome"] for install in installs]
+
+
+def mark(case: Case, outcome: str) -> str:
+    return DENSE_MARK if case.dense and outcome == "passed" else MARKS[outcome]
+
+
+def with_models(readme: str, models_table: str) -> str:
+    """The README with this table between its marks.
+
+    Raises:
+        ValueError: if the marks are not there.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md has no place for the table of models: {BEGIN.strip()} and {END}")
+    return f"{before}{begin}\n{models_table}\n{end}{after}"
+
+
+def documented(page_text: str) -> dict[str, dict[str, str]]:
+    """Per model or check, the mark of every ComfyUI version in a page with these tables."""
+    rows: dict[str, dict[str, str]] = {}
+    columns: list[str] = []
+    for line in page_text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if cells and cells[0] in ("Model", "Check"):
+            columns = cells
+        elif cells and not cells[0].startswith("---"):
+            rows[cells[0]] = {key: value for key, value in zip(columns, cells, strict=True) if key[0].isdigit()}
+    return rows
 
 
 def sequence(case: Case) -> str:
-    """Such as "text, video": what the tokens are, in their order."""
+    """Such as "text, video": what the tokens are, in their order; for a model that runs dense, the reason's name."""
+    if case.dense:
+        return f"dense: {case.dense_reason or 'not shown to nodes'}"
     return ", ".join(
         part for part in (case.extra if case.before else "", "video", case.extra if case.after else "") if part
     )

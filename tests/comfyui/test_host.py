@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from demo.comfyui_path import NOT_FOUND, ComfyUIInstall, find_all_comfyui
+from tests.comfyui.matrix import DENSE_MARK, MARKS, TARGET, documented
 from tests.comfyui.results import MODULES, names, results
 
 INSTALLS = find_all_comfyui()
@@ -20,6 +21,11 @@ INSTALLS = find_all_comfyui()
 def test_check(install: ComfyUIInstall, module: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     found = results(install, module, tmp_path_factory.getbasetemp())
     assert name in found, found.get("", f"the check {name!r} did not run")
-    if found[name]["outcome"] == "skipped":
+    outcome = found[name]["outcome"]
+    shown = documented(TARGET.read_text(encoding="utf-8")).get(name, {}).get(install.version, MARKS[outcome])
+    assert shown == MARKS[outcome] or (shown, outcome) == (DENSE_MARK, "passed"), (
+        f"docs/compatibility.md says {shown}: run python -m tests.comfyui.matrix"
+    )
+    if outcome == "skipped":
         pytest.skip(f"ComfyUI {install.version}: {found[name]['detail']}")
-    assert found[name]["outcome"] == "passed", found[name]["detail"]
+    assert outcome == "passed", found[name]["detail"]
