@@ -28,15 +28,15 @@ HEAD = """# Compatibility
 Written by `python -m tests.comfyui.matrix` from test results, not by hand. Last run {date}: {versions}; torch {torch},
 CPU, float32, ComfyUI's own model classes with small random weights, sampled by ComfyUI's own sampler.
 
-yes: every check passed. dense: runs dense, with the reason in the report, and the checks of that passed. -: this version
-does not have the model or the feature. **no**: a check failed.
+yes: every check passed. dense: runs dense, with the reason in the report, and the checks of that passed. -: this
+version does not have the model or the feature. **no**: a check failed.
 
 ## Models
 
 For each model the tests mark every patch of the latent and find it again in the queries of the first self-attention, so
 grid and extra tokens are checked token by token. Running every block through the sparse path must give the unpatched
-model's result to a relative 1e-4, and sparse runs must serve all of the video self-attention. A model that runs dense must
-give the unpatched model's result to the bit, with its calls under one named reason and a note that says why.
+model's result to a relative 1e-4, and sparse runs must serve all of the video self-attention. A model that runs dense
+must give the unpatched model's result to the bit, with its calls under one named reason and a note that says why.
 
 """
 
