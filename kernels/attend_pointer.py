@@ -16,7 +16,7 @@ from torch import Tensor
 from .configs import AttendConfig
 from .geometry import Geometry, block_span, row_offsets
 from .pooled import PooledTail
-from .runtime import on_device
+from .runtime import on_device, strides
 
 _LENGTHS = ["heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride"]
 
@@ -273,10 +273,10 @@ def attend_pointer(
             bias,
             *(unused if x is None else x for x in pooled),
             scale,
-            *q.stride(),
-            *k.stride(),
-            *v.stride(),
-            *out.stride(),
+            *strides(q),
+            *strides(k),
+            *strides(v),
+            *strides(out),
             heads,
             tokens,
             geometry.video_tokens,

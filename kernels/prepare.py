@@ -17,7 +17,7 @@ from torch import Tensor
 from .configs import PrepareConfig
 from .geometry import Geometry, block_span, row_offsets
 from .pooled import PooledTail
-from .runtime import on_device
+from .runtime import on_device, strides
 
 # Programs that share a head's blocks when there is an average matrix to sum: enough to fill a large GPU, few enough
 # that the partial sums stay small. Fixed, so that the same call gives the same bits on every device.
@@ -228,7 +228,7 @@ def prepare_queries(q: Tensor, geometry: Geometry, config: PrepareConfig) -> Ten
             q,
             geometry.perm,
             means,
-            *q.stride(),
+            *strides(q),
             heads,
             geometry.video_tokens,
             geometry.q_video,
@@ -287,8 +287,8 @@ def prepare_keys(
             *(pairs or (k, k)),
             k if partial is None else partial,
             *(copies or (k, k)),
-            *k.stride(),
-            *v.stride(),
+            *strides(k),
+            *strides(v),
             heads,
             tokens,
             geometry.video_tokens,

@@ -18,3 +18,9 @@ def on_device(x: Tensor) -> AbstractContextManager[object]:
 def interpreted(kernel: object) -> bool:
     """Whether TRITON_INTERPRET was set when `kernel` was defined: it then runs in Python, on CPU tensors."""
     return not isinstance(kernel, triton.runtime.JITFunction)
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """Strides of x as a kernel takes them. That of a batch of one is never used, and 0: beyond 2^31 it would be another
+    type of argument, and another binary."""
+    return (0 if x.shape[0] == 1 else x.stride(0), *x.stride()[1:])

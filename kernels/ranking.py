@@ -1,0 +1,49 @@
+"""Ranking: scores as integers of the same order, and the n-th largest of a row by bisection over them."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INT_MIN = tl.constexpr(-2147483648)
+INT_MAX = tl.constexpr(2147483647)
+
+
+@triton.jit
+def sortable(x):
+    """Integers in the order of the floats: NaN as -inf, -0 as +0."""
+    x = tl.where(x == x, x, float("-inf")) + 0.0
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def keys_of(score_row, forced_row, columns, offsets, FORCE: tl.constexpr):
+    """Sortable scores of one chunk of a row, forced entries on top; lanes past the row rank below everything."""
+    inside = offsets < columns
+    x = tl.load(score_row + offsets, mask=inside, other=float("-inf"))
+    if FORCE:
+        forced = tl.load(forced_row + offsets, mask=inside, other=0)
+        x = tl.where(forced != 0, float("inf"), x)
+    return tl.where(inside, sortable(x), INT_MIN)
+
+
+@triton.jit
+def nth_largest(score_row, forced_row, columns, n, FORCE: tl.constexpr, BLOCK: tl.constexpr):
+    """The n-th largest key of a row, and how many entries equal to it belong to the n largest."""
+    low = tl.full([], INT_MIN, tl.int32)
+    high = tl.full([], INT_MAX, tl.int32)
+    for _ in tl.range(0, 32, num_stages=1):
+        middle = (low | high) - ((low ^ high) >> 1)
+        count = 0
+        for start in tl.range(0, columns, BLOCK, num_stages=1):
+            keys = keys_of(score_row, forced_row, columns, start + tl.arange(0, BLOCK), FORCE)
+            count += tl.sum((keys >= middle).to(tl.int32), 0)
+        enough = count >= n
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle - 1)
+    above = 0
+    for start in tl.range(0, columns, BLOCK, num_stages=1):
+        keys = keys_of(score_row, forced_row, columns, start + tl.arange(0, BLOCK), FORCE)
+        above += tl.sum((keys > low).to(tl.int32), 0)
+    return low, n - above
