@@ -7,7 +7,6 @@ conditions or with vision tokens, so those are checked without a mask and the ma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,17 +15,9 @@ import torch
 from check_models import Spy, almost_dense
 from model_cases import HUNYUAN15
 
-CHECKS: dict[str, Callable[[], None]] = {}
+CHECKS, check = host.registry()
 LAYERS = 3
 STEPS = 2
-
-
-def check(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def keep(function: Callable[[], None]) -> Callable[[], None]:
-        CHECKS[name] = function
-        return function
-
-    return keep
 
 
 def rand(*shape: int, seed: int = 5) -> torch.Tensor:

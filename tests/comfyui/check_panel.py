@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,7 @@ import host
 import torch
 from model_cases import CASES
 
-CHECKS: dict[str, Callable[[], None]] = {}
-
-
-def check(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Register a check under its name."""
-
-    def register(function: Callable[[], None]) -> Callable[[], None]:
-        CHECKS[name] = function
-        return function
-
-    return register
+CHECKS, check = host.registry()
 
 
 def node(module: str, name: str) -> Any:

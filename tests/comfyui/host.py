@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,23 @@ PACK = "draft_pack"
 
 class Absent(Exception):
     """This ComfyUI does not have what a check is about; the message says what."""
+
+
+Check = Callable[[], None]
+
+
+def registry() -> tuple[dict[str, Check], Callable[[str], Callable[[Check], Check]]]:
+    """The CHECKS of a module, and the decorator that enters a function there under its name."""
+    checks: dict[str, Check] = {}
+
+    def check(name: str) -> Callable[[Check], Check]:
+        def keep(function: Check) -> Check:
+            checks[name] = function
+            return function
+
+        return keep
+
+    return checks, check
 
 
 def start(comfyui: str) -> None:

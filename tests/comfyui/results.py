@@ -15,7 +15,18 @@ from demo.comfyui_path import ComfyUIInstall
 HERE = Path(__file__).parent
 TIMEOUT = 900
 # What docs/compatibility.md shows, in this order.
-MODULES = ("check_models", "check_hunyuan15", "check_behaviour")
+MODULES = (
+    "check_models",
+    "check_hunyuan15",
+    "check_chain",
+    "check_conditions",
+    "check_noise",
+    "check_compile",
+    "check_runs",
+    "check_failures",
+    "check_told",
+    "check_panel",
+)
 
 
 def names(module: str) -> list[str]:

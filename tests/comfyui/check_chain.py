@@ -1,0 +1,162 @@
+"""Runs in ComfyUI's Python: how the patched model gets on with other nodes' attention, in either order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import host
+import torch
+from check_models import almost_dense
+from toy_runs import LAYERS, BrokenCore, Foreign, difference, half_dense, run, wan
+
+CHECKS, check = host.registry()
+
+
+@check("an override set before ours serves the dense calls")
+def _() -> None:
+    foreign = Foreign()
+    patched, handle = host.apply(foreign.overwrite(wan()))
+    run(patched)
+    assert foreign.calls == {False: 2 * LAYERS} and handle.report.calls_sparse == 2 * LAYERS
+
+
+@check("an override that later overwrote ours serves the dense calls")
+def _() -> None:
+    foreign = Foreign()
+    patched, handle = host.apply(wan())
+    run(foreign.overwrite(patched))
+    assert foreign.calls == {False: 2 * LAYERS} and handle.report.calls_sparse == 2 * LAYERS
+
+
+@check("a later override that chains ours meets us once")
+def _() -> None:
+    foreign = Foreign()
+    patched, handle = host.apply(wan(), schedule=half_dense())
+    run(foreign.chain(patched), steps=4)
+    assert handle.report.calls_sparse == 2 * LAYERS
+    assert foreign.calls == {True: 2 * LAYERS, False: 4 * LAYERS}
+    assert len(handle.report.calls) == 8 * LAYERS
+
+
+@check("the host's own Model Attention Backend node after ours")
+def _() -> None:
+    patched, handle = host.apply(wan())
+    patched = patched.clone()
+    if not hasattr(patched, "set_model_optimized_attention"):
+        raise host.Absent("this ComfyUI has no set_model_optimized_attention")
+    calls = Counter()
+
+    def attention(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        import comfy.ldm.modules.attention
+
+        calls[q.shape == k.shape] += 1
+        return comfy.ldm.modules.attention.attention_pytorch(q, k, *args, **kwargs)
+
+    patched.set_model_optimized_attention(attention)
+    run(patched)
+    assert handle.report.calls_sparse == 2 * LAYERS and calls == {False: 2 * LAYERS}
+
+
+@check("a replaced attention forward is found and named")
+def _() -> None:
+    model = wan()
+    network = model.model.diffusion_model
+    patched, handle = host.apply(model)
+    for layer in range(LAYERS):
+        name = f"diffusion_model.blocks.{layer}.self_attn.forward"
+        patched.add_object_patch(name, lambda x, *args, **kwargs: torch.zeros_like(x))
+        run(patched)
+        assert any(name in note for note in handle.report.notes), handle.report.notes
+        assert handle.report.calls_sparse == 2 * (LAYERS - 1 - layer)
+    assert any("never saw it" in note for note in handle.report.notes), handle.report.notes
+    assert network is patched.model.diffusion_model
+
+
+@check("a patched cross-attention (NAG) does not concern us")
+def _() -> None:
+    model = wan()
+    cross = model.model.diffusion_model.blocks[0].cross_attn
+    original = cross.forward
+    patched, handle = host.apply(model)
+    patched.add_object_patch(
+        "diffusion_model.blocks.0.cross_attn.forward", lambda *args, **kwargs: 0.5 * original(*args, **kwargs)
+    )
+    run(patched)
+    assert handle.report.calls_sparse == 2 * LAYERS and handle.report.notes == []
+
+
+@check("InfiniteTalk's audio attention stays what it was")
+def _() -> None:
+    try:
+        from comfy.ldm.wan.model_multitalk import MultiTalkCrossAttnPatch, SingleStreamMultiAttention
+    except ImportError:
+        raise host.Absent("this ComfyUI has no InfiniteTalk") from None
+    import comfy.ops
+
+    generator = torch.Generator().manual_seed(5)
+    blocks = []
+    for _ in range(LAYERS):
+        audio = SingleStreamMultiAttention(
+            128, 32, num_heads=2, qkv_bias=True, device="cpu", dtype=torch.float32, operations=comfy.ops.manual_cast
+        )
+        for parameter in audio.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        blocks.append(SimpleNamespace(audio_cross_attn=audio, norm_x=torch.nn.Identity()))
+
+    class Patch(MultiTalkCrossAttnPatch):
+        def models(self) -> list[Any]:
+            return []  # nothing for the host to load
+
+    model = wan()
+    model.set_model_patch(Patch(SimpleNamespace(model=SimpleNamespace(blocks=blocks))), "attn2_patch")
+    model.model_options["transformer_options"]["audio_embeds"] = torch.rand(1, 3, 4, 32, generator=generator)
+    patched, handle = host.apply(model, schedule=almost_dense())
+    plain = run(model)
+    assert not torch.equal(plain, run(wan())), "the audio does nothing"
+    assert difference(run(patched), plain) < 1e-4
+    assert handle.report.calls_sparse == 2 * LAYERS
+
+
+@check("the host's record of allocations stops for our calls, not for its own")
+def _() -> None:
+    try:
+        from comfy import model_prefetch
+    except ImportError:
+        raise host.Absent("this ComfyUI has no model_prefetch") from None
+    if hasattr(model_prefetch, "pause_malloc_graph"):
+        raise host.Absent("this ComfyUI has the real pause_malloc_graph: nothing to stand in for")
+    paused = [0]
+
+    @contextmanager
+    def pause_malloc_graph() -> Iterator[None]:
+        paused[0] += 1
+        try:
+            yield
+        finally:
+            paused[0] -= 1
+
+    seen = {"sparse": set(), "dense": set()}
+
+    def dense(func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen["dense"].add(paused[0])
+        return func(*args, **kwargs)
+
+    session = host.pack("draftattn_core.session")
+    original = session.attend
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        seen["sparse"].add(paused[0])
+        return original(*args, **kwargs)
+
+    patched, _ = host.apply(Foreign._put(wan(), dense), dense_layers=(0,))
+    model_prefetch.pause_malloc_graph = pause_malloc_graph
+    try:
+        with BrokenCore(attend):
+            run(patched)
+    finally:
+        del model_prefetch.pause_malloc_graph
+    assert seen == {"sparse": {1}, "dense": {0}} and paused == [0]

@@ -1,0 +1,138 @@
+"""Runs in ComfyUI's Python: what the user is told: counts, line, text under the node, remedies, and strict."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import host
+import torch
+from toy_runs import LATENT, LAYERS, Foreign, failing, half_dense, run, wan
+
+CHECKS, check = host.registry()
+
+
+@check("every call of the host is counted exactly once")
+def _() -> None:
+    foreign = Foreign()
+    patched, handle = host.apply(foreign.overwrite(wan()), schedule=half_dense())
+    run(patched, steps=4)
+    report = handle.report
+    assert report.calls_sparse == 2 * LAYERS
+    assert report.calls_dense() == {"not self-attention": 4 * LAYERS, "schedule": 2 * LAYERS}
+    assert foreign.calls == {True: 2 * LAYERS, False: 4 * LAYERS}
+
+
+@check("the node is told how the run goes")
+def _() -> None:
+    told: list[str] = []
+    adapter, presets = host.pack("nodes.adapter"), host.pack("nodes.presets")
+    choices = presets.Choices(preset="custom", dense_start=0.0, min_tokens=0, blocks=(16, 8), tail="linear1")
+    patched, handle = adapter.apply_draft_attention(wan(), choices, told.append)
+    run(patched, steps=3)
+    assert told[0] == f"{LAYERS} of {LAYERS} self-attention calls sparse"
+    assert told[-1] == handle.report.summary() and f"{3 * LAYERS} of {3 * LAYERS}" in told[-1]
+
+
+@check("a node that cannot be told does not stop the run")
+def _() -> None:
+    adapter, presets = host.pack("nodes.adapter"), host.pack("nodes.presets")
+    choices = presets.Choices(preset="custom", dense_start=0.0, min_tokens=0, blocks=(16, 8), tail="linear1")
+    patched, handle = adapter.apply_draft_attention(wan(), choices, failing(OSError("connection lost")))
+    run(patched, steps=3)
+    assert handle.report.calls_sparse == 3 * LAYERS and handle.report.finished is not None
+
+
+@check("a listener sees every sparse call, and may fail")
+def _() -> None:
+    patched, handle = host.apply(wan())
+    seen = []
+    handle.listeners += [lambda result, position: seen.append(position.layer), failing(RuntimeError("no picture"))]
+    run(patched)
+    assert seen == [0, 1] * 2 and len(handle.listeners) == 1
+    assert any("no picture" in note for note in handle.report.notes)
+
+
+@check("a small video is dense, with the reason and a remedy")
+def _() -> None:
+    model = wan()
+    patched, handle = host.apply(model, min_tokens=12000)
+    assert torch.equal(run(patched), run(model))
+    assert handle.report.calls_dense()["too few tokens"] == 2 * LAYERS
+    assert any("min_tokens" in note for note in handle.report.notes)
+
+
+@check("an unknown model is dense, with the reason and a remedy")
+def _() -> None:
+    flux = {
+        "image_model": "flux",
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_size": 2,
+        "vec_in_dim": 32,
+        "context_in_dim": 64,
+        "hidden_size": 128,
+        "mlp_ratio": 2.0,
+        "num_heads": 1,
+        "depth": 1,
+        "depth_single_blocks": 1,
+        "axes_dim": [16, 56, 56],
+        "theta": 10000,
+        "qkv_bias": True,
+        "guidance_embed": False,
+    }
+    import comfy.ldm.flux.model
+
+    if any(field.name == "txt_ids_dims" for field in fields(comfy.ldm.flux.model.FluxParams)):
+        flux["txt_ids_dims"] = []
+    told: list[str] = []
+    model = Foreign().overwrite(host.build("FluxSchnell", flux))
+    text = [[torch.rand(1, 5, 64), {"pooled_output": torch.rand(1, 32)}]]
+    latent = torch.zeros(1, 16, 6, 10)
+    choices = host.pack("nodes.presets").Choices()
+    patched, handle = host.pack("nodes.adapter").apply_draft_attention(model, choices, told.append)
+    assert torch.equal(run(patched, latent, text), run(model, latent, text))
+    assert set(handle.report.calls_dense()) == {"unknown token grid"}
+    assert "remove the node" in told[-1]
+    assert any("Flux" in note for note in handle.report.notes), handle.report.notes
+    assert any("not supported" in note for note in handle.report.notes), handle.report.notes
+
+
+@check("MiniMax-H3 points to the host's own node")
+def _() -> None:
+    try:
+        from comfy.ldm.minimax.model import MiniMaxH3Model
+    except ImportError:
+        raise host.Absent("this ComfyUI has no MiniMax-H3") from None
+    layouts = host.pack("nodes.layouts")
+    found = layouts.describe(MiniMaxH3Model.__new__(MiniMaxH3Model), {"x": LATENT})
+    assert "BlockSparseAttention" in found.message
+
+
+@check("strict refuses before sampling starts, and says why")
+def _() -> None:
+    foreign = Foreign()
+
+    def refusal(patched: Any) -> str:
+        try:
+            run(patched)
+        except ValueError as error:
+            return str(error)
+        raise AssertionError("strict let it pass")
+
+    small, _ = host.apply(foreign.overwrite(wan()), strict=True, min_tokens=12000)
+    assert "lower min_tokens" in refusal(small)
+    replaced, _ = host.apply(foreign.overwrite(wan()), strict=True)
+    replaced.add_object_patch("diffusion_model.blocks.0.self_attn.forward", lambda x, *args, **kwargs: x)
+    assert "blocks.0.self_attn.forward" in refusal(replaced)
+    unserved, _ = host.apply(foreign.overwrite(wan()), strict=True)
+    strict = host.pack("nodes.strict")
+    original, strict.choose_backend = strict.choose_backend, failing(ValueError("no backend can serve this call"))
+    try:
+        assert "no backend can serve this call" in refusal(unserved)
+    finally:
+        strict.choose_backend = original
+    assert not foreign.calls, "sampling had begun"
+    fine, handle = host.apply(wan(), strict=True)
+    run(fine)
+    assert handle.report.calls_sparse == 2 * LAYERS
