@@ -110,26 +110,34 @@ def capture(
     steps: int,
     at_steps: Collection[int],
     layers: Collection[int],
-    on_step: Callable[[], None] = lambda: None,
+    skip: Collection[tuple[int, int]] = (),
+    on_call: Callable[[CapturedCall], None] | None = None,
 ) -> list[CapturedCall]:
     """Run the demo's sampler dense, without guidance, and keep the calls of the given steps and layers.
 
     The run ends after the last step that is asked for.
+
+    Args:
+        skip: (step, layer) pairs not wanted.
+        on_call: gets each call as soon as it is there; none is returned then.
     """
+    wanted = {(step, layer) for step in at_steps for layer in layers} - set(skip)
+    if not wanted:
+        return []
+    last = max(step for step, _ in wanted)
     calls: list[CapturedCall] = []
 
     def keep(q: Tensor, k: Tensor, v: Tensor, layer: int, step: int) -> Tensor:
-        if step in at_steps and layer in layers:
+        if (step, layer) in wanted:
             copies = (x.detach().float().contiguous() for x in (q, k, v))
-            calls.append(CapturedCall(*copies, grid=grid, seed=seed, step=step, layer=layer))
+            (on_call or calls.append)(CapturedCall(*copies, grid=grid, seed=seed, step=step, layer=layer))
         return dense_attention(q, k, v, layer, step)
 
     class _Enough(Exception):
         pass
 
     def after_step(step: int, *_: object) -> None:
-        on_step()
-        if step >= max(at_steps):
+        if step >= last:
             raise _Enough
 
     with attention_replaced(model, keep), suppress(_Enough):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 from tqdm import tqdm
 
-from draftattn_core import Layout, TableCache
+from draftattn_core import Layout, TableCache, TokenGrid
 from draftattn_core.policy import TailName
 from draftattn_core.probe import sample_rows
 
@@ -18,6 +20,7 @@ from .capture import CapturedCall, capture, prompt_of
 from .errors import Errors, SampledRows, figures
 from .peer import load_peer, peer_itself
 from .plan import CapturedPlan, Clock
+from .raw import WHOLE, Raw, Record, Shard, definition, name_rounds, significant
 from .rows import Row
 from .selection import Source, choose, probed_tails
 
@@ -61,7 +64,7 @@ def study_call(
     sampled: int,
     cache: TableCache,
     check_peer: bool = False,
-    on_row: Callable[[], None] = lambda: None,
+    on_row: Callable[[], object] = lambda: None,
 ) -> tuple[list[Measured], list[PeerCheck]]:
     """Every row at every target on one call. Rows that cannot run at a target are missing from the result."""
     targets = tuple(targets)
@@ -109,53 +112,169 @@ def _check_peer(row: Row, target: float, parameter: float, study: SampledRows, o
 
 
 def run_plan(
-    model: WanTransformer3DModel, plan: CapturedPlan, rows: list[Row], clock: Clock
-) -> tuple[list[Measured], list[PeerCheck], list[str]]:
-    """Capture and study the calls of `plan`, as many as the clock has time for.
+    model: WanTransformer3DModel,
+    plan: CapturedPlan,
+    rows: list[Row],
+    clock: Clock,
+    raw: Raw,
+    shard: Shard = WHOLE,
+) -> None:
+    """Capture and study the calls of `plan` that `raw` lacks, as many as the clock has time for."""
+    cache = TableCache(64)
+    wanted = [(step, layer) for step in plan.at_steps for layer in plan.layers]
+    with tqdm(unit="row", desc="captured calls", total=len(plan.calls) // shard.of * len(rows)) as bar:
+        for grid, seed in shard.pick(plan.runs):
+            # Read anew for each run: another process may have done it.
+            known = _Known(plan, rows, raw)
+            missing = {at: known.missing(grid, seed, *at) for at in wanted}
+            left = sum(bool(some) for some in missing.values())
+            bar.update(len(wanted) * len(rows) - sum(map(len, missing.values())))
+            if clock.left(plan.share) < left * known.seconds:
+                return
+            _study_run(model, plan, (grid, seed), missing, cache, clock, raw, bar.update)
+
+
+def _study_run(
+    model: WanTransformer3DModel,
+    plan: CapturedPlan,
+    run: tuple[TokenGrid, int],
+    missing: dict[tuple[int, int], list[Row]],
+    cache: TableCache,
+    clock: Clock,
+    raw: Raw,
+    on_row: Callable[[], object],
+) -> None:
+    """Study each call of one run as soon as it is captured: `missing` are the rows by (step, layer)."""
+    grid, seed = run
+    checked = plan.calls[: plan.peer_checks]
+    since = clock.used
+
+    def study(call: CapturedCall) -> None:
+        nonlocal since
+        rows = missing[call.step, call.layer]
+        check = (grid, seed, call.step, call.layer) in checked
+        found, checks = study_call(
+            call, rows, plan.targets, sampled=plan.sampled, cache=cache, check_peer=check, on_row=on_row
+        )
+        took, since = clock.used - since, clock.used
+        raw.append(_record(call, rows, plan.targets, found, checks, took))
+
+    capture(
+        model,
+        prompt_of(seed),
+        grid,
+        seed=seed,
+        steps=plan.steps,
+        at_steps=plan.at_steps,
+        layers=plan.layers,
+        skip=[at for at, rows in missing.items() if not rows],
+        on_call=study,
+    )
+
+
+def _record(
+    call: CapturedCall,
+    rows: list[Row],
+    targets: tuple[float, ...],
+    measured: list[Measured],
+    checks: list[PeerCheck],
+    took: float,
+) -> Record:
+    at = {(m.row, m.target): [*map(significant, (m.exact, m.tail_work, *_values(m.errors)))] for m in measured}
+    return {
+        "grid": str(call.grid),
+        "seed": call.seed,
+        "prompt": prompt_of(call.seed),
+        "step": call.step,
+        "layer": call.layer,
+        "took": round(took, 2),
+        # null: cannot run at this target
+        "rows": {
+            definition(row, call.grid): {"row": row.name, "at": {f"{t:g}": at.get((row.name, t)) for t in targets}}
+            for row in rows
+        },
+        "checks": [
+            [definition(row, call.grid), c.target, *map(significant, (c.difference, *_values(c.errors)))]
+            for c in checks
+            for row in rows
+            if row.name == c.row
+        ],
+    }
+
+
+def _values(errors: Errors) -> tuple[float, float, float]:
+    return errors.relative_l2, errors.worst, errors.recall
+
+
+class _Known:
+    """What a raw file says about the calls of a plan, by call and by what each row does."""
+
+    def __init__(self, plan: CapturedPlan, rows: list[Row], raw: Raw) -> None:
+        self.rows = rows
+        self.targets = {target: f"{target:g}" for target in plan.targets}
+        self.is_row = {grid: {row.name: definition(row, grid) for row in rows} for grid in plan.grids}
+        self.found: dict[tuple[str, int, int, int], dict[str, dict[str, list[float] | None]]] = {}
+        self.checks: dict[tuple[str, int, int, int], list[list[Any]]] = {}
+        took = []
+        for record in raw.records():
+            if record["prompt"] != prompt_of(record["seed"]):
+                continue
+            call = (record["grid"], record["seed"], record["step"], record["layer"])
+            self.found.setdefault(call, {}).update({key: each["at"] for key, each in record["rows"].items()})
+            self.checks.setdefault(call, []).extend(record["checks"])
+            if not record["checks"] and len(record["rows"]) == len(rows):
+                took.append(record["took"])
+        self.seconds = sum(took) / len(took) if took else 0.0
+
+    def missing(self, grid: TokenGrid, seed: int, step: int, layer: int) -> list[Row]:
+        """Rows not measured on that call at every target."""
+        found, names = self.found.get((str(grid), seed, step, layer), {}), self.is_row[grid]
+        return [row for row in self.rows if not self._whole(found.get(names[row.name]))]
+
+    def _whole(self, at: dict[str, list[float] | None] | None) -> bool:
+        return at is not None and all(name in at for name in self.targets.values())
+
+    def measured(self, grid: TokenGrid, seed: int, step: int, layer: int) -> Iterator[Measured]:
+        call = (str(grid), seed, step, layer)
+        for row in self.rows:
+            at = self.found[call][self.is_row[grid][row.name]]
+            for target, name in self.targets.items():
+                values = at[name]
+                if values is not None:
+                    exact, tail_work, *errors = values
+                    yield Measured(row.name, target, call, exact, tail_work, Errors(*errors))
+
+    def peer_checks(self, grid: TokenGrid, seed: int, step: int, layer: int) -> Iterator[PeerCheck]:
+        names = {key: name for name, key in self.is_row[grid].items()}
+        for key, target, difference, *errors in self.checks[str(grid), seed, step, layer]:
+            if key in names:
+                yield PeerCheck(names[key], target, difference, Errors(*errors))
+
+
+def collect(plan: CapturedPlan, rows: list[Row], raw: Raw) -> tuple[list[Measured], list[PeerCheck], list[str]]:
+    """What `raw` holds of `plan`: only calls on which every row was measured, so that all means are over the same.
 
     Returns:
-        Measurements, checks of comfy-kitchen, and in words what was left out and why.
+        Measurements, checks of comfy-kitchen, and in words what is left out and why.
     """
-    measured: list[Measured] = []
-    checks: list[PeerCheck] = []
-    cache = TableCache(64)
-    per_run = len(plan.at_steps) * len(plan.layers)
-    studied, longest = 0, 0.0
-    with tqdm(total=len(plan.runs) * per_run * len(rows), unit="row", desc="captured calls") as bar:
-        for grid, seed in plan.runs:
-            if studied and clock.left(plan.share) < per_run * longest:
-                break
-            calls = capture(
-                model, prompt_of(seed), grid, seed=seed, steps=plan.steps, at_steps=plan.at_steps, layers=plan.layers
-            )
-            for call in calls:
-                start = clock.used
-                found, checked = study_call(
-                    call,
-                    rows,
-                    plan.targets,
-                    sampled=plan.sampled,
-                    cache=cache,
-                    check_peer=studied < plan.peer_checks,
-                    on_row=bar.update,
-                )
-                measured += found
-                checks += checked
-                studied += 1
-                longest = max(longest if studied > plan.peer_checks else 0.0, clock.used - start)
-    wanted = len(plan.runs) * per_run
+    known = _Known(plan, rows, raw)
+    whole = [call for call in plan.calls if not known.missing(*call)]
+    partly = [call for call in plan.calls if call not in whole and (str(call[0]), *call[1:]) in known.found]
+    measured = [item for call in whole for item in known.measured(*call)]
+    checks = [check for call in whole for check in known.peer_checks(*call)]
     left_out = []
-    if studied < wanted:
-        runs = plan.runs[studied // per_run :]
+    if len(whole) < len(plan.calls):
+        calls_of = Counter((grid, seed) for grid, seed, *_ in whole)
+        per_run = len(plan.at_steps) * len(plan.layers)
         left_out.append(
-            f"captured calls: out of time after {studied} of {wanted}; left out (grid, seed): "
-            + ", ".join(f"({grid}, {seed})" for grid, seed in runs)
+            f"captured calls: {len(whole)} of {len(plan.calls)} measured; not or not all of (grid, seed): "
+            + name_rounds(run for run in plan.runs if calls_of[run] < per_run)
         )
-    counts = {(item.row, item.target): 0 for item in measured}
-    for item in measured:
-        counts[(item.row, item.target)] += 1
+    if partly:
+        left_out.append(f"captured calls: {len(partly)} more on which some rows are not measured (in their last form)")
+    counts = Counter((item.row, item.target) for item in measured)
     for target in plan.targets:
-        dear = [row.name for row in rows if counts.get((row.name, target), 0) < studied]
+        dear = [row.name for row in rows if counts[row.name, target] < len(whole)]
         if dear:
             left_out.append(
                 f"captured calls at {target:.0%}, rows whose tail and forced blocks alone cost more than that in some "

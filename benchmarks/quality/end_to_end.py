@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -21,6 +21,7 @@ from draftattn_core.policy import TailName
 from .capture import attention_replaced, dense_attention, prompt_of
 from .peer import load_peer, peer_itself
 from .plan import DENSE_FEWER, Clock, EndToEndPlan, Scenario
+from .raw import WHOLE, Raw, Shard, definition, name_rounds, significant
 from .rows import Row
 from .selection import Source, choose, probed_tails
 
@@ -166,45 +167,87 @@ class Cell:
         return sum(map(value, self.scores.values())) / len(self.scores)
 
 
+class _Known:
+    """What a raw file says about the rounds of a plan."""
+
+    def __init__(self, plan: EndToEndPlan, rows: dict[str, Row], raw: Raw, share: float) -> None:
+        self.plan, self.rows, self.share = plan, rows, share
+        keys = {
+            self.key(scenario, grid, seed): (scenario, grid, seed)
+            for grid, seed in plan.rounds
+            for scenario in plan.scenarios
+        }
+        self.scores: dict[tuple[TokenGrid, int], dict[Scenario, Scores]] = {run: {} for run in plan.rounds}
+        self.impossible: dict[Scenario, str] = {}
+        self.seconds: dict[Scenario, float] = {}
+        for record in raw.records():
+            found = keys.get(tuple(record["unit"]))
+            if found is None:
+                continue
+            scenario, grid, seed = found
+            if record["cannot"] is not None:
+                self.impossible[scenario] = record["cannot"]
+            else:
+                self.scores[grid, seed][scenario] = Scores(*record["scores"])
+                self.seconds[scenario] = max(self.seconds.get(scenario, 0.0), record["took"])
+
+    def key(self, scenario: Scenario, grid: TokenGrid, seed: int) -> tuple[object, ...]:
+        """Everything the scores of a unit depend on beside what the whole file shares."""
+        row, target, steps, warmup = scenario
+        if row == DENSE_FEWER:
+            fewer = steps_at_equal_compute(Setting(grid, steps, warmup, self.plan.cfg), target, self.share)
+            does = f"{row} {fewer}"
+        else:
+            does = definition(self.rows[row], grid)
+        return (str(grid), seed, prompt_of(seed), steps, warmup, target, does)
+
+    def missing(self, grid: TokenGrid, seed: int) -> list[Scenario]:
+        found = self.scores[grid, seed]
+        return [s for s in self.plan.scenarios if s not in found and s not in self.impossible]
+
+
 def run_plan(
     model: WanTransformer3DModel,
     plan: EndToEndPlan,
     rows: dict[str, Row],
     clock: Clock,
+    raw: Raw,
     *,
     share: float,
-) -> tuple[list[Cell], list[str]]:
-    """Every scenario of `plan` in every round the clock has time for.
+    shard: Shard = WHOLE,
+) -> None:
+    """Every scenario of `plan` that `raw` lacks, in every round the clock has time for.
 
     Args:
         rows: by name.
         share: attention's share of a dense step, for the dense rows with fewer steps.
-
-    Returns:
-        Cells with scores, and in words what was left out and why.
     """
-    cells = {scenario: Cell(plan.name, *scenario) for scenario in plan.scenarios}
-    impossible: dict[Scenario, str] = {}
     cache = TableCache(64)
-    done, longest, rounds = 0, 0.0, plan.rounds
-    total = len(rounds) * sum(steps for _, _, steps, _ in plan.scenarios)
+    finished = 0
+    total = len(shard.pick(plan.rounds)) * sum(steps for _, _, steps, _ in plan.scenarios)
     with tqdm(total=total, unit="step", desc=f"sampling, {plan.name} grids") as bar:
-        for grid, seed in rounds:
-            if done and clock.left(plan.share) < longest:
-                break
-            start, found = clock.used, {}
+        for grid, seed in shard.pick(plan.rounds):
+            # Read anew for each round: another process may have done some of it.
+            known = _Known(plan, rows, raw, share)
+            missing = known.missing(grid, seed)
+            bar.update(sum(s[2] for s in plan.scenarios if s not in missing))
+            if not missing:
+                continue
+            if clock.left(plan.share) < sum(known.seconds.get(s, 0.0) for s in missing):
+                return
+            since = clock.used
             twins: dict[int, Run] = {}
-            for scenario in plan.scenarios:
+            for scenario in missing:
                 row, target, steps, warmup = scenario
-                setting = Setting(grid, steps, warmup, plan.cfg)
-                if scenario in impossible:
+                if row != DENSE_FEWER and _lacks_peer(rows[row]):
                     bar.update(steps)
                     continue
-                if done == 0 and clock.left(plan.share) < 0:
-                    impossible[scenario] = "out of time"
-                    continue
+                if not finished and clock.left(plan.share) < 0:
+                    return
+                setting = Setting(grid, steps, warmup, plan.cfg)
                 if steps not in twins:
                     twins[steps] = run_dense(model, setting, seed, steps)
+                cannot = None
                 if row == DENSE_FEWER:
                     run = run_dense(model, setting, seed, steps_at_equal_compute(setting, target, share))
                     bar.update(steps)
@@ -212,20 +255,52 @@ def run_plan(
                     try:
                         run = run_sparse(model, rows[row], target, setting, seed, cache, bar.update)
                     except ValueError as error:
-                        impossible[scenario] = str(error)
-                        continue
-                found[scenario] = compare(run, twins[steps])
-            for scenario, scores in found.items():
-                cells[scenario].scores[(str(grid), seed)] = scores
-            done, longest = done + 1, max(longest, clock.used - start)
+                        cannot = str(error)
+                scores = None if cannot else [significant(x) for x in astuple(compare(run, twins[steps]))]
+                took, since = clock.used - since, clock.used
+                unit = {"row": row, "unit": known.key(scenario, grid, seed), "took": round(took, 2)}
+                raw.append({**unit, "scores": scores, "cannot": cannot})
+            finished += 1
+
+
+def _lacks_peer(row: Row) -> bool:
+    return row.kind.startswith("peer") and load_peer() is None
+
+
+def collect(plan: EndToEndPlan, rows: dict[str, Row], raw: Raw, *, share: float) -> tuple[list[Cell], list[str]]:
+    """What `raw` holds of `plan`: only rounds in which every scenario was measured, so that all stand on the same.
+
+    A scenario some round could not run is left out altogether. Where no round is whole, the fullest is taken.
+
+    Returns:
+        Cells with scores, and in words what is left out and why.
+    """
+    known = _Known(plan, rows, raw, share)
+    impossible = dict(known.impossible)
+    seen = {scenario for found in known.scores.values() for scenario in found}
+    for scenario in plan.scenarios:
+        if scenario[0] != DENSE_FEWER and _lacks_peer(rows[scenario[0]]) and scenario not in seen:
+            impossible[scenario] = "comfy-kitchen is not installed"
+    scenarios = [s for s in plan.scenarios if s not in impossible]
+    whole = [run for run, found in known.scores.items() if all(s in found for s in scenarios)]
+    started = [run for run, found in known.scores.items() if found and run not in whole]
+    if started and not whole:
+        fullest = max(started, key=lambda run: len(known.scores[run]))
+        whole, started = [fullest], [run for run in started if run != fullest]
+        impossible.update((s, "not measured yet") for s in scenarios if s not in known.scores[fullest])
+    cells = []
+    for scenario in plan.scenarios:
+        if scenario not in impossible and whole:
+            scores = {(str(grid), seed): known.scores[grid, seed][scenario] for grid, seed in whole}
+            cells.append(Cell(plan.name, *scenario, scores))
     left_out = [
         f"{plan.name} grids, {row} at {target:.0%}, {steps} steps, warm-up {warmup:.0%}: {reason}"
         for (row, target, steps, warmup), reason in impossible.items()
     ]
-    if done < len(rounds):
+    if len(whole) < len(plan.rounds):
         left_out.append(
-            f"{plan.name} grids: out of time after {done} of {len(rounds)} rounds; left out (grid, seed): "
-            + ", ".join(f"({grid}, {seed})" for grid, seed in rounds[done:])
+            f"{plan.name} grids: {len(whole)} of {len(plan.rounds)} rounds measured; left out (grid, seed): "
+            + name_rounds(run for run in plan.rounds if run not in whole)
+            + (f"; of these measured in part and not in the table: {name_rounds(started)}" if started else "")
         )
-    # A scenario some round could not run is left out of the table altogether: all rows stand on the same rounds.
-    return [cell for scenario, cell in cells.items() if cell.scores and scenario not in impossible], left_out
+    return cells, left_out

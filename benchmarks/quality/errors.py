@@ -62,14 +62,14 @@ class SampledRows:
         weights = torch.nn.functional.pad(weights, (0, missing)).unflatten(-1, (table.video, table.size))
         values = torch.nn.functional.pad(values, (0, 0, 0, missing)).unflatten(1, (table.video, table.size))
         self.mass = weights.sum(-1)
-        # (heads, k blocks, rows, D): one product per head and block
-        self.weighted = torch.matmul(weights.transpose(1, 2), values)
-        self.dense = self.weighted.sum(1) / self.mass.sum(-1, keepdim=True)
+        # One product per head and block; (heads, rows, k blocks, D) because each row of the table sums over blocks.
+        self.weighted = torch.matmul(weights.transpose(1, 2), values).transpose(1, 2).contiguous()
+        self.dense = self.weighted.sum(2) / self.mass.sum(-1, keepdim=True)
 
     def output(self, chosen: Chosen) -> Tensor:
         """What attention under `chosen` gives for the sampled rows: (heads, rows, D)."""
         kept = chosen.keep[0, :, self.q_block].float()
-        above = torch.einsum("hsc,hcsd->hsd", kept, self.weighted)
+        above = torch.matmul(kept.unsqueeze(2), self.weighted).squeeze(2)
         below = (kept * self.mass).sum(-1, keepdim=True)
         tail = self.source.tail(chosen.tails)
         if tail is not None:

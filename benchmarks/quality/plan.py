@@ -41,12 +41,17 @@ class CapturedPlan:
     sampled: int
     targets: tuple[float, ...] = (0.05, 0.10, 0.20, 0.30)
     peer_checks: int = 1
-    share: float = 0.35
+    share: float = 1.0
 
     @property
     def runs(self) -> list[tuple[TokenGrid, int]]:
         """Grids take turns, so that a run cut short has seen both."""
         return [(grid, seed) for seed in self.seeds for grid in self.grids]
+
+    @property
+    def calls(self) -> list[tuple[TokenGrid, int, int, int]]:
+        """(grid, seed, step, layer) in the order of work."""
+        return [(*run, step, layer) for run in self.runs for step in self.at_steps for layer in self.layers]
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,12 @@ class Plan:
     captured: CapturedPlan | None
     end_to_end: tuple[EndToEndPlan, ...]
     left_out: tuple[str, ...]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what can be measured by itself."""
+        names = [part.name for part in self.end_to_end]
+        return (*(("captured",) if self.captured is not None else ()), *(("end_to_end", *names) if names else ()))
 
 
 BIG_GRIDS = (TokenGrid(9, 24, 40), TokenGrid(9, 26, 36))
@@ -120,7 +131,7 @@ def quick() -> Plan:
     return Plan(
         "quick",
         18.5,
-        CapturedPlan(BIG_GRIDS, (0, 1), 8, (1, 6), (0, 2, 4), sampled=256),
+        CapturedPlan(BIG_GRIDS, (0, 1), 8, (1, 6), (0, 2, 4), sampled=256, share=0.35),
         (EndToEndPlan("small", SMALL_GRIDS, (0, 1, 2, 3), quick_scenarios(), cfg=1.0),),
         (
             "captured calls: seeds 2-7, layers 1 and 3, the 20-step trajectory (quick follows one of 8 steps), "
@@ -144,23 +155,34 @@ def _missing(some: tuple[Scenario, ...], every: tuple[Scenario, ...]) -> list[st
 
 
 def full(on_gpu: bool = False) -> Plan:
-    captured = CapturedPlan(
-        BIG_GRIDS, tuple(range(8)), 20, (1, 6, 11, 17), (0, 1, 2, 3, 4), sampled=512, peer_checks=8, share=0.3
-    )
-    peer: tuple[Scenario, ...] = (("peer_topk", 0.1, 20, 0.25), ("peer_tau", 0.1, 20, 0.25))
+    """Everything at full size on a GPU; on a CPU what about four hours of one core allow, most important first."""
+    seeds = tuple(range(8))
     if on_gpu:
-        everything = EndToEndPlan("big", BIG_GRIDS, tuple(range(8)), (*full_scenarios(), *peer), cfg=2.0)
+        captured = CapturedPlan(
+            BIG_GRIDS, seeds, 20, (1, 6, 11, 17), (0, 1, 2, 3, 4), sampled=512, peer_checks=8, share=0.3
+        )
+        peer: tuple[Scenario, ...] = (("peer_topk", 0.1, 20, 0.25), ("peer_tau", 0.1, 20, 0.25))
+        everything = EndToEndPlan("big", BIG_GRIDS, seeds, (*full_scenarios(), *peer), cfg=2.0)
         return Plan("full", 175.0, captured, (everything,), ())
-    few: tuple[Scenario, ...] = tuple((row, 0.1, 20, w) for w in (0.25, 0.0) for row in MAIN)
+    first = (*quick_scenarios(), *((row, 0.05, 20, 0.25) for row in MAIN))
+    main = tuple((row, d, 20, 0.25) for d in (0.1, 0.2, 0.3) for row in MAIN)
     return Plan(
         "full",
         175.0,
-        captured,
+        CapturedPlan(BIG_GRIDS, seeds, 20, (1, 6, 11, 17), (0, 2, 4), sampled=256, peer_checks=2),
         (
-            EndToEndPlan("big", BIG_GRIDS, (0,), (*few, (DENSE_FEWER, 0.1, 20, 0.25), *peer[:1]), cfg=2.0, share=0.5),
-            EndToEndPlan("small", SMALL_GRIDS, tuple(range(8)), full_scenarios(), cfg=2.0),
+            EndToEndPlan("small", SMALL_GRIDS, seeds, first, cfg=1.0),
+            EndToEndPlan(
+                "more", SMALL_GRIDS, seeds, tuple(s for s in full_scenarios() if s not in first), cfg=1.0, share=0.8
+            ),
+            EndToEndPlan("big", BIG_GRIDS, (0, 1), main, cfg=1.0),
         ),
-        ("end to end at 8,000 tokens and more: seeds 1-7 and all densities but 10 % (a GPU runs them)",),
+        (
+            "captured calls: layers 1 and 3, comfy-kitchen itself on all but two calls",
+            "end to end: classifier-free guidance (a run on a GPU has guidance 2)",
+            "end to end at 8,000 tokens and more: seeds 2-7, all rows but the main ones, all settings but 20 "
+            "steps with 25% warm-up at 10, 20 and 30% (a GPU runs them)",
+        ),
     )
 
 

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from .captured import PeerCheck, Summary
@@ -67,6 +68,13 @@ def complete(summaries: Iterable[Summary]) -> list[Summary]:
 def write(results: Results, out: Path) -> list[Path]:
     """Write all files into `out` (made if missing); returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
+    # Another process may write the same files just now: each is whole before it takes its place.
+    with TemporaryDirectory(dir=out, prefix=".") as folder:
+        paths = _write(results, Path(folder))
+        return [path.replace(out / path.name) for path in paths]
+
+
+def _write(results: Results, out: Path) -> list[Path]:
     paths = []
     if results.summaries:
         paths.append(_captured_csv(results, out / f"captured_{results.name}.csv"))
@@ -105,7 +113,7 @@ def markdown(results: Results, plot: str) -> str:
     """The page: conditions, targets, what leads, tables, what was left out."""
     summaries = complete(results.summaries)
     lines = [f"# Quality bench, {results.name} run", ""]
-    lines += ["Written by `python run.py bench quality`; every figure was measured in that run.", ""]
+    lines += ["Written by `python run.py bench quality` from what its runs measured (raw/).", ""]
     lines += [f"- {key}: {value}" for key, value in results.conditions]
     lines += ["", f"![quality against executed density]({plot})", "", "## Targets", ""]
     lines += ["| target | figure | |", "|---|---|---|"]
@@ -225,7 +233,7 @@ def _plot_errors(results: Results, axes: Axes) -> None:
 
 
 def _plot_psnr(results: Results, axes: Axes) -> None:
-    plan = results.cells[-1].plan
+    plan = max(results.cells, key=lambda c: len(c.scores)).plan
     for name, label in PLOTTED.items():
         for warmup, style, suffix in ((0.25, "-", ""), (0.0, ":", ", no warm-up")):
             points = sorted(

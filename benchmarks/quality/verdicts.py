@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .captured import Summary
 from .end_to_end import Cell, Scores
-from .plan import DENSE_FEWER
+from .plan import DENSE_FEWER, MAIN
 from .rows import Row
 
 TARGET_DENSITIES = (0.10, 0.20, 0.30)
@@ -47,7 +47,8 @@ def _error_verdicts(summaries: Iterable[Summary]) -> list[Verdict]:
 def _psnr_verdicts(cells: Iterable[Cell]) -> list[Verdict]:
     found = {(c.plan, c.row, c.target, c.steps, c.warmup): c for c in cells}
     verdicts = []
-    for plan in dict.fromkeys(key[0] for key in found) or ("no",):
+    main = dict.fromkeys(key[0] for key in found if key[1] in MAIN and key[3:] == (LONG, WARMUP))
+    for plan in main or ("no",):
         for density in TARGET_DENSITIES:
             mine = found.get((plan, "ours", density, LONG, WARMUP))
             for other in ERROR_LIMITS:
