@@ -106,9 +106,9 @@ def attend(
             except BackendFailure:
                 # It refuses from now on, and says why.
                 chosen = choose_backend(backend, problem)
-        draft = make_draft(q, k, tables, spread=policy.spread)
+        draft = make_draft(q, k, tables, spread=policy.spreads(q.shape[1]))
         keep = select_from_draft(draft, tables, policy, scale)
-        tail = make_tail(k, v, tables, policy.tail, k_mean=draft.k_mean)
+        tail = make_tail(k, v, tables, policy.tail, gain=policy.tail_gain, k_mean=draft.k_mean)
         request = AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)
         return Attention(chosen.attend(request), request, chosen.name)
 

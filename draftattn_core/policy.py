@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,9 +37,13 @@ class Policy:
             published rule: one threshold per head on the post-softmax map (arXiv 2505.14708, section 4.2).
         tail: what stands in for skipped blocks (design.md section 1): nothing, their mean, or the linear term with
             0, 1 or 2 ranks per block; a tuple gives one per head.
+        tail_gain: natural logarithm of a factor on the weight of every skipped block (see `tail_gain`); a tuple gives
+            one per head. 0 weighs a block as its mean key does.
         floor: share of a row's even budget (density times key blocks) that every row keeps whatever its scores, 0..1
             (`head` and `top_p`).
-        spread: add half the log of the within-block spread of K to the score.
+        spread: add half the log of the within-block spread of K to the score of heads with a tail: blocks then rank by
+            the error their tail would make, which grows with both. Heads without one rank by mass: what they skip is
+            gone, however compact.
         keep_own: always keep the key blocks that overlap the query block.
         keep_first_frame, keep_last_frame: always keep the key blocks that hold tokens of that frame.
         top_p: mass for the `top_p` method, 0..1.
@@ -50,6 +55,7 @@ class Policy:
     density: Density = 0.25
     method: Method = "head"
     tail: TailName | tuple[TailName, ...] = "linear1"
+    tail_gain: float | tuple[float, ...] = 0.0
     floor: float = 0.5
     spread: bool = True
     keep_own: bool = True
@@ -64,6 +70,9 @@ class Policy:
         for name in self.tail if isinstance(self.tail, tuple) else (self.tail,):
             if name not in TAILS:
                 raise ValueError(f"unknown tail {name!r}: choose one of {', '.join(TAILS)}")
+        for value in self.tail_gain if isinstance(self.tail_gain, tuple) else (self.tail_gain,):
+            if not math.isfinite(value):
+                raise ValueError(f"a tail gain must be a finite logarithm, got {value}: 0 means no gain")
         if not 0.0 <= self.floor <= 1.0:
             raise ValueError(f"floor must lie between 0 and 1, got {self.floor}")
         if not 0.0 <= self.top_p <= 1.0:
@@ -78,6 +87,10 @@ class Policy:
     def has_tail(self) -> bool:
         """Whether some head lets its skipped blocks count."""
         return any(name != "none" for name in (self.tail if isinstance(self.tail, tuple) else (self.tail,)))
+
+    def spreads(self, heads: int) -> tuple[bool, ...]:
+        """Per head, whether the spread enters its score."""
+        return tuple(self.spread and name != "none" for name in head_tails(self.tail, heads))
 
     def with_density(self, density: Density) -> Policy:
         return replace(self, density=density)
@@ -117,3 +130,16 @@ def head_tails(tail: TailName | tuple[TailName, ...], heads: int) -> tuple[TailN
     if len(tail) != heads:
         raise ValueError(f"{len(tail)} tails for {heads} heads: give one tail or one per head")
     return tail
+
+
+def head_gains(gain: float | tuple[float, ...], heads: int) -> tuple[float, ...]:
+    """One log gain per head.
+
+    Raises:
+        ValueError: if a tuple of another length was given.
+    """
+    if not isinstance(gain, tuple):
+        return (float(gain),) * heads
+    if len(gain) != heads:
+        raise ValueError(f"{len(gain)} tail gains for {heads} heads: give one gain or one per head")
+    return gain

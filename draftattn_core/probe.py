@@ -1,13 +1,13 @@
 """The error probe: exact attention of a few sampled query rows against what a sparse call makes of them.
 
-The same logits give the error of every tail at once, so a user's own model, whose weights we never saw, can say which
-tail suits each of its heads. Cost: `rows` / L of a dense call, plus the pooled pass for those rows.
+The same logits give the error of every tail at once, and the gain that suits it best, so a user's own model, whose
+weights we never saw, can say which tail suits each of its heads. Cost: `rows` / L of a dense call, plus the pooled pass for those rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from torch import Tensor
 from .backends.request import AttendRequest
 from .blocks import head_chunks, without_autocast
 from .policy import TAILS, TailName
-from .tail import expand_blocks, tail_from
+from .tail import Tail, expand_blocks, tail_from
+from .tail_gain import SplitRows, fit_gain, relative_error
 
 DEFAULT_ROWS = 64
 # From the quality bench: at equal work a rank per block that cuts the error by less than this loses to more density.
@@ -30,24 +31,22 @@ class ProbeResult:
         rows: (rows,) host tokens that were sampled, video tokens only.
         exact: (B, H, rows, D) exact attention of those rows.
         errors: per tail, relative L2 error over the sampled rows: (B, H). The key "output" holds the error of the
-            output the caller passed.
+            output the caller passed. Tails have no gain here.
+        gains: per tail with pooled keys, the log gain that suits each head best: (H,). Empty if not asked for.
+        fitted: per tail, the error with its gain: (B, H); see `fit_gain`. Empty if no gains were asked for.
     """
 
     rows: Tensor
     exact: Tensor
     errors: dict[str, Tensor]
+    gains: dict[str, Tensor] = field(default_factory=dict)
+    fitted: dict[str, Tensor] = field(default_factory=dict)
 
 
 def sample_rows(video_tokens: int, rows: int, seed: int) -> Tensor:
     """`rows` distinct video tokens (block-order positions), uniform, on the CPU; the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(video_tokens, generator=generator)[: min(rows, video_tokens)].sort().values
-
-
-def relative_error(approximate: Tensor, exact: Tensor) -> Tensor:
-    """Relative L2 error over rows and head size: (B, H, rows, D) twice -> (B, H) float32 or float64."""
-    difference = (approximate.to(exact.dtype) - exact).square().sum((2, 3))
-    return (difference / exact.square().sum((2, 3)).clamp_min(1e-30)).sqrt()
 
 
 def probe_errors(
@@ -57,6 +56,7 @@ def probe_errors(
     *,
     rows: int = DEFAULT_ROWS,
     seed: int = 0,
+    gains: bool = False,
 ) -> ProbeResult:
     """Relative error per head of `output` and of each of `tails`, under the selection of `request`.
 
@@ -66,18 +66,28 @@ def probe_errors(
         tails: which tails to evaluate; `linear1` and `linear2` cost a pass over k and v each call, so ask rarely.
         rows: how many query rows are sampled.
         seed: of the sampling.
+        gains: also fit the gain of every tail.
     """
     tables = request.tables
     positions = sample_rows(tables.layout.grid.tokens, rows, seed).to(request.q.device)
     with without_autocast(request.q.device):
-        parts = _probe_parts(request, output, tails, positions)
-    errors = {name: torch.cat([found[name] for _, found in parts], dim=1) for name in parts[0][1]}
-    return ProbeResult(tables.perm[positions], torch.cat([exact for exact, _ in parts], dim=1), errors)
+        parts = _probe_parts(request, output, tails, positions, gains)
+
+    def joined(tables: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([table[name] for table in tables], dim=-1) for name in tables[0]}
+
+    return ProbeResult(
+        tables.perm[positions],
+        torch.cat([part.exact for part in parts], dim=1),
+        joined([part.errors for part in parts]),
+        joined([part.gains for part in parts]),
+        joined([part.fitted for part in parts]),
+    )
 
 
 def _probe_parts(
-    request: AttendRequest, output: Tensor | None, tails: Sequence[TailName], positions: Tensor
-) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    request: AttendRequest, output: Tensor | None, tails: Sequence[TailName], positions: Tensor, gains: bool
+) -> list[ProbeResult]:
     """`_probe_heads` of every group of heads."""
     parts = []
     for heads in head_chunks(request.k):
@@ -89,14 +99,14 @@ def _probe_parts(
             keep=request.keep[:, heads],
             tail=None,
         )
-        parts.append(_probe_heads(part, None if output is None else output[:, heads], tails, positions))
+        parts.append(_probe_heads(part, None if output is None else output[:, heads], tails, positions, gains))
     return parts
 
 
 def _probe_heads(
-    request: AttendRequest, output: Tensor | None, tails: Sequence[TailName], positions: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`probe_errors` for a few heads at once: exact rows and errors."""
+    request: AttendRequest, output: Tensor | None, tails: Sequence[TailName], positions: Tensor, gains: bool
+) -> ProbeResult:
+    """`probe_errors` for a few heads at once."""
     tables = request.tables
     tokens = tables.perm[positions]
     dtype = torch.float64 if request.q.dtype == torch.float64 else torch.float32
@@ -113,38 +123,52 @@ def _probe_heads(
     kept_blocks = request.keep[:, :, tables.q.of_token[positions]]
     kept_tokens = kept_blocks[:, :, :, tables.k.of_token[tables.inverse]]
     kept_logits = logits.masked_fill(~kept_tokens, -torch.inf)
-    errors: dict[str, Tensor] = {}
+    found = ProbeResult(tokens, exact, {})
     if output is not None:
-        errors["output"] = relative_error(output.index_select(2, tokens), exact)
+        found.errors["output"] = relative_error(output.index_select(2, tokens), exact)
     expansion = expand_blocks(request.k, request.v, tables, tails)
     for name in tails:
         tail = tail_from(expansion, name)
         if tail is None:
-            errors[name] = relative_error(torch.matmul(kept_logits.softmax(-1).nan_to_num(), v), exact)
+            found.errors[name] = relative_error(torch.matmul(kept_logits.softmax(-1).nan_to_num(), v), exact)
+            found.fitted[name] = found.errors[name]
             continue
-        pooled = torch.matmul(q, tail.k_mean.transpose(-1, -2)) + tail.log_count[None, :, None, :]
-        pooled = pooled.masked_fill(kept_blocks[..., : tables.k.video], -torch.inf)
-        weights = torch.cat([kept_logits, pooled], dim=-1).softmax(-1)
-        kept, skipped = weights[..., : k.shape[2]], weights[..., k.shape[2] :]
-        rebuilt = torch.matmul(kept, v) + torch.matmul(skipped, tail.v_mean)
-        if tail.cov is not None:
-            rebuilt += skipped.sum(-1, keepdim=True) * torch.matmul(q, tail.cov)
-        if tail.u is not None and tail.w is not None:
-            for rank in range(tail.ranks):
-                along = torch.matmul(q, tail.u[:, :, :, rank].transpose(-1, -2))
-                rebuilt += torch.matmul(skipped * along, tail.w[:, :, :, rank])
-        errors[name] = relative_error(rebuilt, exact)
-    return exact, errors
+        rows = _split_rows(q, v, kept_logits, kept_blocks[..., : tables.k.video], tail)
+        found.errors[name] = relative_error(rows.output(), exact)
+        if gains:
+            found.gains[name], found.fitted[name] = fit_gain(rows, exact)
+    if not gains:
+        found.fitted.clear()
+    return found
+
+
+def _split_rows(q: Tensor, v: Tensor, kept_logits: Tensor, kept_blocks: Tensor, tail: Tail) -> SplitRows:
+    """Kept tokens and tail of the sampled rows q (B, H, rows, D), scale included."""
+    pooled = torch.matmul(q, tail.k_mean.transpose(-1, -2)) + tail.log_count[None, :, None, :]
+    pooled = pooled.masked_fill(kept_blocks, -torch.inf)
+    weights = torch.cat([kept_logits, pooled], dim=-1).softmax(-1)
+    kept, skipped = weights[..., : v.shape[2]], weights[..., v.shape[2] :]
+    mass = skipped.sum(-1, keepdim=True)
+    above = torch.matmul(skipped, tail.v_mean)
+    if tail.cov is not None:
+        above += mass * torch.matmul(q, tail.cov)
+    if tail.u is not None and tail.w is not None:
+        for rank in range(tail.ranks):
+            along = torch.matmul(q, tail.u[:, :, :, rank].transpose(-1, -2))
+            above += torch.matmul(skipped * along, tail.w[:, :, :, rank])
+    return SplitRows(torch.matmul(kept, v), above, mass)
 
 
 def best_tails(result: ProbeResult, gain: float = DEARER_GAIN) -> tuple[TailName, ...]:
     """The tail with the smallest error for each head, errors averaged over the batch; reads the errors back.
 
     Tails are tried from the cheapest to the dearest, and a dearer one must cut the error by more than the share `gain`:
-    its work would otherwise buy more as density. An error that is not a number never wins.
+    its work would otherwise buy more as density. An error that is not a number never wins. Where gains were fitted,
+    every tail is judged with its gain.
     """
-    names: list[TailName] = [name for name in TAILS if name in result.errors]
-    table = torch.stack([result.errors[name].mean(0) for name in names])
+    found = result.fitted or result.errors
+    names: list[TailName] = [name for name in TAILS if name in found]
+    table = torch.stack([found[name].mean(0) for name in names])
     chosen: list[TailName] = []
     for errors in torch.nan_to_num(table, nan=torch.inf).t().tolist():
         best = 0
@@ -153,3 +177,9 @@ def best_tails(result: ProbeResult, gain: float = DEARER_GAIN) -> tuple[TailName
                 best = candidate
         chosen.append(names[best])
     return tuple(chosen)
+
+
+def gains_of(result: ProbeResult, names: Sequence[TailName]) -> tuple[float, ...]:
+    """The fitted log gain of each head under its tail in `names`; 0 without one. Reads them back."""
+    fitted = {name: gains.tolist() for name, gains in result.gains.items()}
+    return tuple(float(fitted[name][head]) if name in fitted else 0.0 for head, name in enumerate(names))

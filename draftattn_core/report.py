@@ -114,7 +114,8 @@ class RunReport:
         calls: every call in order of completion.
         notes: messages for the user, each once.
         tails: per layer, the tail each head ended up with, where the error probe chose.
-        tail_errors: per layer, the probe's mean relative error of each tail.
+        tail_gains: per layer, the log gain each head's tail ended up with, where the error probe fitted it.
+        tail_errors: per layer, the probe's mean relative error of each tail, with its gain where that was fitted.
         evaluations: (step, duration) of every evaluation of the whole model, where the host reports them.
         started, finished: time.perf_counter() values.
     """
@@ -122,6 +123,7 @@ class RunReport:
     calls: list[Call] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tails: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    tail_gains: dict[int, tuple[float, ...]] = field(default_factory=dict)
     tail_errors: dict[int, dict[str, float]] = field(default_factory=dict)
     evaluations: list[tuple[int, Callable[[], float]]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -244,6 +246,7 @@ class RunReport:
             "total_seconds": self.seconds,
             "density_map": self.density_map(),
             "tails": {str(layer): list(names) for layer, names in sorted(self.tails.items())},
+            "tail_gains": {str(layer): list(gains) for layer, gains in sorted(self.tail_gains.items())},
             "tail_errors": {
                 str(layer): {name: error if math.isfinite(error) else None for name, error in errors.items()}
                 for layer, errors in sorted(self.tail_errors.items())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .blocks import block_means, centre, head_chunks, video_in_order
 from .layout import BlockTable, LayoutTables
-from .policy import TailName, head_tails, tail_rank
+from .policy import TailName, head_gains, head_tails, tail_rank
 from .transfer import per_head
 
 POWER_ITERATIONS = 2
@@ -31,7 +31,7 @@ class Tail:
     """Expansion of every video key block; float32 (float64 for float64 inputs).
 
     Attributes:
-        log_count: (H, g) log n_j, -inf for heads whose tail is `none`.
+        log_count: (H, g) log n_j plus the head's log gain, -inf for heads whose tail is `none`.
         k_mean, v_mean: (B, H, g, D).
         cov: (B, H, D, D) average cross-covariance of what the ranks leave, keys x values; zero for heads without a
             linear term; None where no head has one.
@@ -185,8 +185,12 @@ def expand_blocks(
     return Expansion(counts, k_mean, v_mean, total, u, w) if ranks else Expansion(counts, k_mean, v_mean, total)
 
 
-def tail_from(expansion: Expansion, tail: TailName | Sequence[TailName]) -> Tail | None:
+def tail_from(
+    expansion: Expansion, tail: TailName | Sequence[TailName], gain: float | tuple[float, ...] = 0.0
+) -> Tail | None:
     """The tail named, or one per head, from statistics made for it; None if every head drops its skipped blocks.
+
+    `gain` is the log gain, one or one per head (see `tail_gain`).
 
     Heads with different tails share one table (a head without a linear term has zeros there), so a kernel needs no
     branch.
@@ -196,7 +200,7 @@ def tail_from(expansion: Expansion, tail: TailName | Sequence[TailName]) -> Tail
     if all(name == "none" for name in names):
         return None
     drops = per_head([name == "none" for name in names], device, torch.bool)
-    log_count = expansion.counts.log().expand(heads, -1).masked_fill(drops.unsqueeze(1), -torch.inf)
+    log_count = log_counts(expansion.counts, gain, heads).masked_fill(drops.unsqueeze(1), -torch.inf)
     k_mean, v_mean = expansion.k_mean, expansion.v_mean
     linear = [name.startswith("linear") for name in names]
     if not any(linear) or expansion.total is None:
@@ -215,22 +219,36 @@ def tail_from(expansion: Expansion, tail: TailName | Sequence[TailName]) -> Tail
     return Tail(log_count, k_mean, v_mean, cov, u, w)
 
 
+def log_counts(counts: Tensor, gain: float | tuple[float, ...], heads: int) -> Tensor:
+    """(H, g): log of counts (g,) plus the log gain of each head."""
+    if gain == 0.0:
+        return counts.log().expand(heads, -1)
+    return counts.log() + per_head(head_gains(gain, heads), counts.device, counts.dtype).unsqueeze(1)
+
+
 def make_tail(
-    k: Tensor, v: Tensor, tables: LayoutTables, tail: TailName | Sequence[TailName], *, k_mean: Tensor | None = None
+    k: Tensor,
+    v: Tensor,
+    tables: LayoutTables,
+    tail: TailName | Sequence[TailName],
+    *,
+    gain: float | tuple[float, ...] = 0.0,
+    k_mean: Tensor | None = None,
 ) -> Tail | None:
     """Expansion of every video key block of k, v (B, H, L, D) under a tail; None if every head drops its blocks.
 
     Args:
         tail: one name, or one per head.
+        gain: log gain, one or one per head.
         k_mean: (B, H, g, D) if the draft has it already.
 
     Raises:
-        ValueError: if the number of names is not the number of heads.
+        ValueError: if the number of names or gains is not the number of heads.
     """
     names = head_tails(tail if isinstance(tail, str) else tuple(tail), k.shape[1])
     if all(name == "none" for name in names):
         return None
-    return tail_from(expand_blocks(k, v, tables, names, k_mean=k_mean), names)
+    return tail_from(expand_blocks(k, v, tables, names, k_mean=k_mean), names, gain)
 
 
 def tail_key_equivalents(tail: TailName, blocks: int, dim: int) -> float:

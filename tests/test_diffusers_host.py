@@ -321,7 +321,7 @@ def test_auto_tail_and_the_papers_method_run():
         with apply_draft_attention(model, settings, steps=1) as handle:
             assert torch.isfinite(run(model, inputs)).all()
         assert handle.report.calls_sparse == 4 and handle.report.calls_dense() == {}
-        assert len(handle.report.tails) == (4 if settings.auto_tail else 0)
+        assert len(handle.report.tails) == (4 if settings.policy.has_tail else 0)
 
 
 def test_without_a_run_length_progress_is_the_noise_level_and_the_report_says_so():

@@ -20,7 +20,7 @@ from ..draft import Draft, draft_logits
 from ..layout import LayoutTables
 from ..policy import Policy, head_densities, head_tails, tail_rank
 from ..selection import forced_blocks
-from ..tail import Tail
+from ..tail import Tail, log_counts
 
 # Plain power iterations in the kernel, where the core iterates with more rows: it takes more of them to get as close.
 POWER_ITERATIONS = 6
@@ -116,7 +116,7 @@ def prepare(
     if policy.has_tail:
         drops = torch.tensor([name == "none" for name in names]).to(device, non_blocking=True)
         counts = tables.k.counts[: tables.k.video]
-        log_count = counts.log().expand(heads, -1).masked_fill(drops[:, None], -torch.inf).contiguous()
+        log_count = log_counts(counts, policy.tail_gain, heads).masked_fill(drops[:, None], -torch.inf).contiguous()
     if any(name.startswith("linear") for name in names):
         used = [tail_rank(name) if name.startswith("linear") else -1 for name in names]
         ranks = torch.tensor(used, dtype=torch.int32).to(device, non_blocking=True)

@@ -19,13 +19,13 @@ from draftattn_core.backends.reference import attend_reference
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import DEFAULT_TILES
 from draftattn_core.policy import TAILS, Policy
-from draftattn_core.probe import best_tails, probe_errors
+from draftattn_core.probe import best_tails, gains_of, probe_errors
 from draftattn_core.report import DenseReason, Position
 from draftattn_core.schedule import Schedule, constant
 from draftattn_core.session import MAX_ERRORS, Session, Settings
 from tests.core.cases import relative, smooth_qkv
 
-SETTINGS = Settings(schedule=constant(0.3), q_block=16, k_block=8, tile=DEFAULT_TILES[16])
+SETTINGS = Settings(schedule=constant(0.3), auto_gain=False, q_block=16, k_block=8, tile=DEFAULT_TILES[16])
 GRID = TokenGrid(3, 5, 7)
 LAYOUT = SETTINGS.layout(GRID, 2, 3)
 PAIRS = 2 * 110.0**2
@@ -252,6 +252,31 @@ def test_a_call_whose_tails_were_already_the_best_is_not_repeated(monkeypatch: p
     monkeypatch.setattr(session_module, "best_tails", lambda probe: (Policy().tail,) * 2)
     call(session)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("auto_tail", [False, True])
+def test_the_probe_fits_each_heads_tail_gain_once_per_layer(auto_tail: bool) -> None:
+    session = Session(replace(SETTINGS, auto_tail=auto_tail, auto_gain=True))
+    q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
+    qkv = (3 * q, k, v)
+    first = attend(*qkv, LAYOUT, SETTINGS.policy.with_density(0.3))
+    tails = TAILS if auto_tail else ("linear1",)
+    probe = probe_errors(first.request, tails=tails, seed=1, gains=True)
+    names = best_tails(probe)
+    gains = gains_of(probe, names)
+    assert any(gains)
+    out = call(session, qkv)
+    assert session.report.tails == {1: names} and session.report.tail_gains == {1: gains}
+    assert set(session.report.tail_errors[1]) == set(tails)
+    chosen = attend(*qkv, LAYOUT, replace(SETTINGS.policy, density=0.3, tail=names, tail_gain=gains))
+    assert torch.equal(out, chosen.out.transpose(1, 2).flatten(2))
+    assert torch.equal(call(session, qkv), out)
+
+
+def test_without_a_tail_there_is_nothing_to_probe() -> None:
+    session = Session(replace(SETTINGS, policy=replace(SETTINGS.policy, tail="none"), auto_gain=True))
+    call(session)
+    assert not session.report.tails and not session.report.tail_gains
 
 
 def test_each_head_follows_its_own_density() -> None:
