@@ -8,6 +8,7 @@ there. Both read Q, K and V in block order, where a block is one box of memory. 
 from __future__ import annotations
 
 import contextvars
+import re
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,8 @@ from .runtime import on_device
 # Both kernels are launched with one warp group; the compiler adds the others.
 WARPS = 4
 SPECIALISED_WARPS = 12
+# Before, `make_tensor_descriptor` had another name and the allocator was one for the whole process.
+OLDEST_TRITON = (3, 6)
 
 _LENGTHS = ["heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "slot_stride"]
 
@@ -330,6 +333,14 @@ def attend_hopper(
     with on_device(q):
         launched = contextvars.copy_context().run(launch)
     return Launched(out, tuple(None if x is None else x.metadata.num_warps for x in launched))
+
+
+def lacking() -> str | None:
+    """What the installed Triton lacks for these kernels, or None."""
+    if tuple(map(int, re.findall(r"\d+", triton.__version__)[:2])) < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"Triton {triton.__version__} does not specialise the warps of such kernels: {oldest} or newer is needed"
+    return None
 
 
 def key_slots(geometry: Geometry, key_bias: Tensor | None) -> Tensor | None:

@@ -14,6 +14,7 @@ from .reference import attend_reference
 from .request import AttendRequest
 from .rows import attend_rows
 from .triton_backend import attend_triton, run_triton, triton_refuses
+from .triton_hopper import attend_hopper, hopper_refuses, run_hopper
 
 
 class NoBackendError(ValueError):
@@ -73,6 +74,8 @@ def backends() -> tuple[Backend, ...]:
     return (
         # On the CPU only where Triton interprets its kernels, which is for tests.
         Backend("triton", attend_triton, triton_refuses, by_name_on=("cpu",), run=run_triton),
+        # Has not yet run on a GPU.
+        Backend("triton_hopper", attend_hopper, hopper_refuses, automatic=False, run=run_hopper),
         # On the CPU it compiles for longer than most runs would gain from it.
         Backend("flex", attend_flex, flex_refuses, by_name_on=("cpu",)),
         Backend("torch", attend_torch, _needs_float),

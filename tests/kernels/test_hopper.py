@@ -1,0 +1,110 @@
+"""The warp-specialised attend without a GPU: its binaries are specialised, its backend refuses what it cannot serve."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from benchmarks.aot_cases import attend_case
+from benchmarks.aot_cases_hopper import CLAIMS, all_cases, listed_case, representative_cases, tail_case
+from benchmarks.aot_compile import Planned, compile_case
+from benchmarks.aot_judge import judge
+from draftattn_core.backends import triton_door, triton_hopper
+from draftattn_core.backends.registry import NoBackendError, Problem, backends, choose_backend
+from draftattn_core.backends.triton_hopper import Verdicts, hopper_refuses
+from kernels import attend_hopper
+from kernels.attend_hopper import SPECIALISED_WARPS, WARPS
+from kernels.configs import attend_config, hopper_config
+
+GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An H200 as far as refusals look at it, whose kernels pass their check."""
+    monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(triton_hopper, "_VERDICTS", Verdicts())
+    monkeypatch.setattr(triton_hopper, "check", lambda problem: None)
+
+
+@pytest.mark.parametrize("planned", representative_cases(), ids=lambda planned: planned.case.name)
+def test_the_binary_is_specialised_fits_and_keeps_to_its_registers(planned: Planned) -> None:
+    result = compile_case(planned)
+    assert judge(result).problems == ()
+    assert set(result.wants) == {"HGMMA", "UTMALDG", "USETMAXREG"}
+    # One group of four warps was asked for; the compiler made a group that fetches and two that multiply.
+    assert (planned.case.warps, result.warps) == (WARPS, SPECIALISED_WARPS)
+    # What 384 threads may hold at launch; the groups trade registers from there.
+    assert result.registers * 32 * result.warps <= 65536
+
+
+def test_a_kernel_that_is_not_specialised_does_not_pass_for_one() -> None:
+    pointer = replace(attend_case(attend_config("sm_90", 128, 1), 128), claims=CLAIMS)
+    lost = listed_case(128)
+    # Buffers for one step only: nothing to fetch ahead, so the compiler ignores the request without a word.
+    lost = replace(lost, constants={**lost.constants, "STAGES": 1}, stages=1)
+    for case, missing in ((pointer, {"UTMALDG", "USETMAXREG"}), (lost, {"USETMAXREG"})):
+        result = compile_case(Planned("sm_90", case))
+        assert result.warps == case.warps
+        assert {f"no {name} instruction" for name in missing} <= set(judge(result).problems)
+
+
+def test_every_configuration_is_in_the_full_list() -> None:
+    names = {planned.case.name for planned in all_cases()}
+    assert len(names) == len(all_cases())
+    assert {planned.case.name for planned in representative_cases()} <= names
+    assert {tail_case(dim).name for dim in (64, 128)} | {listed_case(64, k_block=128).name} <= names
+    with pytest.raises(ValueError, match="no warp-specialised kernel for head size 96"):
+        hopper_config(96, 64, 0)
+
+
+def test_auto_never_takes_it() -> None:
+    assert {backend.name: backend.automatic for backend in backends()}["triton_hopper"] is False
+    with pytest.raises(NoBackendError, match="Hopper GPUs \\(sm_90\\), not on cpu"):
+        choose_backend("triton_hopper", replace(GPU, device=torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": torch.float32}, "float16 and bfloat16, not torch.float32"),
+        ({"head_dim": 96}, "head sizes (64, 128), not 96"),
+        ({"q_block": 64}, "query blocks of 128"),
+        ({"k_block": 32}, "key blocks of (64, 128) tokens, not 128/32"),
+        ({"device": torch.device("xpu", 0)}, "not on xpu"),
+    ],
+)
+def test_what_has_no_kernel_is_named(hopper: None, change: dict[str, object], reason: str) -> None:
+    assert hopper_refuses(GPU) is None
+    assert reason in str(hopper_refuses(replace(GPU, **change)))  # type: ignore[arg-type]
+
+
+def test_other_gpus_are_sent_to_the_other_kernels(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_120")
+    assert hopper_refuses(GPU) == "its kernels run on Hopper GPUs (sm_90), this is sm_120: use backend 'triton'"
+
+
+@pytest.mark.parametrize(("version", "reason"), [("3.5.1", "3.6 or newer is needed"), ("3.6.0", None), ("4.0", None)])
+def test_a_triton_that_cannot_specialise_is_named(
+    hopper: None, monkeypatch: pytest.MonkeyPatch, version: str, reason: str | None
+) -> None:
+    monkeypatch.setattr(attend_hopper, "triton", SimpleNamespace(__version__=version))
+    found = hopper_refuses(GPU)
+    assert found is None if reason is None else reason in str(found)
+
+
+def test_it_says_that_it_is_unproven_and_a_failed_check_is_its_reason(
+    hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert hopper_refuses(GPU) is None and hopper_refuses(GPU) is None
+    assert [record.message for record in caplog.records] == [f"DraftAttention: {triton_hopper.UNPROVEN}"]
+    monkeypatch.setattr(triton_hopper, "check", lambda problem: "its output is off by 1.0")
+    assert hopper_refuses(replace(GPU, k_block=128)) == "its output is off by 1.0"
+    assert len(caplog.records) == 1
