@@ -2,7 +2,8 @@
 
 Q, K and V are copied into block order with every block full (a slot without a token repeats one of its block's and is
 masked as a key, thrown away as a query); kept blocks become the lists of a `BlockMask`, built on the device with fixed
-shapes. Blocks with a key to hide or to bias go through the mask function, all others are taken whole.
+shapes. Blocks with a key to hide or to bias go through the mask function, all others are taken whole; the tail is
+merged by the log-sum-exp that FlexAttention returns. The CPU has neither (folded.py).
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from ..blocks import statistics_dtype
 from ..layout import LayoutTables
+from .folded import fold, sink_levels, unfold
 from .request import AttendRequest, new_output
 from .slots import key_slot_bias, query_slots, slot_tokens
 from .tail_pass import merge_tail
@@ -40,14 +44,12 @@ def flex_refuses(problem: Problem) -> str | None:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7):
         return f"FlexAttention is used from torch 2.7 on, this is {torch.__version__}"
     if device not in ("cpu", "cuda", "xpu"):
-        return f"FlexAttention does not return what a tail needs on {device}"
+        return f"FlexAttention is used on cpu, cuda and xpu only, not on {device}"
     if problem.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"FlexAttention does not compute in {problem.dtype}"
     if not 16 <= problem.head_dim <= 256:
         return f"FlexAttention takes head sizes from 16 to 256, this one is {problem.head_dim}"
     if device == "cpu":
-        if problem.tail:
-            return "compiled FlexAttention returns no log-sum-exp on the CPU, which a tail needs: use tail 'none'"
         if _compiler() is None:
             return "torch.compile needs a C++ compiler on the CPU and none was found (g++, clang++, or $CXX)"
     elif problem.q_block % 64 or problem.k_block % 64:
@@ -100,70 +102,101 @@ def _lists(keep: Tensor) -> tuple[Tensor, Tensor]:
     return keep.sum(-1, dtype=torch.int32), order.int()
 
 
-def _block_mask(keep: Tensor, whole: Tensor, bias: Tensor, q_size: int, k_size: int) -> Any:
-    """BlockMask of some heads: `whole` blocks unmasked, the others through the bias."""
+def _block_mask(whole: Tensor, masked: Tensor | None, q_size: int, k_size: int, mask: Any = None) -> Any:
+    """BlockMask of some heads (B, h, R, C): `whole` blocks unmasked, the `masked` ones through the function `mask`."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    def counts(b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
-        return bias[b, k_index] > -torch.inf
-
-    options: dict[str, Any] = {"BLOCK_SIZE": (q_size, k_size), "mask_mod": counts}
+    lists = _lists(whole)
+    none = torch.zeros_like(lists[0]), torch.zeros_like(lists[1])
+    options: dict[str, Any] = {"BLOCK_SIZE": (q_size, k_size), "mask_mod": mask}
     if "compute_q_blocks" in inspect.signature(BlockMask.from_kv_blocks).parameters:
         options["compute_q_blocks"] = False  # they serve the backward pass only
-    return BlockMask.from_kv_blocks(*_lists(keep & ~whole), *_lists(keep & whole), **options)
+    return BlockMask.from_kv_blocks(*(none if masked is None else _lists(masked)), *lists, **options)
 
 
-def _heads_at_once(request: AttendRequest) -> int:
+def _heads_at_once(request: AttendRequest, folded: bool) -> int:
     """The largest divisor of the head count whose copies and lists stay within `_CHUNK_BYTES`: one shape throughout."""
     batch, heads, length, dim = request.q.shape
     pairs = request.tables.q.total * request.tables.k.total
-    per_head = batch * (4 * length * dim * request.q.element_size() + pairs * 24)
+    copies = 8 * statistics_dtype(request.q).itemsize if folded else 4 * request.q.element_size()
+    per_head = batch * (copies * length * dim + pairs * 24)
     fitting = [n for n in range(1, heads + 1) if heads % n == 0 and n * per_head <= _CHUNK_BYTES]
     return max(fitting, default=1)
 
 
-def attend_flex(request: AttendRequest, flex: Flex | None = None) -> Tensor:
+def attend_flex(request: AttendRequest, flex: Flex | None = None, *, folded: bool | None = None) -> Tensor:
     """Output (B, H, L, D). The first call of a kind compiles for seconds to a minute.
 
     Args:
         request: what to compute.
         flex: stands in for compiled FlexAttention; None compiles it.
+        folded: whether to do without functions and log-sum-exps of `flex`; None does so on the CPU.
     """
-    tables, scale = request.tables, request.scale
+    tables = request.tables
     run = _compiled() if flex is None else flex
+    folded = request.q.device.type == "cpu" if folded is None else folded
     q_tokens, k_tokens = slot_tokens(tables.q, tables.perm), slot_tokens(tables.k, tables.perm)
     bias, slots = key_slot_bias(request, torch.float32), query_slots(tables)
     whole = _whole_blocks(tables, request.key_bias is not None)
-
-    def biased(score: Tensor, b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
-        return score + bias[b, k_index]
-
     out = new_output(request.q)
-    step = _heads_at_once(request)
+    step = _heads_at_once(request, folded)
     for start in range(0, request.q.shape[1], step):
         heads = slice(start, start + step)
         q, k, v = (
             x[:, heads].index_select(2, tokens)
             for x, tokens in ((request.q, q_tokens), (request.k, k_tokens), (request.v, k_tokens))
         )
-        mask = _block_mask(request.keep[:, heads], whole, bias, tables.q.size, tables.k.size)
-        options: dict[str, Any] = {"block_mask": mask, "scale": scale, "kernel_options": _tiles(request)}
-        if request.key_bias is not None:
-            options["score_mod"] = biased
-        if request.tail is None:
-            rows = run(q, k, v, **options)
-        else:
-            rows, lse = _with_lse(run, q, k, v, options)
-            part = replace(request, keep=request.keep[:, heads], tail=request.tail.of_heads(heads))
+        tail = None if request.tail is None else request.tail.of_heads(heads)
+        part = replace(request, q=q, k=k, v=v, keep=request.keep[:, heads], tail=tail)
+        rows, lse = _attend_folded(run, part, bias) if folded else _attend_masked(run, part, bias, whole)
+        if lse is not None:
             merge_tail(rows, lse, q, part)
         out[:, heads] = rows.index_select(2, slots)
     return out
 
 
+def _attend_masked(run: Flex, part: AttendRequest, bias: Tensor, whole: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows (B, h, q slots, D) over the kept blocks and, where there is a tail, their log-sum-exp.
+
+    Args:
+        part: a request for some heads whose q, k and v are slots in block order.
+        bias: (B, k slots), see `key_slot_bias`.
+        whole: see `_whole_blocks`.
+    """
+
+    def counts(b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+        return bias[b, k_index] > -torch.inf
+
+    def biased(score: Tensor, b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+        return score + bias[b, k_index]
+
+    sizes = part.tables.q.size, part.tables.k.size
+    mask = _block_mask(part.keep & whole, part.keep & ~whole, *sizes, counts)
+    options: dict[str, Any] = {"block_mask": mask, "scale": part.scale, "kernel_options": _tiles(part)}
+    if part.key_bias is not None:
+        options["score_mod"] = biased
+    if part.tail is None:
+        return run(part.q, part.k, part.v, **options), None
+    return _with_lse(run, part.q, part.k, part.v, options)
+
+
+def _attend_folded(run: Flex, part: AttendRequest, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`_attend_masked` for the CPU, in float32 whatever the input dtype."""
+    tables, dtype = part.tables, statistics_dtype(part.q)
+    q, k, v = part.q.to(dtype) * part.scale, part.k.to(dtype), part.v.to(dtype)
+    keep, levels = part.keep, None
+    if part.tail is not None:
+        levels = sink_levels(q, part.tail)
+        keep = pad(keep, (0, 1), value=True)
+    mask = _block_mask(keep, None, tables.q.size, tables.k.size)
+    rows = run(*fold(q, k, v, bias, levels, tables.k.size), block_mask=mask, scale=1.0)
+    return (rows, None) if levels is None else unfold(rows, levels)
+
+
 def _tiles(request: AttendRequest) -> dict[str, int] | None:
     """Tile sizes where the kernel's own would not divide our blocks."""
     q_size, k_size, dim = request.tables.q.size, request.tables.k.size, request.q.shape[-1]
-    if request.q.device.type == "cpu" or request.q.dtype == torch.float32 or dim > 128:
+    if request.q.dtype == torch.float32 or dim > 128:
         return None
     tiles = {}
     if q_size % 128:

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from draftattn_core.attention import attend, draft_attention
-from draftattn_core.backends import chunks, reference, rows
+from draftattn_core.backends import chunks, flex, reference, rows
 from draftattn_core.backends.chunks import attend_chunks, plan_groups
+from draftattn_core.backends.flex import attend_flex
 from draftattn_core.backends.reference import attend_reference
 from draftattn_core.backends.registry import NoBackendError, Problem, attend_torch, backend_names, choose_backend
 from draftattn_core.backends.request import AttendRequest
@@ -27,8 +28,15 @@ from draftattn_core.order import ORDERS
 from draftattn_core.policy import TAILS, Policy, TailName
 from draftattn_core.probe import probe_errors
 from tests.core.cases import blocks_of, make_request, relative, small_layout, smooth_qkv
+from tests.core.flex_stand_in import emulated
 
-BACKENDS = {"rows": attend_rows, "chunks": attend_chunks}
+
+def attend_flex_uncompiled(request: AttendRequest) -> Tensor:
+    """The flex backend as on the CPU, where FlexAttention returns no log-sum-exp; test_flex.py compiles it for real."""
+    return attend_flex(request, emulated)
+
+
+BACKENDS = {"rows": attend_rows, "chunks": attend_chunks, "flex": attend_flex_uncompiled}
 # kernels.md section 5 for half precision; the others leave room for the order of a sum only.
 LIMITS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 Attend = Callable[[AttendRequest], Tensor]
@@ -43,7 +51,7 @@ def attend_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         out = torch.full((batch, length, heads, dim), torch.nan, dtype=q.dtype, device=q.device)
         return out.transpose(1, 2)
 
-    for module in (chunks, reference, rows):
+    for module in (chunks, flex, reference, rows):
         monkeypatch.setattr(module, "new_output", poisoned)
     yield BACKENDS[request.param]
 
@@ -289,6 +297,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("attend_with", ["rows", "chunks"], indirect=True)
 @pytest.mark.parametrize("density", [0.1, 1.0])
 def test_no_tensor_of_a_call_is_anywhere_near_all_token_pairs(
     attend_with: Attend, density: float, monkeypatch: pytest.MonkeyPatch
