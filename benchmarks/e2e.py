@@ -26,7 +26,8 @@ from draftattn_core import Schedule, Settings
 from draftattn_core.hosts.diffusers import apply_draft_attention
 from draftattn_core.schedule import preset
 
-from .kernels import RESULTS, machine
+from .kernels.__main__ import RESULTS
+from .kernels.report import machine
 
 RUNS = (20, 4)
 TARGETS = {"Wan 14B 720p": 2.0, "HunyuanVideo 1.5 720p": 3.0}

@@ -1,45 +1,89 @@
-"""The kernel bench's measuring half with a stopped clock: its rows, their arithmetic and its errors, on a tiny call."""
+"""The kernel bench's rows of our own kernels with a stopped clock, and its checks, on a tiny call."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
-from benchmarks import kernels_gpu
-from benchmarks.kernels_plan import Shape, sampled_error, structured
-from draftattn_core.backends.reference import attend_reference
+from benchmarks.kernels import row as names
+from benchmarks.kernels.checks import Check, check_rows
+from benchmarks.kernels.inputs import structured
+from benchmarks.kernels.ours import our_rows
+from benchmarks.kernels.plan import Shape
+from benchmarks.kernels.row import Row
+from benchmarks.kernels.timing import Clock, Timing
+from benchmarks.kernels.variants import VARIANTS, Variant
 
-SHAPE = Shape("tiny", (3, 8, 9), 0, 1, 64)
+CPU = torch.device("cpu")
+SHAPE = Shape("tiny", (2, 5, 9), 21, 1, 64, 32, 16)
 
 
-@pytest.fixture(autouse=True)
-def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels_gpu, "median_seconds", lambda run, repeats: (run(), 2.0)[1])
-    monkeypatch.setattr(kernels_gpu, "extra_mib", lambda run: 7.0)
-    # FlexAttention would compile for half a minute here.
-    monkeypatch.setattr(kernels_gpu, "attend_flex", attend_reference)
+class StoppedClock(Clock):
+    def time(self, run: Callable[[], object]) -> Timing:
+        run()
+        return Timing(2.0, 0.1, 3)
+
+    def extra_bytes(self, run: Callable[[], object]) -> float:
+        return 7.0
+
+
+def rows_of(variant: Variant) -> dict[str, Row]:
+    qkv = structured(SHAPE, CPU, torch.float32)
+    return {row.what: row for row in our_rows(SHAPE, qkv, 0.5, variant, StoppedClock(CPU))}
 
 
 def test_our_rows() -> None:
-    qkv = structured(SHAPE, torch.device("cpu"), torch.float32)
-    rows = kernels_gpu.our_rows(SHAPE, qkv, 0.5, 4.0, 1)
-    whole = rows[0]
-    assert whole.executed is not None and 0.4 < whole.executed < 0.8
-    assert whole.of_ideal == 2.0 / (whole.executed * 4.0)
-    assert whole.tflops == 4 * whole.executed * 216**2 * 64 / 2.0 / 1e12
-    errors = {row.what: row.error for row in rows if row.error is not None}
-    assert errors["whole call, linear1"] < 0.5 * errors["error with tail none"]
+    rows = rows_of(VARIANTS["pointer"])
+    timed = {what for what, row in rows.items() if row.status == "timed"}
+    assert timed == {
+        names.WHOLE,
+        names.ATTEND,
+        names.ATTEND_TAIL,
+        names.SHUFFLED,
+        names.GATHERED,
+        names.COARSE,
+        names.PREPARE,
+        names.PREPARE_BARE,
+        names.SELECT,
+    }
+    whole = rows[names.WHOLE]
+    assert whole.executed is not None and 0.5 < whole.executed < 0.8 and whole.extra_bytes == 7.0
+    assert whole.flops == 4 * whole.executed * 111**2 * 64
+    assert whole.off is not None and whole.off < 1e-6
+    assert whole.error < rows["tail none"].error  # type: ignore[operator]
 
 
-def test_peer_rows_name_who_was_skipped() -> None:
-    qkv = structured(SHAPE, torch.device("cpu"), torch.float32)
-    rows = kernels_gpu.peer_rows(SHAPE, qkv, 0.5, 4.0, 1)
-    assert rows[0].seconds == 2.0 and rows[0].note == ""
-    assert all(row.note.startswith("skipped") for row in rows[1:])
+def test_a_wrong_variant_gets_no_speed() -> None:
+    right = VARIANTS["pointer"]
+
+    def wrong(*arguments: object) -> Tensor:
+        return right.attend(*arguments) * 1.001  # type: ignore[arg-type]
+
+    rows = rows_of(replace(right, attend=wrong, required=False, gathers=False))
+    assert all(row.status == "wrong" and row.seconds is None for row in rows.values())
+    assert rows[names.WHOLE].note.startswith("off by 1.0e-03")
+    assert names.GATHERED not in rows and names.PREPARE not in rows
 
 
-def test_sampled_error_of_dense_attention_is_zero() -> None:
-    q, k, v = structured(SHAPE, torch.device("cpu"), torch.float32)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    assert sampled_error(q, k, v, out) < 1e-6
-    assert sampled_error(q, k, v, 1.1 * out) == pytest.approx(0.1, rel=1e-3)
+def test_a_check_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = Check("pointer", 64, "float32", 64, "linear1")
+    right = VARIANTS["pointer"]
+    (row,) = check_rows(check, CPU)
+    assert row.status == "unmeasured" and row.off is not None and row.off < 2e-6
+
+    def forgets_the_text(request: object, lists: tuple[Tensor, Tensor], in_order: object) -> Tensor:
+        return right.attend(request, (lists[0], lists[1] - 1), in_order)  # type: ignore[arg-type]
+
+    monkeypatch.setitem(VARIANTS, "pointer", replace(right, attend=forgets_the_text))
+    (row,) = check_rows(check, CPU)
+    assert row.status == "wrong" and "attend, with text is off by" in row.note
+
+
+def test_a_variant_that_refuses_says_why() -> None:
+    refusing = replace(VARIANTS["pointer"], refuses=lambda device, dim: "needs sm_90")
+    rows = rows_of(refusing)
+    assert [(row.status, row.note) for row in rows.values()] == [("skipped", "needs sm_90")]

@@ -1,0 +1,1 @@
+"""``python run.py bench kernels``: the GPU kernels, right first and then timed."""

@@ -1,0 +1,143 @@
+"""What must be right before any speed is told: every variant of our kernels on small ragged calls, by the reference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from draftattn_core import Layout, Policy, TokenGrid
+from draftattn_core.attention import attend
+from draftattn_core.backends import triton_door
+from draftattn_core.backends.reference import attend_reference
+from draftattn_core.backends.request import AttendRequest
+from draftattn_core.layout import build_tables
+from draftattn_core.policy import TailName
+from draftattn_core.selection import select_from_draft
+
+from .inputs import LIMITS, relative, structured
+from .ours import make_call, shuffled
+from .plan import Shape
+from .row import Row
+from .variants import VARIANTS, Lists
+
+
+@dataclass(frozen=True)
+class Check:
+    """One variant of a kernel at one head size, type, key block and tail, in a process of its own."""
+
+    variant: str
+    dim: int
+    dtype: str
+    k_block: int
+    tail: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}, head size {self.dim}, {self.dtype}, keys by {self.k_block}, tail {self.tail}"
+
+    def work(self) -> dict[str, Any]:
+        return {"kind": "check", **asdict(self)}
+
+
+CASES = (("bfloat16", 64, "linear1"), ("bfloat16", 128, "mixed"), ("bfloat16", 64, "none"), ("float16", 64, "linear1"))
+INTERPRETED_CASES = (("float32", 64, "linear1"), ("float16", 64, "linear1"), ("float32", 64, "mixed"))
+
+
+def checks_for(device_type: str, quick: bool) -> list[Check]:
+    """The checks to run on a kind of device.
+
+    Triton's interpreter knows no right bfloat16 products, so on the CPU float32 takes its place, and one head size
+    stands for both with `quick`.
+    """
+    wanted = []
+    for name in VARIANTS:
+        for dim in (128, 64):
+            if device_type == "cuda":
+                wanted += [Check(name, dim, *case) for case in CASES]
+            elif dim == 64 or not quick:
+                wanted += [Check(name, dim, *case) for case in INTERPRETED_CASES]
+    return wanted
+
+
+def check_rows(check: Check, device: torch.device) -> Iterator[Row]:
+    """One row: the largest error, what is wrong, or why the variant refuses the device."""
+    start = time.monotonic()
+    why = VARIANTS[check.variant].refuses(device, check.dim)
+    if why is not None:
+        yield Row("check", check.name, "skipped", by=check.variant, note=why)
+        return
+    dtype = getattr(torch, check.dtype)
+    found = list(errors_of(check, device, dtype))
+    wrong = [f"{name} is off by {error:.1e}" for name, error, limit in found if not error <= limit]
+    worst = max(error for name, error, _ in found if name != "selection")
+    said = "; ".join(wrong) + (f", the limit is {LIMITS[dtype]:.0e}" if wrong else "")
+    yield Row(
+        "check",
+        check.name,
+        "wrong" if wrong else "unmeasured",
+        by=check.variant,
+        off=worst,
+        seconds=time.monotonic() - start,
+        note=said,
+    )
+
+
+def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float, float]]:
+    """(what, error, limit) on two calls: one with masked text on both sides, one of video alone, as the bench times."""
+    tiny = device.type == "cpu"
+    sizes = (32, 16) if tiny else (128, check.k_block)
+    grid = TokenGrid(3, 5, 7) if tiny else TokenGrid(5, 19, 23)
+    variant = VARIANTS[check.variant]
+    tail: TailName | tuple[TailName, ...] = ("linear2", "none") if check.tail == "mixed" else _tail(check.tail)
+    policy = Policy(density=0.3, tail=tail)
+    for with_text in (True, False):
+        before, after = (5, 3 * sizes[0] // 2 + 1) if with_text else (0, 0)
+        layout = Layout(grid, before, after, *sizes)
+        q, k, v = _inputs(layout, check.dim, device, dtype)
+        bias = None
+        if with_text:
+            bias = torch.linspace(-3, 0, layout.extra, device=device)[None]
+            bias[:, ::5] = -torch.inf
+        tables = build_tables(layout, device)
+        call = make_call((q, k, v), tables, policy, bias)
+        truth = attend_reference(call.request)
+        label = "with text" if with_text else "video alone"
+        draft, _, _ = triton_door.prepare(q, k, v, tables, policy, copy=False)
+        other = select_from_draft(draft, tables, policy, call.request.scale)
+        yield f"selection {label}", float((call.request.keep ^ other).sum()), 0.0
+        runs: dict[str, tuple[AttendRequest, Lists, tuple[Tensor, Tensor] | None]] = {
+            "attend": (call.request, call.lists, call.in_order),
+            "attend, lists shuffled": (call.request, shuffled(*call.lists), call.in_order),
+        }
+        if variant.gathers:
+            runs["attend, K and V gathered"] = (call.request, call.lists, None)
+        for name, arguments in runs.items():
+            yield f"{name}, {label}", relative(variant.attend(*arguments), truth), LIMITS[dtype]
+        bare = replace(call.request, tail=None)
+        if not policy.drops:
+            out = variant.attend(bare, call.lists, call.in_order)
+            yield f"attend without tail, {label}", relative(out, attend_reference(bare)), LIMITS[dtype]
+        if variant.required:
+            public = attend(q, k, v, layout, policy, backend="triton", key_bias=bias)
+            yield f"the public call, {label}", relative(public.out, truth), LIMITS[dtype]
+
+
+def _tail(name: str) -> TailName:
+    found: dict[str, TailName] = {"none": "none", "linear1": "linear1"}
+    return found[name]
+
+
+def _inputs(layout: Layout, dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Structured video between text, as views of (1, L, H, D)."""
+    shape = Shape("check", layout.grid.as_tuple(), 0, 2, dim)
+    extra = torch.randn(3, 1, 2, layout.extra, dim, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    before, made = layout.extra_before, []
+    for x, e in zip(structured(shape, device, dtype), extra):
+        whole = torch.cat([e[:, :, :before], x, e[:, :, before:]], 2)
+        made.append(whole.transpose(1, 2).contiguous().transpose(1, 2))
+    return made[0], made[1], made[2]

@@ -1,0 +1,192 @@
+"""Our kernels: whole calls and their parts at one shape and density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from draftattn_core import Policy
+from draftattn_core.attention import Attention
+from draftattn_core.backends import triton_door
+from draftattn_core.backends.request import AttendRequest
+from draftattn_core.layout import LayoutTables, build_tables
+from draftattn_core.policy import TailName
+
+from . import row as names
+from .inputs import LIMITS, QKV, defined_rows, relative, sampled
+from .measure import after_failure, measured, timed
+from .plan import Shape
+from .row import Row
+from .timing import Clock, poison
+from .variants import Lists, Variant
+
+TAIL: TailName = "linear1"
+OTHER_TAILS: tuple[TailName, ...] = ("none", "mean", "linear0", "linear2")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call as the backend makes it, taken apart.
+
+    Attributes:
+        request: what `attend` is asked, with the tail; `bare` is the same without it.
+        lists: the selection as lists and counts.
+        in_order: K and V in block order.
+    """
+
+    request: AttendRequest
+    lists: Lists
+    in_order: tuple[Tensor, Tensor]
+
+    @property
+    def bare(self) -> AttendRequest:
+        return replace(self.request, tail=None)
+
+    def executed(self) -> float:
+        return float(Attention(self.request.q, self.request, "").density())
+
+    def expected(self, rows: Tensor, request: AttendRequest) -> Tensor:
+        """Rows (block order) of the call by its definition: (H, rows, D)."""
+        tables = request.tables
+        kept = request.keep[0][:, tables.q.of_token[rows]]
+        tokens, block_of_key = tables.perm[rows], tables.k.of_token[tables.inverse]
+        return defined_rows((request.q, request.k, request.v), tokens, request.scale, kept, block_of_key, request.tail)
+
+
+def make_call(qkv: QKV, tables: LayoutTables, policy: Policy, key_bias: Tensor | None = None) -> Call:
+    """prepare and select, as the backend calls them."""
+    q, k, v = qkv
+    scale = q.shape[3] ** -0.5
+    draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True)
+    selected = triton_door.select(draft, tables, policy, scale)
+    assert in_order is not None
+    request = AttendRequest(q, k, v, tables, selected.keep, tail, key_bias, scale)
+    return Call(request, (selected.lists, selected.counts), in_order)
+
+
+def shuffled(lists: Tensor, counts: Tensor) -> Lists:
+    """The same lists in random order."""
+    columns = torch.arange(lists.shape[-1], device=lists.device)
+    key = torch.rand(lists.shape, device=lists.device).masked_fill_(columns >= counts[..., None], 2.0)
+    return lists.gather(-1, key.argsort(-1)), counts
+
+
+def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock) -> Iterator[Row]:
+    """The whole call first, then its parts, then what the other tails and block sizes would give.
+
+    The parts of selection and preparation are the same for every variant and are measured with the required one.
+    """
+    q = qkv[0]
+    policy = Policy(density=density, tail=TAIL)
+    tables = build_tables(shape.layout, q.device)
+    rows = sampled(shape.tokens, shape.layout.grid.tokens).to(q.device)
+    dense = defined_rows(qkv, tables.perm[rows], shape.dim**-0.5)
+    limit = LIMITS[q.dtype]
+    blank = Row("ours", "", "failed", shape.name, variant.name, density, io_bytes=shape.bytes)
+
+    why = variant.refuses(q.device, shape.dim)
+    if why is not None:
+        yield replace(blank, what=names.WHOLE, status="skipped", note=why)
+        return
+
+    def of(out: Tensor) -> Tensor:
+        return out[0][:, tables.perm[rows]]
+
+    def error(out: Tensor) -> float:
+        return relative(of(out), dense)
+
+    def whole(policy: Policy = policy) -> Tensor:
+        made = make_call(qkv, tables, policy)
+        return variant.attend(made.request, made.lists, made.in_order)
+
+    try:
+        call = make_call(qkv, tables, policy)
+        executed = call.executed()
+    except Exception as failure:
+        yield after_failure(replace(blank, what=names.WHOLE), failure, clock)
+        return
+    blank = replace(blank, executed=executed, flops=shape.flops * executed)
+    truth, bare_truth = (call.expected(rows, request) for request in (call.request, call.bare))
+
+    def attend(
+        what: str, request: AttendRequest, expected: Tensor, lists: Lists | None = None, gathered: bool = False
+    ) -> Row:
+        in_order = None if gathered else call.in_order
+        poison(q)
+        return measured(
+            replace(blank, what=what),
+            lambda: variant.attend(request, lists or call.lists, in_order),
+            clock,
+            off=lambda out: relative(of(out), expected),
+            limit=limit,
+        )
+
+    poison(q)
+    yield measured(
+        replace(blank, what=names.WHOLE),
+        whole,
+        clock,
+        off=lambda out: relative(of(out), truth),
+        limit=limit,
+        error=error,
+        memory=True,
+    )
+    yield attend(names.ATTEND, call.bare, bare_truth)
+    yield attend(names.ATTEND_TAIL, call.request, truth)
+    yield attend(names.SHUFFLED, call.bare, bare_truth, shuffled(*call.lists))
+    if variant.required:
+        yield from part_rows(replace(blank, flops=None), qkv, tables, policy, clock)
+    if variant.gathers:
+        yield attend(names.GATHERED, call.bare, bare_truth, gathered=True)
+    if variant.required:
+        for name in OTHER_TAILS:
+            yield _tail_row(replace(blank, what=f"tail {name}"), whole(replace(policy, tail=name)), error)
+    if shape.k_block != shape.q_block:
+        del call
+        yield coarse_row(shape, qkv, density, variant, clock, blank)
+
+
+def _tail_row(row: Row, out: Tensor, error: Callable[[Tensor], float]) -> Row:
+    """What another tail would err, at the same selection; its time is not of interest."""
+    return replace(row, status="unmeasured", error=error(out), note="error only")
+
+
+def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock: Clock) -> Iterator[Row]:
+    """prepare, prepare without a tail, and select. What they make is compared where whole calls are."""
+    q, k, v = qkv
+    scale = q.shape[3] ** -0.5
+    none = replace(policy, tail="none")
+    draft, _, _ = triton_door.prepare(q, k, v, tables, policy, copy=True)
+    parts: dict[str, Callable[[], object]] = {
+        names.PREPARE: lambda: triton_door.prepare(q, k, v, tables, policy, copy=True),
+        names.SELECT: lambda: triton_door.select(draft, tables, policy, scale),
+        names.PREPARE_BARE: lambda: triton_door.prepare(q, k, v, tables, none, copy=True),
+    }
+    for what, run in parts.items():
+        try:
+            yield timed(replace(blank, what=what), run, clock)
+        except Exception as failure:
+            yield after_failure(replace(blank, what=what), failure, clock)
+
+
+def coarse_row(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock, blank: Row) -> Row:
+    """attend with key blocks as large as query blocks, the form some peers need."""
+    coarse = shape.with_blocks(shape.q_block, shape.q_block)
+    row = replace(blank, what=names.COARSE)
+    try:
+        tables = build_tables(coarse.layout, qkv[0].device)
+        call = make_call(qkv, tables, Policy(density=density, tail="none"))
+        rows = sampled(shape.tokens, shape.layout.grid.tokens).to(qkv[0].device)
+        executed, expected = call.executed(), call.expected(rows, call.bare)
+    except Exception as failure:
+        return after_failure(row, failure, clock)
+    return measured(
+        replace(row, executed=executed, flops=shape.flops * executed),
+        lambda: variant.attend(call.bare, call.lists, call.in_order),
+        clock,
+        off=lambda out: relative(out[0][:, tables.perm[rows]], expected),
+        limit=LIMITS[qkv[0].dtype],
+    )

@@ -1,0 +1,187 @@
+"""What the kernel bench runs: shapes, jobs in the order of their worth, and what each is expected to take.
+
+A job is one process. Its limit is what stops it; its estimate only tells a reader, and never decides what is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from draftattn_core import Layout, TokenGrid
+
+DENSITIES = (0.5, 0.25, 0.1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One attention call: token grid, extra tokens after it, heads, head size, blocks."""
+
+    name: str
+    grid: tuple[int, int, int]
+    extra: int
+    heads: int
+    dim: int
+    q_block: int = 128
+    k_block: int = 64
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(TokenGrid(*self.grid), 0, self.extra, self.q_block, self.k_block)
+
+    @property
+    def tokens(self) -> int:
+        t, h, w = self.grid
+        return t * h * w + self.extra
+
+    @property
+    def flops(self) -> float:
+        """Of the two products of a dense call."""
+        return 4.0 * self.tokens**2 * self.dim * self.heads
+
+    @property
+    def bytes(self) -> int:
+        """Of q (or k, v, the output) at two bytes an element."""
+        return 2 * self.tokens * self.dim * self.heads
+
+    def with_blocks(self, q_block: int, k_block: int) -> Shape:
+        return replace(self, q_block=q_block, k_block=k_block)
+
+
+SHAPES = (
+    Shape("Wan 14B 720p", (21, 45, 80), 0, 40, 128),
+    Shape("HunyuanVideo 1.5 720p", (31, 45, 80), 1000, 16, 128),
+    Shape("HunyuanVideo 720p", (33, 45, 80), 256, 24, 128),
+    Shape("Wan 14B 480p", (21, 30, 52), 0, 40, 128),
+    Shape("head size 64", (21, 30, 52), 0, 24, 64),
+)
+# Where peers are timed, and where a variant that is opt-in is.
+PEER_SHAPES = SHAPES[:2]
+TARGET_SHAPES = tuple(shape.name for shape in SHAPES[:3])
+# Stand-ins of the dry run: ragged blocks, a border inside a block, text.
+TINY = (
+    Shape("tiny video", (3, 5, 7), 0, 2, 64, 32, 16),
+    Shape("tiny video with text", (2, 5, 9), 21, 2, 128, 32, 16),
+)
+TINY_DENSITIES = (0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process of the bench.
+
+    Attributes:
+        name: for people.
+        work: what the child is told, plain values for JSON; "kind" says which part of the bench it is.
+        estimate: seconds it is expected to take, by `estimate`.
+        limit: seconds after which it is stopped.
+    """
+
+    name: str
+    work: dict[str, Any]
+    estimate: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long the bench measures.
+
+    Attributes:
+        seconds: per measurement, beside its warm-up.
+        least, most: runs of a measurement.
+        minutes: when the bench as a whole stops.
+        peer_shapes: where peers are timed.
+    """
+
+    seconds: float
+    least: int
+    most: int
+    minutes: float
+    peer_shapes: tuple[Shape, ...]
+
+
+QUICK = Effort(0.4, 3, 20, 8.5, PEER_SHAPES)
+FULL = Effort(1.5, 7, 60, 40.0, SHAPES)
+
+# Assumptions of the estimate, not measurements: TFLOP/s of each kind of kernel, seconds of a process's start (imports,
+# device, inputs), of compiling.
+ASSUMED_TFLOPS = {"cuDNN": 550.0, "flash": 330.0, "efficient": 220.0, "ours": 350.0, "peer": 350.0}
+START = 9.0
+COMPILE = {"dense": 4.0, "ours": 8.0, "peer": 35.0}
+# Products on sampled rows in float32, per whole call checked.
+CHECKING = 0.4
+
+
+def measuring(flops: float, kind: str, effort: Effort) -> float:
+    """Seconds of one measurement: two runs to warm up and to choose how many, then those."""
+    once = flops / (ASSUMED_TFLOPS[kind] * 1e12) + 0.4e-3
+    runs = min(effort.most, max(effort.least, int(effort.seconds / once)))
+    return (2 + runs) * once
+
+
+def dense_job(shapes: tuple[Shape, ...], effort: Effort) -> Job:
+    backends = ("cuDNN", "flash", "efficient")
+    seconds = START + sum(
+        COMPILE["dense"] + sum(measuring(shape.flops, name, effort) for name in backends) for shape in shapes
+    )
+    return _job("ceilings and dense attention", {"kind": "dense", "shapes": _plain(shapes)}, seconds, effort)
+
+
+def ours_job(shape: Shape, variant: str, effort: Effort, densities: tuple[float, ...] = DENSITIES) -> Job:
+    # Six kinds of attend and two whole calls per density; prepare and select are small beside them.
+    seconds = START + COMPILE["ours"]
+    for density in densities:
+        seconds += 8 * measuring(shape.flops * density, "ours", effort) + 6 * CHECKING + 3 * effort.seconds
+    work = {"kind": "ours", "shapes": _plain((shape,)), "densities": list(densities), "variant": variant}
+    return _job(f"ours, {variant}, {shape.name}", work, seconds, effort)
+
+
+def peer_job(
+    name: str,
+    target: str,
+    blocks: int,
+    effort: Effort,
+    shapes: tuple[Shape, ...],
+    densities: tuple[float, ...] = DENSITIES,
+) -> Job:
+    """A peer given `blocks` kinds of block sizes."""
+    seconds = START + COMPILE["peer"] * blocks
+    for shape in shapes:
+        for density in densities:
+            seconds += blocks * (measuring(shape.flops * density, "peer", effort) + 2 * CHECKING)
+    work = {"kind": "peer", "peer": target, "shapes": _plain(shapes), "densities": list(densities)}
+    return _job(f"peer, {name}", work, seconds, effort)
+
+
+def _plain(shapes: tuple[Shape, ...]) -> list[dict[str, Any]]:
+    return [asdict(shape) for shape in shapes]
+
+
+def shape_from(plain: dict[str, Any]) -> Shape:
+    return Shape(**{**plain, "grid": tuple(plain["grid"])})
+
+
+def _job(name: str, work: dict[str, Any], seconds: float, effort: Effort) -> Job:
+    work |= {"effort": {"seconds": effort.seconds, "least": effort.least, "most": effort.most}}
+    # Thrice what is expected: slower cards and cold caches are no deadlock.
+    return Job(name, work, seconds, max(60.0, 3.0 * seconds))
+
+
+def describe(checks: int, check_limit: float, at_once: int, jobs: list[Job], effort: Effort) -> str:
+    """What `--plan` prints."""
+    rounds = -(-checks // at_once)
+    lines = [
+        f"Stops after {effort.minutes:g} minutes whatever happens: every process is stopped at its own limit or at the",
+        "end of that time, whichever comes first, and what did not fit is named in the results.",
+        "",
+        f"{'job':44}{'expected s':>12}{'limit s':>10}",
+        f"{f'{checks} checks, {at_once} at once':44}{20.0 * rounds:12.0f}{check_limit * rounds:10.0f}",
+    ]
+    lines += [f"{job.name:44}{job.estimate:12.0f}{job.limit:10.0f}" for job in jobs]
+    lines.append(f"{'sum of what is expected':44}{20.0 * rounds + sum(job.estimate for job in jobs):12.0f}")
+    assumed = ", ".join(f"{name} {rate:g}" for name, rate in ASSUMED_TFLOPS.items())
+    lines += ["", f"Assumed, not measured: TFLOP/s {assumed}; {START:g} s to start a process;"]
+    lines += ["compiling " + ", ".join(f"{name} {seconds:g} s" for name, seconds in COMPILE.items()) + "."]
+    lines += ["A process starts up while the one before it is timed, which the sum leaves out."]
+    return "\n".join(lines)

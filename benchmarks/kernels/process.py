@@ -1,0 +1,185 @@
+"""Children with a time limit: a deadlock, a crash or a flood of output becomes a verdict, never a hang."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .child import DONE, READY
+from .row import Row, row_of
+
+ROOT = Path(__file__).resolve().parents[2]
+# How long a killed process may take to go before it is left behind, and the least time worth starting a job in.
+GRACE, WORTH_STARTING = 5.0, 20.0
+_KEPT_LINES = 60
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one child.
+
+    Attributes:
+        rows: those it printed, also when it did not end well.
+        verdict: "done", or what happened.
+        seconds: from its being told to go.
+    """
+
+    rows: tuple[Row, ...]
+    verdict: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict == "done"
+
+
+class Child:
+    """A process that loads at once and works when told to.
+
+    Args:
+        work: what `child.py` is told.
+        device: "cuda" or "cpu".
+    """
+
+    def __init__(self, work: dict[str, Any], device: str) -> None:
+        # Off a GPU our kernels run in Triton's interpreter.
+        environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if device == "cpu" else {})}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.kernels.child", json.dumps(work), device],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._rows: list[Row] = []
+        self._said: list[str] = []
+        self._done = False
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            row = row_of(line)
+            if row is not None:
+                self._rows.append(row)
+            elif line.startswith(READY):
+                self._ready.set()
+            elif line.startswith(DONE):
+                self._done = True
+            elif line.strip():
+                self._said = [*self._said[1 - _KEPT_LINES :], line.strip()]
+        self._ready.set()
+
+    def work(self, limit: float) -> Outcome:
+        """Tell it to go and wait, `limit` seconds at most, starting up included."""
+        start = time.monotonic()
+        self._ready.wait(limit)
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.write("go\n")
+            self._process.stdin.close()
+        try:
+            code = self._process.wait(max(0.1, limit - (time.monotonic() - start)))
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return Outcome(tuple(self._rows), f"no answer within {limit:.0f} s, stopped", time.monotonic() - start)
+        self._reader.join(GRACE)
+        verdict = "done" if code == 0 and self._done else self._last_words(code)
+        return Outcome(tuple(self._rows), verdict, time.monotonic() - start)
+
+    def stop(self) -> None:
+        """Kill it and what it started; one that the driver holds on to is left behind."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(GRACE)
+        self._reader.join(GRACE)
+
+    def _last_words(self, code: int) -> str:
+        ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{ended}: {self._said[-1][:200]}" if self._said else ended
+
+
+@dataclass
+class Deadline:
+    """When the bench stops, whatever it is doing."""
+
+    at: float
+
+    @classmethod
+    def after(cls, minutes: float) -> Deadline:
+        return cls(time.monotonic() + 60.0 * minutes)
+
+    def left(self) -> float:
+        return self.at - time.monotonic() - GRACE
+
+    def limit(self, wanted: float) -> float:
+        return max(0.1, min(wanted, self.left()))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job for `run_tasks`: its name, what the child is told, its limit in seconds."""
+
+    name: str
+    work: dict[str, Any]
+    limit: float
+
+
+def run_at_once(
+    tasks: list[Task], device: str, deadline: Deadline, workers: int, told: Callable[[Task, Outcome], None]
+) -> list[Outcome]:
+    """All of them, `workers` at a time: for work that is not timed. Outcomes in the order of the tasks."""
+
+    def one(task: Task) -> Outcome:
+        if deadline.left() <= 0:
+            return Outcome((), "not run: no time was left", 0.0)
+        outcome = Child(task.work, device).work(deadline.limit(task.limit))
+        told(task, outcome)
+        return outcome
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(one, tasks))
+
+
+def run_in_turn(
+    tasks: list[Task], device: str, deadline: Deadline, told: Callable[[Task, Outcome], None]
+) -> list[Outcome]:
+    """One after the other, the next one starting up while one works. What no time is left for is not started."""
+    outcomes: list[Outcome] = []
+    waiting: Child | None = None
+    for index, task in enumerate(tasks):
+        left = deadline.left()
+        if left < WORTH_STARTING:
+            outcome = Outcome((), f"not run: {max(0.0, left):.0f} s were left", 0.0)
+        else:
+            child = waiting or Child(task.work, device)
+            waiting = Child(tasks[index + 1].work, device) if index + 1 < len(tasks) else None
+            outcome = child.work(deadline.limit(task.limit))
+            if not outcome.ok and deadline.left() <= GRACE and outcome.verdict.startswith("no answer"):
+                outcome = Outcome(outcome.rows, "stopped at the end of the bench's time", outcome.seconds)
+        outcomes.append(outcome)
+        told(task, outcome)
+    if waiting is not None:
+        waiting.stop()
+    return outcomes

@@ -1,0 +1,42 @@
+"""The variants of `attend` that the bench knows. A new one is one entry of `VARIANTS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from draftattn_core.backends.ops import call_op
+from draftattn_core.backends.request import AttendRequest
+
+Lists = tuple[Tensor, Tensor]
+Attend = Callable[[AttendRequest, Lists, "tuple[Tensor, Tensor] | None"], Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One implementation of `attend`.
+
+    Attributes:
+        name: as in the results.
+        attend: output (B, H, L, D) of a request, its lists and counts, and K and V in block order if they are at hand.
+        refuses: why it cannot run on a device at a head size; None if it can.
+        required: whether the bench tells no speed at all while this one is wrong. One that is opt-in only loses its
+            own.
+        gathers: whether it can read K and V where the host left them.
+    """
+
+    name: str
+    attend: Attend
+    refuses: Callable[[torch.device, int], str | None]
+    required: bool = True
+    gathers: bool = True
+
+
+def _pointer(request: AttendRequest, lists: Lists, in_order: tuple[Tensor, Tensor] | None) -> Tensor:
+    return call_op(request, lists=lists, in_order=in_order)
+
+
+VARIANTS = {variant.name: variant for variant in (Variant("pointer", _pointer, lambda device, dim: None),)}
