@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .blocks import block_means, block_means_and_spread
 from .layout import LayoutTables
+from .transfer import per_head
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Draft:
     Attributes:
         q_mean: (B, H, q blocks, D) means over the real video tokens of each query block.
         k_mean: (B, H, k blocks, D).
-        k_spread: (B, H, k blocks) mean squared distance of the keys of a block from their mean; None if not asked for.
+        k_spread: (B, H, k blocks) mean squared distance of the keys of a block from their mean, 1 for heads that do not
+            rank by it; None if no head does.
     """
 
     q_mean: Tensor
@@ -31,12 +34,26 @@ class Draft:
         return Draft(self.q_mean[:, part], self.k_mean[:, part], spread)
 
 
-def make_draft(q: Tensor, k: Tensor, tables: LayoutTables, *, spread: bool) -> Draft:
-    """Block statistics of post-RoPE q and k (B, H, L, D), in float32 (float64 for float64 inputs)."""
+def spread_of_heads(k_spread: Tensor, wanted: Sequence[bool]) -> Tensor | None:
+    """`Draft.k_spread` from the spread of all heads (B, H, k blocks), given which of them rank by it."""
+    if not any(wanted):
+        return None
+    if all(wanted):
+        return k_spread
+    return k_spread.masked_fill(~per_head(wanted, k_spread.device, torch.bool)[:, None], 1.0)
+
+
+def make_draft(q: Tensor, k: Tensor, tables: LayoutTables, *, spread: bool | Sequence[bool]) -> Draft:
+    """Block statistics of post-RoPE q and k (B, H, L, D), in float32 (float64 for float64 inputs).
+
+    Args:
+        spread: whether heads rank by their spread, for all of them or one by one (`Policy.spreads`).
+    """
+    wanted = (spread,) * q.shape[1] if isinstance(spread, bool) else spread
     q_mean = block_means(q, tables.perm, tables.q)
-    if spread:
+    if any(wanted):
         k_mean, k_spread = block_means_and_spread(k, tables.perm, tables.k)
-        return Draft(q_mean, k_mean, k_spread)
+        return Draft(q_mean, k_mean, spread_of_heads(k_spread, wanted))
     return Draft(q_mean, block_means(k, tables.perm, tables.k), None)
 
 

@@ -33,7 +33,8 @@ def sink_levels(queries: Tensor, tail: Tail) -> Tensor:
     batch, heads, _, _ = queries.shape
     at_once = max(1, SCRATCH_BYTES // (batch * heads * tail.k_mean.shape[2] * 2 * queries.element_size()))
     pooled, offset = tail.k_mean.transpose(-1, -2), tail.log_count[None, :, None]
-    levels = [torch.matmul(rows, pooled).add_(offset).logsumexp(-1) for rows in queries.split(at_once, dim=2)]
+    parts = torch.split(queries, at_once, dim=2)
+    levels = [torch.matmul(rows, pooled).add_(offset).logsumexp(-1) for rows in parts]
     return torch.cat(levels, dim=-1).clamp_min(torch.finfo(queries.dtype).min)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from draftattn_core import blocks as blocks_module
+from draftattn_core.attention import attend
 from draftattn_core.blocks import block_means, block_means_and_spread
 from draftattn_core.draft import draft_logits, make_draft
 from draftattn_core.layout import Layout, build_tables
+from draftattn_core.policy import Policy
 from tests.core.cases import blocks_of, small_layout, smooth_qkv
 
 LAYOUTS = [
@@ -83,6 +87,29 @@ def test_draft_scores_are_pooled_logits_plus_log_count_plus_half_log_spread(layo
             else:
                 # A block of one token is its own mean: its tail is exact, so it ranks behind every other.
                 assert (spread[:, :, i, j] < expected - 100).all()
+
+
+def test_heads_without_a_tail_rank_by_mass_alone() -> None:
+    """What the spread adds is the error of an expansion; a block that is dropped has none, only its mass."""
+    layout = small_layout()
+    q, k, v = smooth_qkv(layout, heads=3)
+    tables = build_tables(layout)
+    plain, spread = (draft_logits(make_draft(q, k, tables, spread=on), tables, 0.3) for on in (False, True))
+    mixed = Policy(tail=("linear1", "none", "mean"))
+    scores = draft_logits(make_draft(q, k, tables, spread=mixed.spreads(3)), tables, 0.3)
+    assert torch.equal(scores[:, 1], plain[:, 1])
+    for head in (0, 2):
+        assert torch.equal(scores[:, head], spread[:, head])
+    assert not torch.equal(plain, spread)
+    assert replace(mixed, spread=False).spreads(3) == (False,) * 3
+
+    def kept(**policy: Any) -> torch.Tensor:
+        return attend(q, k, v, layout, Policy(density=0.3, **policy)).request.keep
+
+    assert torch.equal(kept(tail="none"), kept(tail="none", spread=False))
+    assert not torch.equal(kept(tail="mean"), kept(tail="mean", spread=False))
+    one_by_one = kept(tail=("mean", "none", "mean"))
+    assert torch.equal(one_by_one[:, 0], kept(tail="mean")[:, 0])
 
 
 def test_scores_that_are_not_numbers_rank_last_and_infinities_stay_below_what_is_forced() -> None:
