@@ -24,8 +24,8 @@ from .grid import TokenGrid
 from .layout import Layout, build_tables
 from .machine import Machine, advice, inspect_machine
 from .policy import Policy, TailName
-from .probe import relative_error
 from .tail import make_tail
+from .tail_gain import relative_error
 
 # Largest relative L2 error that rounding explains, with room for kernels that round the softmax weights as well.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}

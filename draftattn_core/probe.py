@@ -1,7 +1,8 @@
 """The error probe: exact attention of a few sampled query rows against what a sparse call makes of them.
 
 The same logits give the error of every tail at once, and the gain that suits it best, so a user's own model, whose
-weights we never saw, can say which tail suits each of its heads. Cost: `rows` / L of a dense call, plus the pooled pass for those rows.
+weights we never saw, can say which tail suits each of its heads. Cost:
+`rows` / L of a dense call, plus the pooled pass for those rows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .backends.request import AttendRequest
 from .blocks import head_chunks, without_autocast
-from .policy import TAILS, TailName
+from .policy import TAILS, Policy, TailName, head_gains, head_tails
 from .tail import Tail, expand_blocks, tail_from
 from .tail_gain import SplitRows, fit_gain, relative_error
 
@@ -41,6 +42,22 @@ class ProbeResult:
     errors: dict[str, Tensor]
     gains: dict[str, Tensor] = field(default_factory=dict)
     fitted: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeadTails:
+    """What was found for the heads of one layer: each one's tail and log gain."""
+
+    names: tuple[TailName, ...]
+    gains: tuple[float, ...]
+
+    def put_into(self, policy: Policy) -> Policy:
+        return replace(policy, tail=self.names, tail_gain=self.gains)
+
+    @classmethod
+    def of(cls, policy: Policy, heads: int) -> HeadTails:
+        """What `policy` asks for; raises ValueError if that is for another number of heads."""
+        return cls(head_tails(policy.tail, heads), head_gains(policy.tail_gain, heads))
 
 
 def sample_rows(video_tokens: int, rows: int, seed: int) -> Tensor:
@@ -183,3 +200,19 @@ def gains_of(result: ProbeResult, names: Sequence[TailName]) -> tuple[float, ...
     """The fitted log gain of each head under its tail in `names`; 0 without one. Reads them back."""
     fitted = {name: gains.tolist() for name, gains in result.gains.items()}
     return tuple(float(fitted[name][head]) if name in fitted else 0.0 for head, name in enumerate(names))
+
+
+def probe_tails(
+    request: AttendRequest, asked: HeadTails, *, tail: bool, gain: bool, seed: int = 0
+) -> tuple[HeadTails, ProbeResult]:
+    """Let the probe choose each head's tail, its gain, or both for the call of `request`.
+
+    Args:
+        asked: what the policy says; kept where the probe has no say.
+        tail, gain: what the probe decides.
+        seed: of the sampling.
+    """
+    tails = TAILS if tail else tuple(dict.fromkeys(asked.names))
+    probe = probe_errors(request, tails=tails, seed=seed, gains=gain)
+    names = best_tails(probe) if tail else asked.names
+    return HeadTails(names, gains_of(probe, names) if gain else asked.gains), probe

@@ -11,7 +11,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from .backends.registry import NoBackendError, backend_names
 from .grid import TokenGrid
 from .layout import Layout, TableCache
 from .order import Tile
-from .policy import TAILS, Density, Policy, TailName, head_gains, head_tails
-from .probe import best_tails, gains_of, probe_errors
+from .policy import Density, Policy
+from .probe import HeadTails, probe_tails
 from .report import Call, DenseReason, Position, RunReport, stopwatch
 from .schedule import Schedule
 
@@ -73,17 +73,6 @@ class Settings:
 
     def layout(self, grid: TokenGrid, extra_before: int = 0, extra_after: int = 0) -> Layout:
         return Layout(grid, extra_before, extra_after, self.q_block, self.k_block, self.tile, self.order)
-
-
-@dataclass(frozen=True)
-class HeadTails:
-    """What the probe found for one layer: per head, the tail and its log gain."""
-
-    names: tuple[TailName, ...]
-    gains: tuple[float, ...]
-
-    def put_into(self, policy: Policy) -> Policy:
-        return replace(policy, tail=self.names, tail_gain=self.gains)
 
 
 @dataclass
@@ -262,21 +251,16 @@ class Session:
     def _with_best_tails(self, result: Attention, policy: Policy, position: Position) -> Attention:
         """Let the probe choose tails and gains of this layer, and redo the call if they differ from what ran."""
         settings, request = self.settings, result.request
-        heads = request.q.shape[1]
-        asked = head_tails(policy.tail, heads)
-        tails = TAILS if settings.auto_tail else tuple(dict.fromkeys(asked))
-        probe = probe_errors(request, tails=tails, seed=position.layer, gains=settings.auto_gain)
-        names = best_tails(probe) if settings.auto_tail else asked
-        gains = gains_of(probe, names) if settings.auto_gain else head_gains(policy.tail_gain, heads)
-        found = HeadTails(names, gains)
+        heads, layer = request.q.shape[1], position.layer
+        asked = HeadTails.of(policy, heads)
+        found, probe = probe_tails(request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer)
         with self._lock:
-            self._tails[(position.layer, heads)] = found
-            self.report.tails[position.layer] = names
-            self.report.tail_gains[position.layer] = gains
-            self.report.tail_errors[position.layer] = {
+            self._tails[(layer, heads)] = found
+            self.report.tails[layer], self.report.tail_gains[layer] = found.names, found.gains
+            self.report.tail_errors[layer] = {
                 name: float(errors.mean()) for name, errors in (probe.fitted or probe.errors).items()
             }
-        if found == HeadTails(asked, head_gains(policy.tail_gain, heads)):
+        if found == asked:
             return result
         return attend(
             request.q,

@@ -14,6 +14,7 @@ from draftattn_core import Layout, Policy, TokenGrid
 from draftattn_core.backends.reference import attend_reference
 from draftattn_core.layout import build_tables
 from draftattn_core.policy import TAILS
+from draftattn_core.probe import HeadTails, sample_rows
 from draftattn_core.selection import select_blocks
 
 pytest.importorskip("diffusers")
@@ -26,7 +27,7 @@ from benchmarks.quality.errors import SampledRows, figures
 from benchmarks.quality.peer import load_peer, peer_itself, sol_keep
 from benchmarks.quality.report import CAPTURED_COLUMNS, Results, write
 from benchmarks.quality.rows import Row, all_rows, distinct, ladder, ours, paper
-from benchmarks.quality.selection import Source, block_mass, cell_scores, choose
+from benchmarks.quality.selection import Source, block_mass, cell_scores, choose, probed_tails
 from benchmarks.quality.verdicts import verdicts
 from benchmarks.quality.work import exact_share, solve, spread_counts, tail_shares
 from demo import checkpoint
@@ -98,7 +99,7 @@ def test_every_row_costs_what_it_is_given(row: Row) -> None:
     assert chosen is not None
     assert chosen.exact == pytest.approx(exact_share(chosen.keep, source.tables))
     if not chosen.shared_tail:
-        assert chosen.tail_work == pytest.approx(sum(tail_shares(chosen.tails, source.tables, 16)) / 2)
+        assert chosen.tail_work == pytest.approx(sum(tail_shares(chosen.tails.names, source.tables, 16)) / 2)
     columns = source.tables.k.video
     # Row top-k keeps whole blocks in every row of a head; comfy-kitchen's in every row of the call, plus neighbours.
     tolerance = 2 / (source.tables.q.video * columns)
@@ -154,7 +155,7 @@ def test_sol_recipe_is_what_its_description_says() -> None:
     kept = chosen.keep[0, 0].sum(-1).tolist()
     assert len(set(kept)) > 1
     expected = naive_sol(q[0, 0], k[0, 0], v[0, 0], kept)
-    out = attend_reference(source.request(chosen.keep, chosen.tails))[0, 0]
+    out = attend_reference(source.request(chosen))[0, 0]
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -183,16 +184,27 @@ def test_peer_rows_are_comfy_kitchen_itself(name: str) -> None:
 # Errors on sampled rows
 
 
+def test_gains_fitted_to_sampled_rows_are_the_error_probe_s() -> None:
+    row = row_named("ours")
+    source = source_of(row)
+    source.q *= 3
+    chosen = choose(row, source, 0.3)
+    assert chosen is not None
+    rows = SampledRows(source, source.tables.perm[sample_rows(GRID.tokens, 64, seed=5)])
+    fitted = rows.fitted(chosen)
+    assert any(fitted.gains) and fitted == probed_tails(row, source, 0.3, seed=5)
+
+
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("name", ["ours", "paper", "sol"])
 def test_sampled_rows_agree_with_the_reference_backend(name: str, tail: str) -> None:
     row = row_named(name)
     source = source_of(row)
-    chosen = choose(row, source, 0.3, (tail, "mean"))
+    chosen = choose(row, source, 0.3, HeadTails((tail, "mean"), (0.25, -0.5)))
     assert chosen is not None
     tokens = torch.tensor([0, 5, 700, 1999, 2015])
     rows = SampledRows(source, tokens)
-    out = attend_reference(source.request(chosen.keep, chosen.tails))[0, :, tokens]
+    out = attend_reference(source.request(chosen))[0, :, tokens]
     torch.testing.assert_close(rows.output(chosen), out, rtol=1e-4, atol=1e-5)
     dense = dense_attention(source.q, source.k, source.v, 0, 0)[0, :, tokens]
     torch.testing.assert_close(rows.dense, dense, rtol=1e-4, atol=1e-5)
@@ -284,7 +296,7 @@ def test_ladder_ends_at_the_defaults() -> None:
 def test_paper_row_is_the_published_rule() -> None:
     source = source_of(paper())
     chosen = choose(paper(), source, 0.3)
-    assert chosen is not None and set(chosen.tails) == {"none"}
+    assert chosen is not None and set(chosen.tails.names) == {"none"}
     from draftattn_core.draft import draft_logits, make_draft
 
     draft = make_draft(source.q, source.k, source.tables, spread=False)

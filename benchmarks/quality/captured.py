@@ -13,8 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from draftattn_core import Layout, TableCache, TokenGrid
-from draftattn_core.policy import TailName
-from draftattn_core.probe import sample_rows
+from draftattn_core.probe import DEFAULT_ROWS, HeadTails, sample_rows
 
 from .capture import CapturedCall, capture, prompt_of
 from .errors import Errors, SampledRows, figures
@@ -24,7 +23,7 @@ from .raw import WHOLE, Raw, Record, Shard, definition, name_rounds, significant
 from .rows import Row
 from .selection import Source, choose, probed_tails
 
-# The probe of `auto_tail` runs once per call, at this share of work.
+# The probe of tails and gains runs once per call, at this share of work, on rows of its own.
 PROBE_TARGET = 0.10
 # comfy-kitchen itself runs beside its formula at this share of work; its reference is O(L^2).
 PEER_TARGET = 0.10
@@ -77,10 +76,14 @@ def study_call(
     for layout, members in _by_layout(rows, call).items():
         source = Source(call.q, call.k, call.v, cache.get(layout, call.q.device))
         study = SampledRows(source, tokens)
+        probe = SampledRows(source, source.tables.perm[sample_rows(call.grid.tokens, DEFAULT_ROWS, call.layer)])
         for row in members:
-            tails: tuple[TailName, ...] | None = None
+            tails: HeadTails | None = None
             if row.auto_tail:
                 tails = probed_tails(row, source, PROBE_TARGET, seed=call.layer)
+            elif row.fits_gain:
+                plain = choose(row, source, PROBE_TARGET)
+                tails = None if plain is None else probe.fitted(plain)
             for target in targets:
                 chosen = choose(row, source, target, tails)
                 if chosen is None:

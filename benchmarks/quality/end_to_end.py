@@ -16,7 +16,7 @@ from demo.sample import sample
 from draftattn_core import TableCache, TokenGrid
 from draftattn_core.backends.registry import Problem, choose_backend
 from draftattn_core.metrics import flicker, psnr, ssim
-from draftattn_core.policy import TailName
+from draftattn_core.probe import HeadTails
 
 from .capture import attention_replaced, dense_attention, prompt_of
 from .peer import load_peer, peer_itself
@@ -69,14 +69,14 @@ class SparseRun:
 
     def __init__(self, row: Row, target: float, setting: Setting, cache: TableCache) -> None:
         self.row, self.target, self.setting, self.cache = row, target, setting, cache
-        self.tails: dict[int, tuple[TailName, ...]] = {}
+        self.tails: dict[int, HeadTails] = {}
         self.executed: list[float] = []
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int, step: int) -> Tensor:
         if step < self.setting.dense_steps:
             return dense_attention(q, k, v, layer, step)
         source = Source(q, k, v, self.cache.get(self.row.layout(self.setting.grid), q.device))
-        if self.row.auto_tail and layer not in self.tails:
+        if (self.row.auto_tail or self.row.fits_gain) and layer not in self.tails:
             self.tails[layer] = probed_tails(self.row, source, self.target, seed=layer)
         chosen = choose(self.row, source, self.target, self.tails.get(layer))
         if chosen is None:
@@ -90,7 +90,7 @@ class SparseRun:
                 return peer_itself(sol_attn, q, k, v, ratio=chosen.parameter)
             return peer_itself(sol_attn, q, k, v, tau=chosen.parameter)
         problem = Problem(q.device, q.dtype, q.shape[-1], source.tables.layout.q_block, source.tables.layout.k_block)
-        return choose_backend("auto", problem).attend(source.request(chosen.keep, chosen.tails))
+        return choose_backend("auto", problem).attend(source.request(chosen))
 
 
 def run_dense(

@@ -7,12 +7,14 @@ table costs a few milliseconds, and its error is that of the real method on thos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from draftattn_core.layout import LayoutTables
+from draftattn_core.probe import HeadTails
+from draftattn_core.tail_gain import SplitRows, fit_gain
 
 from .selection import Chosen, Source
 
@@ -66,26 +68,38 @@ class SampledRows:
         self.weighted = torch.matmul(weights.transpose(1, 2), values).transpose(1, 2).contiguous()
         self.dense = self.weighted.sum(2) / self.mass.sum(-1, keepdim=True)
 
-    def output(self, chosen: Chosen) -> Tensor:
-        """What attention under `chosen` gives for the sampled rows: (heads, rows, D)."""
+    def split(self, chosen: Chosen) -> SplitRows:
+        """Kept tokens and tail of attention under `chosen`, for the sampled rows: batch 1, all heads."""
         kept = chosen.keep[0, :, self.q_block].float()
         above = torch.matmul(kept.unsqueeze(2), self.weighted).squeeze(2)
         below = (kept * self.mass).sum(-1, keepdim=True)
-        tail = self.source.tail(chosen.tails)
-        if tail is not None:
-            pooled = torch.matmul(self.q, tail.k_mean[0].transpose(-1, -2)) + tail.log_count[:, None, :]
-            if chosen.shared_tail:
-                pooled = pooled + self._shared(tail.k_mean[0])
-            skipped = (pooled - self.peak).exp() * (1 - kept)
-            below = below + skipped.sum(-1, keepdim=True)
-            above = above + torch.matmul(skipped, tail.v_mean[0])
-            if tail.cov is not None:
-                above = above + skipped.sum(-1, keepdim=True) * torch.matmul(self.q, tail.cov[0])
-            if tail.u is not None and tail.w is not None:
-                for rank in range(tail.ranks):
-                    along = torch.matmul(self.q, tail.u[0, :, :, rank].transpose(-1, -2))
-                    above = above + torch.matmul(skipped * along, tail.w[0, :, :, rank])
-        return above / below
+        tail = self.source.tail(chosen.tails.names, chosen.tails.gains)
+        if tail is None:
+            return SplitRows((above / below)[None], torch.zeros_like(above)[None], torch.zeros_like(below)[None])
+        pooled = torch.matmul(self.q, tail.k_mean[0].transpose(-1, -2)) + tail.log_count[:, None, :]
+        if chosen.shared_tail:
+            pooled = pooled + self._shared(tail.k_mean[0])
+        skipped = (pooled - self.peak).exp() * (1 - kept)
+        mass = skipped.sum(-1, keepdim=True)
+        stand_in = torch.matmul(skipped, tail.v_mean[0])
+        if tail.cov is not None:
+            stand_in += mass * torch.matmul(self.q, tail.cov[0])
+        if tail.u is not None and tail.w is not None:
+            for rank in range(tail.ranks):
+                along = torch.matmul(self.q, tail.u[0, :, :, rank].transpose(-1, -2))
+                stand_in += torch.matmul(skipped * along, tail.w[0, :, :, rank])
+        whole = below + mass
+        return SplitRows((above / whole)[None], (stand_in / whole)[None], (mass / whole)[None])
+
+    def output(self, chosen: Chosen) -> Tensor:
+        """What attention under `chosen` gives for the sampled rows: (heads, rows, D)."""
+        return self.split(chosen).output()[0]
+
+    def fitted(self, chosen: Chosen) -> HeadTails:
+        """The tails of `chosen` with the gains that suit the sampled rows best, as the error probe fits them."""
+        plain = replace(chosen, tails=HeadTails(chosen.tails.names, (0.0,) * len(chosen.tails.names)))
+        gains, _ = fit_gain(self.split(plain), self.dense[None])
+        return HeadTails(chosen.tails.names, tuple(gains.tolist()))
 
     def _shared(self, k_mean: Tensor) -> Tensor:
         """What turns each row's own tail scores (heads, rows, k blocks) into comfy-kitchen's.

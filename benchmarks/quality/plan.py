@@ -98,7 +98,9 @@ VARIANTS = (
     "q128_k64_none",
     "q128_k64_mean",
     "q128_k64_linear0",
-    "q128_k64_linear1",
+    "q128_k64_linear2",
+    "gain_off",
+    "auto_tail",
     "q128_k128_linear0",
     "q64_k64_linear0",
     "tile_1x8x16",
@@ -110,8 +112,17 @@ VARIANTS = (
 def quick_scenarios() -> tuple[Scenario, ...]:
     cells: list[Scenario] = [(row, d, 20, 0.25) for d in (0.1, 0.2, 0.3) for row in MAIN]
     cells += [("ours", d, 20, 0.0) for d in (0.1, 0.2, 0.3)]
-    cells += [(row, 0.1, 20, 0.25) for row in (DENSE_FEWER, "strips", "q128_k64_none", "ours_oracle")]
+    cells += [(row, 0.1, 20, 0.25) for row in (DENSE_FEWER, "gain_off", "strips", "q128_k64_none", "ours_oracle")]
     cells += [("paper", 0.2, 20, 0.0), ("ours", 0.2, 20, 0.1)]
+    cells += [(row, 0.2, 4, w) for w in (0.25, 0.0) for row in (*MAIN, DENSE_FEWER)]
+    return tuple(cells)
+
+
+def main_scenarios() -> tuple[Scenario, ...]:
+    """What the targets speak of, at 20 steps and at 4."""
+    cells: list[Scenario] = [(row, d, 20, 0.25) for d in (0.1, 0.2, 0.3) for row in MAIN]
+    cells += [("ours", d, 20, 0.0) for d in (0.1, 0.2, 0.3)]
+    cells += [(row, d, 20, 0.25) for d in (0.1, 0.2) for row in (DENSE_FEWER, "gain_off")]
     cells += [(row, 0.2, 4, w) for w in (0.25, 0.0) for row in (*MAIN, DENSE_FEWER)]
     return tuple(cells)
 
@@ -164,7 +175,7 @@ def full(on_gpu: bool = False) -> Plan:
         peer: tuple[Scenario, ...] = (("peer_topk", 0.1, 20, 0.25), ("peer_tau", 0.1, 20, 0.25))
         everything = EndToEndPlan("big", BIG_GRIDS, seeds, (*full_scenarios(), *peer), cfg=2.0)
         return Plan("full", 175.0, captured, (everything,), ())
-    first = (*quick_scenarios(), *((row, 0.05, 20, 0.25) for row in MAIN))
+    first = main_scenarios()
     main = tuple((row, d, 20, 0.25) for d in (0.1, 0.2, 0.3) for row in MAIN)
     return Plan(
         "full",
@@ -188,7 +199,7 @@ def full(on_gpu: bool = False) -> Plan:
 
 def big() -> Plan:
     """One seed at the real size, dense beside the main rows: what the small grids of the quick run cannot tell."""
-    cells: list[Scenario] = [(row, 0.1, 20, 0.25) for row in ("ours", "paper", "q128_k64_linear1", "sol")]
+    cells: list[Scenario] = [(row, 0.1, 20, 0.25) for row in ("ours", "paper", "gain_off", "sol")]
     cells += [(row, 0.2, 20, 0.25) for row in MAIN]
     cells += [("ours", 0.1, 20, 0.0), (DENSE_FEWER, 0.1, 20, 0.25), ("q128_k64_none", 0.1, 20, 0.25)]
     part = EndToEndPlan("big", BIG_GRIDS[:1], (0,), tuple(cells), cfg=1.0)

@@ -29,6 +29,7 @@ class Row:
         scores: what the selection ranks: the draft's block means; the draft of cells of 16 tokens, their pairs put
             together by log-sum-exp, or by softmax over each query cell's row first; the exact softmax mass.
         auto_tail: let the error probe choose each head's tail.
+        auto_gain: let it fit each head's tail gain; only a `Policy` with a tail has one.
     """
 
     name: str
@@ -42,13 +43,20 @@ class Row:
     order: str = "tile"
     scores: Scores = "draft"
     auto_tail: bool = False
+    auto_gain: bool = False
+
+    @property
+    def fits_gain(self) -> bool:
+        return self.auto_gain and self.kind == "policy" and self.policy.has_tail
 
     def layout(self, grid: TokenGrid) -> Layout:
         return Layout(grid, 0, 0, self.q_block, self.k_block, self.tile, self.order)
 
     def what_it_does(self) -> Row:
         """The row without its names: two rows that do the same thing are equal then."""
-        return replace(self, name="", label="", group="", policy=self.policy.with_density(0.0))
+        return replace(
+            self, name="", label="", group="", policy=self.policy.with_density(0.0), auto_gain=self.fits_gain
+        )
 
 
 def ours() -> Row:
@@ -64,6 +72,7 @@ def ours() -> Row:
         tile=settings.tile,
         order=settings.order,
         auto_tail=settings.auto_tail,
+        auto_gain=settings.auto_gain,
     )
 
 
@@ -131,6 +140,7 @@ def ladder() -> list[Row]:
     add("kblock", f"... + key blocks of {goal.k_block}", k_block=goal.k_block)
     add("tail", f"... + tail {goal.policy.tail}", tail=goal.policy.tail, auto_tail=goal.auto_tail)
     add("spread", "... + spread in the score", spread=goal.policy.spread)
+    add("gain", "... + tail gain by the probe", auto_gain=goal.auto_gain)
     return steps
 
 
@@ -217,6 +227,7 @@ def selections() -> list[Row]:
         variant(f"floor_{floor:g}", f"ours, head budget, floor {floor:g}", method="head", floor=floor)
         for floor in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
+    rows.append(replace(variant("gain_off", "ours without the tail gain"), auto_gain=False))
     rows.append(variant("own_off", "ours without keeping the own block", keep_own=False))
     for scores, how in (("cells_lse", "log-sum-exp"), ("cells_softmax", "softmax per query cell")):
         cells = replace(goal, name=scores, label=f"ours, scores from cells of 16 tokens, {how}", group="selection")

@@ -11,8 +11,8 @@ from draftattn_core import Layout
 from draftattn_core.backends.request import AttendRequest
 from draftattn_core.draft import Draft, draft_logits, make_draft
 from draftattn_core.layout import LayoutTables, build_tables
-from draftattn_core.policy import TailName, head_tails
-from draftattn_core.probe import best_tails, probe_errors
+from draftattn_core.policy import TailName
+from draftattn_core.probe import HeadTails, probe_tails
 from draftattn_core.selection import select_blocks
 from draftattn_core.tail import Tail, make_tail
 
@@ -49,10 +49,13 @@ class Source:
             self._drafts[spread] = make_draft(self.q, self.k, self.tables, spread=spread)
         return self._drafts[spread]
 
-    def tail(self, names: tuple[TailName, ...]) -> Tail | None:
+    def tail(self, names: tuple[TailName, ...], gains: tuple[float, ...] = ()) -> Tail | None:
         if names not in self._tails:
             self._tails[names] = make_tail(self.k, self.v, self.tables, names)
-        return self._tails[names]
+        tail = self._tails[names]
+        if tail is None or not any(gains):
+            return tail
+        return replace(tail, log_count=tail.log_count + torch.tensor(gains, device=tail.log_count.device)[:, None])
 
     def block_mass(self) -> Tensor:
         """Exact softmax mass of every block pair, mean over the query block's rows: (B, H, q blocks, k blocks)."""
@@ -60,8 +63,9 @@ class Source:
             self._mass = block_mass(self.q, self.k, self.tables, self.scale)
         return self._mass
 
-    def request(self, keep: Tensor, tails: tuple[TailName, ...]) -> AttendRequest:
-        return AttendRequest(self.q, self.k, self.v, self.tables, keep, self.tail(tails), None, self.scale)
+    def request(self, chosen: Chosen) -> AttendRequest:
+        tail = self.tail(chosen.tails.names, chosen.tails.gains)
+        return AttendRequest(self.q, self.k, self.v, self.tables, chosen.keep, tail, None, self.scale)
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,14 @@ class Chosen:
 
     Attributes:
         keep: (B, H, q blocks, k blocks) bool.
-        tails: one per head.
+        tails: one per head, and their gains.
         exact, tail_work: shares of dense work; their sum is the executed density of the row.
         parameter: what the solver found (density, or comfy-kitchen's ratio or tau).
         shared_tail: the tail is computed from the mean query of each block, as comfy-kitchen does.
     """
 
     keep: Tensor
-    tails: tuple[TailName, ...]
+    tails: HeadTails
     exact: float
     tail_work: float
     parameter: float
@@ -126,17 +130,17 @@ def _row_densities(density: float, columns: int, heads: int) -> tuple[float, ...
     return tuple((total // heads + (head < total % heads)) / columns for head in range(heads))
 
 
-def _solve_policy(row: Row, source: Source, tails: tuple[TailName, ...], target: float) -> Chosen | None:
+def _solve_policy(row: Row, source: Source, tails: HeadTails, target: float) -> Chosen | None:
     tables = source.tables
     columns = tables.k.video
-    policy = replace(row.policy, tail=tails)
+    policy = tails.put_into(row.policy)
     if row.scores == "true_mass":
         scores = source.block_mass().clamp_min(1e-30).log()
     elif row.scores != "draft":
         scores = cell_scores(source, softmax=row.scores == "cells_softmax")
     else:
         scores = draft_logits(source.draft(policy.spread), tables, source.scale)
-    shares = tail_shares(tails, tables, source.q.shape[-1])
+    shares = tail_shares(tails.names, tables, source.q.shape[-1])
     mean_share = sum(shares) / len(shares)
     room = target - mean_share
 
@@ -156,9 +160,9 @@ def _solve_policy(row: Row, source: Source, tails: tuple[TailName, ...], target:
     return Chosen(keep, tails, exact_share(keep, tables), mean_share, found)
 
 
-def _solve_strips(row: Row, source: Source, tails: tuple[TailName, ...], target: float) -> Chosen | None:
+def _solve_strips(row: Row, source: Source, tails: HeadTails, target: float) -> Chosen | None:
     tables = source.tables
-    shares = tail_shares(tails, tables, source.q.shape[-1])
+    shares = tail_shares(tails.names, tables, source.q.shape[-1])
     tail_work = sum(shares) / len(shares)
     if row.kind != "sol":
         # One tail per query block instead of one per query.
@@ -184,24 +188,25 @@ def _solve_strips(row: Row, source: Source, tails: tuple[TailName, ...], target:
     return Chosen(keep, tails, exact_share(keep, tables), tail_work, parameter(found), row.kind != "sol")
 
 
-def choose(row: Row, source: Source, target: float, tails: tuple[TailName, ...] | None = None) -> Chosen | None:
+def choose(row: Row, source: Source, target: float, tails: HeadTails | None = None) -> Chosen | None:
     """Blocks and tails of `row` whose exact pairs and tail together cost `target` of dense work.
 
     Args:
-        tails: one per head, to override the row's own.
+        tails: one per head and their gains, to override the row's own.
 
     Returns:
         None if the row's tail and its forced blocks alone cost more than that.
     """
-    names = head_tails(row.policy.tail, source.heads) if tails is None else tails
+    found = HeadTails.of(row.policy, source.heads) if tails is None else tails
     if row.kind == "policy":
-        return _solve_policy(row, source, names, target)
-    return _solve_strips(row, source, names, target)
+        return _solve_policy(row, source, found, target)
+    return _solve_strips(row, source, found, target)
 
 
-def probed_tails(row: Row, source: Source, target: float, seed: int) -> tuple[TailName, ...]:
-    """The tail the error probe picks for each head, at the selection the row's own tail leaves room for."""
+def probed_tails(row: Row, source: Source, target: float, seed: int) -> HeadTails:
+    """What the error probe finds for each head, at the selection the row's own tail leaves room for."""
+    asked = HeadTails.of(row.policy, source.heads)
     chosen = choose(row, source, target)
     if chosen is None:
-        return head_tails(row.policy.tail, source.heads)
-    return best_tails(probe_errors(source.request(chosen.keep, chosen.tails), seed=seed))
+        return asked
+    return probe_tails(source.request(chosen), asked, tail=row.auto_tail, gain=row.auto_gain, seed=seed)[0]

@@ -11,8 +11,9 @@ from torch import Tensor
 from draftattn_core.backends.reference import attend_reference
 from draftattn_core.backends.request import AttendRequest
 from draftattn_core.policy import TAILS, Policy, TailName
-from draftattn_core.probe import DEARER_GAIN, ProbeResult, best_tails, probe_errors, relative_error, sample_rows
+from draftattn_core.probe import DEARER_GAIN, ProbeResult, best_tails, probe_errors, sample_rows
 from draftattn_core.tail import make_tail
+from draftattn_core.tail_gain import relative_error
 from tests.core.cases import make_request, small_layout, smooth_qkv
 
 LAYOUT = small_layout((4, 7, 9), 3, 4)

@@ -249,7 +249,7 @@ def test_a_call_whose_tails_were_already_the_best_is_not_repeated(monkeypatch: p
         return attend(*arguments, **options)
 
     monkeypatch.setattr(session_module, "attend", counted)
-    monkeypatch.setattr(session_module, "best_tails", lambda probe: (Policy().tail,) * 2)
+    monkeypatch.setattr("draftattn_core.probe.best_tails", lambda probe: (Policy().tail,) * 2)
     call(session)
     assert len(calls) == 1
 
