@@ -15,15 +15,17 @@ from draftattn_core.charts import (
     block_sheet,
     density_map,
     difference,
+    error_text,
     even_steps,
     mean_density,
     report_sheet,
     schedule_curve,
+    seconds_per_step,
     side_by_side,
     stack,
 )
-from draftattn_core.charts.canvas import ACCENT, on, ramp, ramp_colour, wrapped
-from draftattn_core.charts.curve import AREA, DENSE, dense_stretches
+from draftattn_core.charts.canvas import ACCENT, LINES, on, ramp, ramp_colour, wrapped
+from draftattn_core.charts.curve import AREA, DENSE, dense_stretches, trace
 from draftattn_core.charts.density import REASON_COLOURS, UNSEEN, cells, scale_top
 from draftattn_core.report import Call, DenseReason
 from draftattn_core.schedule import LayerBand, constant, preset
@@ -151,6 +153,30 @@ def test_steps_are_marked_where_they_stand() -> None:
 
     assert marks(()) == 0
     assert marks(even_steps(20)) > 4 * marks(even_steps(4)) > 0
+
+
+def test_the_line_of_a_curve_goes_straight_up_and_down_at_its_steps() -> None:
+    schedule = Schedule(((0.0, 1.0), (0.3, 1.0), (0.3, 0.4), (0.5, 0.2)))
+    line = trace(schedule, (0.0, 0.1, 0.4, 1.0))
+    expected = [(0.0, 1.0), (0.1, 1.0), (0.3, 1.0), (0.3, 0.4), (0.4, 0.3), (0.5, 0.2), (1.0, 0.2)]
+    assert [place for place, _ in line] == [place for place, _ in expected]
+    assert [value for _, value in line] == pytest.approx([value for _, value in expected])
+
+
+def test_small_errors_keep_a_digit() -> None:
+    assert [error_text(value) for value in (0.1234, 0.0, 6.4e-5)] == ["0.123", "0.000", "6e-05"]
+
+
+def test_seconds_per_step_show_the_whole_model_where_it_is_known() -> None:
+    run = RunReport()
+    run.add(call(0, 0, None, DenseReason.SCHEDULE, 1.0))
+    run.add(call(1, 0, 0.2, None, 0.5))
+    assert LINES not in colours(seconds_per_step(run))
+    for step, seconds in ((0, 2.0), (1, 1.5)):
+        run.add_evaluation(step, lambda seconds=seconds: seconds)
+    picture = np.asarray(seconds_per_step(run))
+    light, dark = ((picture == colour).all(-1).sum(0).max() for colour in (LINES, REASON_COLOURS[DenseReason.SCHEDULE]))
+    assert abs(int(light) - int(dark)) <= 4, "at the dense step attention is half of the model's time"
 
 
 def test_dense_stretches() -> None:

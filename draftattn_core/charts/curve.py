@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..schedule import Schedule
-from .canvas import ACCENT, FAINT, INK, LINES, PAPER, Colour, blank, wrapped, write
+from .canvas import ACCENT, FAINT, INK, LINES, PAPER, Colour, blank, text_size, wrapped, write
 
 DENSE: Colour = (196, 190, 180)
 LINE: Colour = (33, 102, 157)
@@ -89,18 +89,31 @@ def schedule_curve(
         if last - first > 60:
             write(pen, (left + (first + last) / 2, base - height / 2), "dense", size=13, anchor="mm")
 
+    traced = trace(schedule, [float(x) for x in places])
+    labels: list[tuple[str, Colour]] = []
     for index, band in enumerate(schedule.bands):
         colour = BAND_LINES[index % len(BAND_LINES)]
-        banded = [value if value >= 1.0 else min(1.0, value * band.factor) for value in values]
-        pen.line([at(float(x), y) for x, y in zip(places, banded, strict=True)], fill=colour, width=2)
-        label = f"layers {band.first} to {band.last}: x {band.factor:g}"
-        write(pen, (left + plot_w - 6, above + 6 + 16 * index), label, size=12, fill=colour, anchor="ra")
-    pen.line([at(float(x), y) for x, y in zip(places, values, strict=True)], fill=LINE, width=2)
+        banded = [(x, y if y >= 1.0 else min(1.0, y * band.factor)) for x, y in traced]
+        pen.line([at(x, y) for x, y in banded], fill=colour, width=2)
+        labels.append((f"layers {band.first} to {band.last}: x {band.factor:g}", colour))
+    pen.line([at(x, y) for x, y in traced], fill=LINE, width=2)
+    for index, (label, colour) in enumerate(labels):
+        end, top = left + plot_w - 6, above + 6 + 18 * index
+        pen.rectangle((end - text_size(label, 12)[0] - 4, top - 2, end + 3, top + 15), fill=PAPER)
+        write(pen, (end, top), label, size=12, fill=colour, anchor="ra")
     for place in progress:
         x, y = at(place, schedule.curve(place))
         pen.line((x, base, x, base - 6), fill=ACCENT)
         pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=ACCENT, outline=PAPER)
     return _with_caption(picture, _caption(schedule, progress, layers))
+
+
+def trace(schedule: Schedule, places: Sequence[float]) -> list[tuple[float, float]]:
+    """(progress, density) along the curve at `places` and at its own points, both ends of a step included."""
+    steps: dict[float, list[float]] = {}
+    for x, y in schedule.points:
+        steps.setdefault(x, []).append(y)
+    return [(x, y) for x in sorted({*places, *steps}) for y in steps.get(x, [schedule.curve(x)])]
 
 
 def dense_stretches(values: Sequence[float]) -> list[tuple[int, int]]:

@@ -208,37 +208,45 @@ def _legend(table: list[list[Cell]], width: int) -> Image.Image:
 
 
 def seconds_per_step(report: RunReport, width: int = 640) -> Image.Image:
-    """Bars: attention seconds of every step; a line where a step would be if all its calls took as long as dense ones.
+    """Bars: attention seconds of every step, before the model's own where the host reports it, and what dense takes.
 
-    The line is measured, not predicted: the mean of the run's own dense self-attention calls times the calls of a
-    step. It is missing if no call ran dense.
+    The lines are measured, not predicted: the mean of the run's own dense self-attention calls times the calls of a
+    step, and the median of its dense steps. They are missing if nothing ran dense.
     """
     table = cells(report)
     height, left = 110, 46
+    whole = report.step_seconds()
     picture, pen = blank(width, height + 50)
-    write(pen, (0, 0), "Attention seconds per step", size=13)
+    title = "Seconds per step: attention (dark), whole model (light)" if whole else "Attention seconds per step"
+    write(pen, (0, 0), title, size=13)
     if not table:
         return picture
     totals = [sum(cell.seconds for cell in row) for row in table]
     calls = [sum(len(cell.densities) + cell.reasons.total() for cell in row) for row in table]
     _, dense = report.mean_seconds()
     level = None if dense is None else dense * max(calls)
-    highest = max([*totals, level or 0.0, 1e-9])
+    _, dense_step = report.median_step_seconds()
+    highest = max([*totals, *whole.values(), level or 0.0, dense_step or 0.0, 1e-9])
     base, step_w = height + 24, (width - left - 120) / len(totals)
     for index, seconds in enumerate(totals):
         x = left + index * step_w
+        last = x + max(1.0, step_w - 2)
         sparse = any(cell.densities for cell in table[index])
         colour = ramp_colour(0.55) if sparse else REASON_COLOURS[DenseReason.SCHEDULE]
-        pen.rectangle((x, base - seconds / highest * height, x + max(1.0, step_w - 2), base), fill=colour)
+        if index in whole:
+            pen.rectangle((x, base - whole[index] / highest * height, last, base), fill=LINES)
+        pen.rectangle((x, base - seconds / highest * height, last, base), fill=colour)
     pen.line((left, base, left + len(totals) * step_w, base), fill=INK)
     write(pen, (left - 6, base - height), f"{highest:.3g}", size=11, anchor="rm")
     write(pen, (left - 6, base), "0", size=11, anchor="rm")
     for index in range(0, len(totals), _stride(len(totals), max(1, int(step_w)), 24)):
         write(pen, (left + (index + 0.5) * step_w, base + 4), str(index + 1), size=11, anchor="ma")
-    if level is not None:
-        y = base - level / highest * height
-        pen.line((left, y, left + len(totals) * step_w, y), fill=ACCENT)
-        write(pen, (left + len(totals) * step_w + 6, y), "all calls dense", size=11, fill=ACCENT, anchor="lm")
+    right = left + len(totals) * step_w
+    for seconds, colour, label in ((level, ACCENT, "all calls dense"), (dense_step, FAINT, "dense step")):
+        if seconds is not None:
+            y = base - seconds / highest * height
+            pen.line((left, y, right, y), fill=colour)
+            write(pen, (right + 6, y), label, size=11, fill=colour, anchor="lm")
     return picture
 
 
@@ -248,7 +256,7 @@ def tails_per_layer(report: RunReport) -> Image.Image | None:
     if not report.tail_errors:
         return None
     names = list(next(iter(report.tail_errors.values())))
-    label_w, column = 150, 72
+    label_w, column = 190, 72
     picture, pen = blank(label_w + column * len(names), 40 + 18 * len(report.tail_errors))
     write(pen, (0, 0), "Error of each tail, measured on this model (relative L2, lower is better)", size=13)
     for index, name in enumerate(names):
@@ -256,15 +264,21 @@ def tails_per_layer(report: RunReport) -> Image.Image | None:
     top = max(min(1.0, value) for errors in report.tail_errors.values() for value in errors.values())
     for row, (layer, errors) in enumerate(sorted(report.tail_errors.items())):
         y = 40 + 18 * row
-        chosen = Counter(report.tails.get(layer, ())).most_common(1)
-        label = f"layer {layer}" + (f": {chosen[0][0]} ({chosen[0][1]} heads)" if chosen else "")
+        heads = report.tails.get(layer, ())
+        chosen = Counter(heads).most_common(1)
+        label = f"layer {layer}" + (f": {chosen[0][0]} ({chosen[0][1]} of {len(heads)} heads)" if chosen else "")
         write(pen, (0, y + 8), label, size=11, anchor="lm")
         for index, name in enumerate(names):
             x, value = label_w + column * index, errors.get(name, float("nan"))
             colour = ramp_colour(value, top) if np.isfinite(value) else UNSEEN
             pen.rectangle((x, y, x + column - 2, y + 16), fill=colour)
-            write(pen, (x + column / 2, y + 8), f"{value:.3f}", size=11, fill=on(colour), anchor="mm")
+            write(pen, (x + column / 2, y + 8), error_text(value), size=11, fill=on(colour), anchor="mm")
     return picture
+
+
+def error_text(error: float) -> str:
+    """Three digits after the point, or one that counts where those would be zero."""
+    return f"{error:.3f}" if error >= 0.0005 or error == 0.0 or not np.isfinite(error) else f"{error:.0e}"
 
 
 def report_sheet(report: RunReport, title: str = "DraftAttention report") -> Image.Image:

@@ -49,9 +49,12 @@ def test_a_mixed_run(told) -> None:
     assert "1 too few tokens: the video is too small" in text
     assert "A sparse call took 250.0 ms, a dense one 1000.0 ms (4.00x)" in text
     assert "took 1.25 s for a sparse step and 2.00 s for a dense step of its own (1.60x)" in text
-    assert "1.5 s were saved" in text
+    assert "1.5 s were saved, 38% of the attention's time" in text
+    assert "at most 40% of the attention's time" in text
     assert "linear1 2, mean 1" in text
-    assert "linear1 0.100, mean 0.250" in text
+    assert "mean over layers: linear1 0.100, mean 0.250" in text
+    assert "  layer 0: linear1 (2), mean (1); linear1 0.100, mean 0.300\n" in text
+    assert "  layer 1: not chosen; linear1 0.100, mean 0.200\n" in text
     assert "watch out" in text
 
 
@@ -72,3 +75,17 @@ def test_every_reason_has_a_remedy(part) -> None:
     core = part("draftattn_core.report")
     remedies = part("nodes.runs").REMEDIES
     assert {str(reason) for reason in core.DenseReason} <= set(remedies)
+
+
+def test_the_predicted_saving_counts_pairs_and_the_work_of_the_tails(part) -> None:
+    core, text = part("draftattn_core.report"), part("nodes.report_text")
+    report = core.RunReport()
+    assert text.predicted_saving(report) is None
+    for step, density, tail_work in ((0, None, 0.0), (1, 0.2, 0.05), (2, 0.2, 0.05), (3, 0.2, 0.05)):
+        reason = None if density else core.DenseReason.SCHEDULE
+        report.add(core.Call(core.Position(step, 0.0, 0, 1), density, reason, 100.0, lambda: 1.0, tail_work))
+    assert text.predicted_saving(report) == pytest.approx(1 - (1 + 3 * 0.25) / 4)
+
+
+def test_with_a_tail_of_ones_own_choice_it_says_how_to_measure_the_error(told) -> None:
+    assert "`tail` is auto" in told(lambda add, report: add(0, density=0.2, seconds=0.1))
