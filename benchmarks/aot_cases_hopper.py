@@ -47,9 +47,7 @@ def tail_case(dim: int, *, dtype: str = "bf16", tail: str = "linear1") -> Case:
     )
 
 
-def listed_case(
-    dim: int, *, dtype: str = "bf16", k_block: int = 64, tail: bool = True, slots: bool = True, lse: bool = False
-) -> Case:
+def listed_case(dim: int, *, dtype: str = "bf16", k_block: int = 64, tail: bool = True, lse: bool = False) -> Case:
     config = hopper_config(dim, k_block, 0)
     constants = {
         "o_d": 1,
@@ -57,12 +55,11 @@ def listed_case(
         "Q_BLOCK": 128,
         "K_BLOCK": k_block,
         "TAIL": tail,
-        "SLOTS": slots,
         "LSE": lse,
         "STAGES": config.stages,
     }
     words = [f"hopper listed d{dim}", dtype, f"blocks 128/{k_block}", *([] if tail else ["no tail"])]
-    words += [*([] if slots else ["no slots"]), *(["lse"] if lse else []), f"128x{k_block} s{config.stages}"]
+    words += [*(["lse"] if lse else []), f"128x{k_block} s{config.stages}"]
     types = {**_TYPES, **{f"{x}_ptr": f"*{dtype}" for x in ("q", "k", "v", "out")}}
     return Case(
         ", ".join(words),
@@ -85,7 +82,6 @@ def _cases() -> Iterator[Case]:
             yield listed_case(dim, k_block=k_block)
             yield listed_case(dim, k_block=k_block, dtype="fp16")
             yield listed_case(dim, k_block=k_block, tail=False)
-            yield listed_case(dim, k_block=k_block, slots=False)
             yield listed_case(dim, k_block=k_block, lse=True)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from .configs import HopperConfig
 from .geometry import Geometry, block_span, row_offsets
 from .pooled import PooledTail
-from .runtime import on_device
+from .runtime import on_device, strides
 
 # Both kernels are launched with one warp group; the compiler adds the others.
 WARPS = 4
@@ -169,7 +169,6 @@ def listed_kernel(
     Q_BLOCK: tl.constexpr,
     K_BLOCK: tl.constexpr,
     TAIL: tl.constexpr,
-    SLOTS: tl.constexpr,
     LSE: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -211,17 +210,15 @@ def listed_kernel(
     factor = scale * LOG2E
     list_row = pair * q_total + row
     entries = list_ptr + list_row * k_total
-    if SLOTS:
-        slots = slot_ptr + batch * slot_stride
-        slot_desc = tl.make_tensor_descriptor(slots, [k_total, K_BLOCK], [K_BLOCK, 1], [1, K_BLOCK])
+    slots = slot_ptr + batch * slot_stride
+    slot_desc = tl.make_tensor_descriptor(slots, [k_total, K_BLOCK], [K_BLOCK, 1], [1, K_BLOCK])
     # No branch, no index carried from step to step: either makes the compiler drop the specialisation in silence.
     for step in tl.range(0, tl.load(count_ptr + list_row), num_stages=STAGES, warp_specialize=True):
         block = tl.load(entries + step)
         start, _ = block_span(block, K_BLOCK, k_video, video_tokens, tokens)
         scores = tl.dot(q, k_desc.load([start, 0]).T, input_precision="ieee") * factor
-        if SLOTS:
-            # By TMA like the rest: a vector of 128 loaded through pointers is taken for the producer's, which cannot.
-            scores += slot_desc.load([block, 0])
+        # By TMA like the rest: a vector of 128 loaded through pointers is taken for the producer's, which cannot.
+        scores += slot_desc.load([block, 0])
         weights, shrink, top, total = _update(scores, top, total)
         acc = acc * shrink[:, None]
         acc = tl.dot(weights.to(q.dtype), v_desc.load([start, 0]), acc, input_precision="ieee")
@@ -265,11 +262,9 @@ def attend_hopper(
     wants_lse = lse is not None
     if lse is None and tail is not None:
         lse = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
-    unused = q
-    log = unused if lse is None else lse
-    queries = q.index_select(2, geometry.perm)
+    queries = unused = q.index_select(2, geometry.perm)
     slots = key_slots(geometry, key_bias)
-    strides = out.stride()
+    log = slots if lse is None else lse
 
     def launch() -> list[object]:
         # Descriptors made on the device need memory for themselves; set in this context alone.
@@ -290,7 +285,7 @@ def attend_hopper(
                     unused if tail.cov is None else tail.cov,
                     *pairs,
                     scale,
-                    *strides,
+                    *strides(out),
                     heads,
                     tokens,
                     geometry.video_tokens,
@@ -312,9 +307,9 @@ def attend_hopper(
                 geometry.perm,
                 lists,
                 counts,
-                unused if slots is None else slots,
+                slots,
                 scale,
-                *strides,
+                *strides(out),
                 heads,
                 tokens,
                 geometry.video_tokens,
@@ -322,8 +317,8 @@ def attend_hopper(
                 geometry.q_total,
                 geometry.k_video,
                 geometry.k_total,
-                0 if slots is None or slots.shape[0] == 1 else slots.shape[1],
-                **listed_constants(geometry, dim, config, tail is not None, slots is not None, wants_lse),
+                0 if slots.shape[0] == 1 else slots.shape[1],
+                **listed_constants(geometry, dim, config, tail is not None, wants_lse),
                 num_warps=WARPS,
                 num_stages=config.stages,
             )
@@ -343,15 +338,13 @@ def lacking() -> str | None:
     return None
 
 
-def key_slots(geometry: Geometry, key_bias: Tensor | None) -> Tensor | None:
+def key_slots(geometry: Geometry, key_bias: Tensor | None) -> Tensor:
     """What is added to the base-2 logit of each place of each key block, (B or 1, k blocks * k_block) float32.
 
-    0, or a key bias, or -inf behind the last token of a short block. None if it would be 0 everywhere.
+    0, or a key bias, or -inf behind the last token of a short block.
     """
     size, video = geometry.k_block, geometry.video_tokens
     extra = geometry.tokens - video
-    if key_bias is None and video % size == 0 and extra % size == 0:
-        return None
     rows = 1 if key_bias is None else key_bias.shape[0]
     slots = torch.full((rows, geometry.k_total * size), -torch.inf, device=geometry.perm.device)
     slots[:, :video] = 0.0
@@ -373,7 +366,7 @@ def tail_constants(geometry: Geometry, dim: int, config: HopperConfig, tail: Poo
 
 
 def listed_constants(
-    geometry: Geometry, dim: int, config: HopperConfig, tail: bool, slots: bool, lse: bool
+    geometry: Geometry, dim: int, config: HopperConfig, tail: bool, lse: bool
 ) -> dict[str, int | bool]:
     """Compile-time constants of the listed blocks' kernel."""
     return {
@@ -381,7 +374,6 @@ def listed_constants(
         "Q_BLOCK": geometry.q_block,
         "K_BLOCK": geometry.k_block,
         "TAIL": tail,
-        "SLOTS": slots,
         "LSE": lse,
         "STAGES": config.stages,
     }

@@ -119,7 +119,7 @@ class HopperConfig:
     tail_stages: int
 
 
-# Buffers that fit beside Q, by head size and key block.
+# Buffers that fit beside Q, by head size and largest key block.
 _HOPPER_STAGES = {(64, 64): 6, (64, 128): 4, (128, 64): 4, (128, 128): 2}
 
 
@@ -129,7 +129,7 @@ def hopper_config(dim: int, k_block: int, ranks: int) -> HopperConfig:
     Raises:
         ValueError: if there is none for this head size or key block.
     """
-    stages = _HOPPER_STAGES.get((dim, k_block))
+    stages = next((found for (d, largest), found in _HOPPER_STAGES.items() if d == dim and k_block <= largest), None)
     if stages is None:
         raise ValueError(f"no warp-specialised kernel for head size {dim} and key blocks of {k_block}")
     # A second rank is two more operands to buffer.

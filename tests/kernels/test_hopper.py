@@ -14,14 +14,18 @@ if importlib.util.find_spec("triton") is None:
 
 from benchmarks.aot_cases import attend_case
 from benchmarks.aot_cases_hopper import CLAIMS, all_cases, listed_case, representative_cases, tail_case
-from benchmarks.aot_compile import Planned, compile_case
+from benchmarks.aot_compile import Case, Planned, compile_case
 from benchmarks.aot_judge import judge
 from draftattn_core.backends import triton_door, triton_hopper
 from draftattn_core.backends.registry import NoBackendError, Problem, backends, choose_backend
-from draftattn_core.backends.triton_hopper import Verdicts, hopper_refuses
+from draftattn_core.backends.triton_hopper import Verdicts, hopper_refuses, run_hopper
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import Layout, build_tables
+from draftattn_core.policy import Policy, TailName
 from kernels import attend_hopper
 from kernels.attend_hopper import SPECIALISED_WARPS, WARPS
 from kernels.configs import attend_config, hopper_config
+from tests.kernels.launches import Launches
 
 GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
 
@@ -108,3 +112,32 @@ def test_it_says_that_it_is_unproven_and_a_failed_check_is_its_reason(
     monkeypatch.setattr(triton_hopper, "check", lambda problem: "its output is off by 1.0")
     assert hopper_refuses(replace(GPU, k_block=128)) == "its output is off by 1.0"
     assert len(caplog.records) == 1
+
+
+# Grid, extra tokens before and after, heads, batch: numbers that are 1, odd, and multiples of 16, in turns.
+SHAPES = [((3, 9, 13), 7, 30, 2, 1), ((1, 8, 16), 0, 0, 1, 1), ((4, 8, 8), 0, 128, 16, 2), ((2, 7, 9), 1, 0, 7, 3)]
+
+
+@pytest.mark.parametrize("tail", ["none", "linear1"])
+def test_one_binary_per_kernel_for_all_shapes_and_it_is_the_one_compiled_here(
+    launches: Launches, tail: TailName
+) -> None:
+    for grid, before, after, heads, batch in SHAPES:
+        layout = Layout(TokenGrid(*grid), before, after)
+        q, k, v = torch.empty(3, batch, layout.tokens, heads, 128, dtype=torch.bfloat16).transpose(2, 3)
+        run_hopper(q, k, v, build_tables(layout), Policy(density=0.4, tail=tail), torch.zeros(1, layout.extra), 0.1)
+    ours = {key for key in launches.binaries if key[0] in ("tail_kernel", "listed_kernel")}
+    assert ours == {
+        key_of(listed_case(128, tail=tail != "none")),
+        *([key_of(tail_case(128))] if tail != "none" else []),
+    }
+    assert len(launches.binaries) == len({name for name, _ in launches.binaries})
+
+
+def key_of(case: Case) -> tuple[str, str]:
+    """What `Launches` would note for a launch of exactly this case."""
+    seen = []
+    for name, kind in case.signature.items():
+        aligned = kind.startswith("*") or name in case.aligned
+        seen.append((kind, case.constants[name] if kind == "constexpr" else "D" if aligned else None))
+    return case.kernel.fn.__name__, f"{seen}{[('num_stages', case.stages), ('num_warps', case.warps)]}"

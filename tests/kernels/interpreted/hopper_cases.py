@@ -167,9 +167,7 @@ def test_keys_that_are_not_in_block_order_memory_are_refused() -> None:
     request, geometry = (problem := make_problem(heads=2, interleaved=True)).request, problem.geometry
     lists = lists_of(request.keep)
     with pytest.raises(ValueError, match="contiguous"):
-        attend_hopper(
-            request.q, request.k, request.v, geometry, *lists, request.keep, None, None, request.scale, SMALL
-        )
+        attend_hopper(request.q, request.k, request.v, geometry, *lists, request.keep, None, None, request.scale, SMALL)
 
 
 def test_slots_hold_zeros_biases_and_minus_infinity_behind_short_blocks() -> None:
@@ -177,9 +175,9 @@ def test_slots_hold_zeros_biases_and_minus_infinity_behind_short_blocks() -> Non
     bias = problem.request.key_bias
     assert bias is not None
     slots = key_slots(problem.geometry, bias)
-    assert slots is not None and slots.shape == (1, 4 * 16)
+    assert slots.shape == (1, 4 * 16)
     assert torch.equal(slots[0, :20], torch.zeros(20))
     assert torch.equal(slots[0, 20:32], torch.full((12,), -torch.inf))
     assert torch.allclose(slots[0, 32:50], bias[0] / torch.log(torch.tensor(2.0)))
     assert torch.equal(slots[0, 50:], torch.full((14,), -torch.inf))
-    assert key_slots(make_problem(grid=(2, 4, 8), after=16).geometry, None) is None
+    assert torch.equal(key_slots(make_problem(grid=(2, 4, 8), after=16).geometry, None), torch.zeros(1, 80))
