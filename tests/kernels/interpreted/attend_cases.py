@@ -162,23 +162,3 @@ def test_a_query_that_is_not_finite_stays_in_its_row() -> None:
     rows = torch.arange(out.shape[2])
     assert out[0, 0, rows != 7].isfinite().all()
     assert out[0, 0, 7].isnan().all()
-
-
-def test_offsets_beyond_two_to_the_31() -> None:
-    """On tensors of 2^31 elements of which only the pages of their few rows ever exist."""
-    problem = make_problem(grid=(1, 5, 7), after=5, heads=1, dtype=torch.float16)
-    request = problem.request
-    length, dim = request.q.shape[2:]
-    stride = (1 << 31) // (length - 1) + 64
-    far = []
-    for x in (request.q, request.k, request.v, poisoned_output(request)):
-        try:
-            storage = torch.empty(stride * (length - 1) + dim, dtype=x.dtype)
-        except RuntimeError as error:
-            pytest.fail(f"this machine does not reserve memory it has not got: {error}")
-        assert stride * (length - 1) >= 1 << 31
-        far.append(storage.as_strided(x.shape, (storage.numel(), dim, stride, 1)).copy_(x))
-    q, k, v, out = far
-    lists, counts = lists_of(request.keep)
-    attend_pointer(q, k, v, problem.geometry, lists, counts, request.keep, None, None, request.scale, TINY, out=out)
-    assert relative_error(out, truth_of(request)) < LIMITS[torch.float16]
