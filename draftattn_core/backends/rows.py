@@ -7,8 +7,10 @@ does not.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,11 +33,11 @@ class _Buffers:
     weights: Tensor
 
     @classmethod
-    def allocate(cls, request: AttendRequest, pooled: int) -> _Buffers:
+    def allocate(cls, request: AttendRequest) -> _Buffers:
         table, dim = request.tables.k, request.q.shape[-1]
         dtype = statistics_dtype(request.q)
         blocks = (table.total, table.size, dim)
-        columns = pooled + table.total * table.size
+        columns = (table.video if request.tail is not None else 0) + table.total * table.size
         new = request.q.new_empty
         return cls(
             keys=request.q.new_zeros(blocks, dtype=dtype),
@@ -76,6 +78,10 @@ def _column_bias(request: AttendRequest, batch: int, dtype: torch.dtype) -> tupl
     return bias, table.video - 1 if short else table.video
 
 
+# Threads of several calls are started one call after the other: see `_compute_alone`.
+_STARTING = threading.Lock()
+
+
 def attend_rows(request: AttendRequest) -> Tensor:
     """Output (B, H, L, D); arithmetic in float32 (float64 for float64 inputs) whatever the input dtype.
 
@@ -84,40 +90,77 @@ def attend_rows(request: AttendRequest) -> Tensor:
     """
     batch, heads = request.q.shape[:2]
     out = new_output(request.q)
-    threads = torch.get_num_threads()
-    workers = min(threads, batch * heads)
+    with _STARTING:
+        workers = min(torch.get_num_threads(), batch * heads)
     if workers == 1:
         _attend_heads(request, out, range(batch * heads))
         return out
+    # Grad mode and inference mode are a thread's own.
     inference = torch.is_inference_mode_enabled()
 
     def work(first: int) -> None:
-        # Grad mode, inference mode and the number of threads are a thread's own.
-        torch.set_num_threads(1)
         with torch.inference_mode(inference), torch.no_grad():
             _attend_heads(request, out, range(first, batch * heads, workers))
 
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, range(workers)))
-    finally:
-        # What later threads start from; this thread's own number was never touched.
-        torch.set_num_threads(threads)
+    _compute_alone(work, workers)
     return out
+
+
+def _compute_alone(work: Callable[[int], None], workers: int) -> None:
+    """Run work(0) to work(workers - 1) in as many threads, in each of which torch splits nothing among further threads.
+
+    `torch.set_num_threads` sets a number of the calling thread's own (OpenMP's and MKL's), but also the one that a
+    thread takes over when it first uses torch. So all of ours set theirs before any computes, and the common one is put
+    back at once.
+    """
+    ready = threading.Barrier(workers + 1)
+
+    def alone(index: int) -> None:
+        torch.get_num_threads()  # takes over the common number; later that would undo the next line
+        torch.set_num_threads(1)
+        ready.wait()
+        work(index)
+
+    with ThreadPoolExecutor(workers) as pool:
+        with _STARTING:
+            threads = torch.get_num_threads()
+            try:
+                started = [pool.submit(alone, index) for index in range(workers)]
+                ready.wait()
+            except BaseException:
+                # A thread that did not start would keep the others waiting.
+                ready.abort()
+                raise
+            finally:
+                torch.set_num_threads(threads)
+        for done in started:
+            done.result()
+
+
+def _tail_of(request: AttendRequest, batch: int, head: int) -> Tail | None:
+    """The tail of one head without terms that are zero for it; None if it drops its skipped blocks."""
+    if request.tail is None:
+        return None
+    tail = request.tail.of_batch(batch, head)
+    if tail.log_count[0] == -torch.inf:
+        return None
+    if tail.u is not None and not tail.u.any():
+        tail = replace(tail, u=None, w=None)
+    return replace(tail, cov=None) if tail.u is None and tail.cov is not None and not tail.cov.any() else tail
 
 
 def _attend_heads(request: AttendRequest, out: Tensor, indices: range) -> None:
     """Write the output of some of the B * H heads."""
-    tables, pooled = request.tables, request.tables.k.video if request.tail is not None else 0
-    buffers = _Buffers.allocate(request, pooled)
+    tables = request.tables
+    buffers = _Buffers.allocate(request)
     for index in indices:
         batch, head = divmod(index, request.q.shape[1])
         _fill(buffers.keys, request.k[batch, head], tables.perm, tables.k)
         _fill(buffers.values, request.v[batch, head], tables.perm, tables.k)
-        tail = None if request.tail is None else request.tail.of_batch(batch, head)
+        tail = _tail_of(request, batch, head)
         if tail is not None:
-            buffers.kept_keys[:pooled] = tail.k_mean
-            buffers.kept_values[:pooled] = tail.v_mean
+            buffers.kept_keys[: tables.k.video] = tail.k_mean
+            buffers.kept_values[: tables.k.video] = tail.v_mean
         bias = _column_bias(request, batch, buffers.keys.dtype)
         keep = request.keep[batch, head]
         for row, kept in enumerate(torch.split(keep.nonzero()[:, 1], keep.sum(1).tolist())):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
 from draftattn_core import Layout, Policy, TokenGrid, attend, draft_attention
 from draftattn_core.backends import rows
+from draftattn_core.backends.reference import attend_reference
+from draftattn_core.policy import TAILS
 
 LAYOUT = Layout(TokenGrid(3, 9, 10), extra_after=5, q_block=32, k_block=16)
 
@@ -52,3 +57,78 @@ def test_a_failure_in_a_thread_reaches_the_caller(two_threads: None, monkeypatch
     with pytest.raises(RuntimeError, match="this row failed"):
         rows.attend_rows(request)
     assert torch.get_num_threads() == 2
+
+
+def test_other_threads_keep_their_number(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it computes, its own threads use one, and threads that begin meanwhile what everyone uses."""
+    inner, seen, elsewhere = rows._attend_row, [], []
+
+    def watched(*given: Any) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        if not elsewhere:
+            other = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+            other.start()
+            other.join()
+        return inner(*given)
+
+    monkeypatch.setattr(rows, "_attend_row", watched)
+    q, k, v = qkv()
+    draft_attention(q, k, v, LAYOUT, Policy(), backend="torch")
+    assert set(seen) == {1}
+    assert set(elsewhere) == {2}
+
+
+def test_calls_at_once_from_new_threads_all_share_out_their_heads(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, shares = rows._compute_alone, []
+
+    def watched(work: Any, workers: int) -> None:
+        shares.append(workers)
+        inner(work, workers)
+
+    monkeypatch.setattr(rows, "_compute_alone", watched)
+    q, k, v = qkv()
+    expected = draft_attention(q, k, v, LAYOUT, Policy(), backend="torch")
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(draft_attention, q, k, v, LAYOUT, Policy(), backend="torch") for _ in range(16)]
+    assert all(torch.equal(call.result(), expected) for call in calls)
+    assert shares == [2] * 17
+    assert torch.get_num_threads() == 2
+
+
+def test_a_thread_that_cannot_start_leaves_no_other_waiting(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted(ThreadPoolExecutor):
+        def submit(self, *given: Any, **named: Any) -> Any:
+            if self._threads:
+                raise RuntimeError("can't start new thread")
+            return super().submit(*given, **named)
+
+    monkeypatch.setattr(rows, "ThreadPoolExecutor", Exhausted)
+    q, k, v = qkv()
+    with pytest.raises(RuntimeError, match="can't start"):
+        draft_attention(q, k, v, LAYOUT, Policy(), backend="torch")
+    assert torch.get_num_threads() == 2
+    assert not rows._STARTING.locked()
+
+
+def test_a_head_is_charged_for_the_terms_of_its_own_tail_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(3, 1, len(TAILS), LAYOUT.tokens, 32).unbind(0)
+    inner, terms = rows._attend_row, []
+
+    def watched(queries: torch.Tensor, *given: Any) -> torch.Tensor:
+        tail = given[-1]
+        terms.append(None if tail is None else (tail.cov is not None, tail.ranks))
+        return inner(queries, *given)
+
+    monkeypatch.setattr(rows, "_attend_row", watched)
+    alone = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = attend(q, k, v, LAYOUT, Policy(tail=TAILS), backend="torch")
+    finally:
+        torch.set_num_threads(alone)
+    blocks = len(result.request.tables.q.bounds) - 1
+    expected = [None, (False, 0), (True, 0), (True, 2), (True, 2)]
+    assert terms == [term for term in expected for _ in range(blocks)]
+    torch.testing.assert_close(result.out, attend_reference(result.request), rtol=0, atol=1e-5)
