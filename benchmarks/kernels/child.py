@@ -1,4 +1,4 @@
-"""One process of the bench: ``python -m benchmarks.kernels.child WORK DEVICE`` prints rows as they are found.
+"""One process of a bench: ``python -m benchmarks.kernels.child WORK DEVICE`` prints rows as they are found.
 
 It loads what it needs, says so, and waits for a line on its standard input before it touches the device, so that it
 can start up while another process is being timed.
@@ -8,69 +8,91 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from draftattn_core.backends import triton_door
+
+from . import dense, ours
+from .checks import Check, check_rows
+from .inputs import structured
+from .peer_rows import peer_rows
+from .peers import load, missing
 from .plan import Shape, shape_from
-from .row import Row
+from .row import DONE, READY, Row
 from .timing import Clock
+from .variants import VARIANTS
 
-READY, DONE = "@ready", "@done"
+Handler = Callable[[dict[str, Any], torch.device], Iterator[Row]]
 
 
-def rows_of(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
-    """The rows of one job."""
-    effort = work.get("effort", {})
-    clock = Clock(device, **effort)
-    dtype = torch.bfloat16 if clock.measures else torch.float32
-    shapes: list[Shape] = [shape_from(plain) for plain in work.get("shapes", ())]
-    kind = work["kind"]
-    if kind == "check":
-        from .checks import Check, check_rows
+def _effort(work: dict[str, Any], device: torch.device) -> tuple[Clock, torch.dtype, list[Shape]]:
+    clock = Clock(device, **work.get("effort", {}))
+    shapes = [shape_from(plain) for plain in work.get("shapes", ())]
+    return clock, torch.bfloat16 if clock.measures else torch.float32, shapes
 
-        names = ("variant", "dim", "dtype", "k_block", "tail")
-        yield from check_rows(Check(**{name: work[name] for name in names}), device)
-    elif kind == "dense":
-        from .dense import ceilings, dense_rows
-        from .inputs import structured
 
-        yield from ceilings(clock)
-        for shape in shapes:
-            yield from dense_rows(shape, structured(shape, device, dtype), clock)
-    elif kind == "ours":
-        from .inputs import structured
-        from .ours import our_rows
-        from .variants import VARIANTS
+def _dense(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
+    clock, dtype, shapes = _effort(work, device)
+    yield from dense.ceilings(clock)
+    for shape in shapes:
+        yield from dense.dense_rows(shape, structured(shape, device, dtype), clock)
 
-        for shape in shapes:
-            qkv = structured(shape, device, dtype)
-            for density in work["densities"]:
-                yield from our_rows(shape, qkv, density, VARIANTS[work["variant"]], clock)
-    elif kind == "peer":
-        from .peer_rows import peer_rows
-        from .peers import load, missing
 
-        for peer in load(work["peer"]):
-            why = missing(peer, device.type)
-            if why is not None:
-                yield Row(peer.kind, peer.name, "skipped", by=peer.by, note=why)
-                continue
+def _ours(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
+    clock, dtype, shapes = _effort(work, device)
+    for shape in shapes:
+        qkv = structured(shape, device, dtype)
+        for density in work["densities"]:
+            yield from ours.our_rows(shape, qkv, density, VARIANTS[work["variant"]], clock)
+
+
+def _peer(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
+    clock, dtype, shapes = _effort(work, device)
+    for peer in load(work["peer"]):
+        why = missing(peer, device.type)
+        if why is None:
             yield from peer_rows(peer, shapes, work["densities"], dtype, clock)
-    else:
+        else:
+            yield Row(peer.kind, peer.name, "skipped", by=peer.by, note=why)
+
+
+def _check(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
+    plain = {name: value for name, value in work.items() if name != "kind"}
+    return check_rows(Check(**plain), device)
+
+
+def handler(kind: str) -> Handler:
+    """What does the work of a kind.
+
+    Raises:
+        ValueError: if there is no such kind.
+    """
+    if kind == "model":
+        # Loads diffusers, which only this kind needs.
+        from ..e2e.steps import step_rows
+
+        return step_rows
+    if kind in ("check", "ours"):
+        triton_door.kernel_module("attend_pointer")
+    known: dict[str, Handler] = {"check": _check, "dense": _dense, "ours": _ours, "peer": _peer}
+    if kind not in known:
         raise ValueError(f"no job of kind {kind!r}")
+    return known[kind]
 
 
 def main(argv: list[str]) -> int:
     work, device = json.loads(argv[0]), torch.device(argv[1])
+    run = handler(work["kind"])
     print(READY, flush=True)
     if not sys.stdin.readline():
         return 1
     if device.type == "cuda":
         torch.cuda.set_device(0)
     with torch.no_grad():
-        for row in rows_of(work, device):
+        for row in run(work, device):
             print(row.line(), flush=True)
     print(DONE, flush=True)
     return 0

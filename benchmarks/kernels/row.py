@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Status = Literal["timed", "unmeasured", "wrong", "failed", "skipped"]
-Kind = Literal["ceiling", "dense", "ours", "peer", "check"]
+Kind = Literal["ceiling", "dense", "ours", "peer", "check", "step"]
 # Marks a row among whatever else a child writes.
 MARK = "@row "
+# What a child says when it has loaded, and when it has come to its end.
+READY, DONE = "@ready", "@done"
 
 WHOLE = "whole call"
 PREPARE = "prepare"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from draftattn_core.backends.ops import call_op
 from draftattn_core.backends.request import AttendRequest
+from draftattn_core.backends.triton_hopper import attend_listed, unfit
 
 Lists = tuple[Tensor, Tensor]
 Attend = Callable[[AttendRequest, Lists, "tuple[Tensor, Tensor] | None"], Tensor]
@@ -21,6 +22,7 @@ class Variant:
 
     Attributes:
         name: as in the results.
+        backend: the registry's name for it.
         attend: output (B, H, L, D) of a request, its lists and counts, and K and V in block order if they are at hand.
         refuses: why it cannot run on a device at a head size; None if it can.
         required: whether the bench tells no speed at all while this one is wrong. One that is opt-in only loses its
@@ -29,6 +31,7 @@ class Variant:
     """
 
     name: str
+    backend: str
     attend: Attend
     refuses: Callable[[torch.device, int], str | None]
     required: bool = True
@@ -39,4 +42,10 @@ def _pointer(request: AttendRequest, lists: Lists, in_order: tuple[Tensor, Tenso
     return call_op(request, lists=lists, in_order=in_order)
 
 
-VARIANTS = {variant.name: variant for variant in (Variant("pointer", _pointer, lambda device, dim: None),)}
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("pointer", "triton", _pointer, lambda device, dim: None),
+        Variant("hopper", "triton_hopper", attend_listed, unfit, required=False, gathers=False),
+    )
+}

@@ -1,0 +1,165 @@
+"""The models: diffusers' own classes in full size with random weights, and tiny ones of the same classes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import HunyuanVideo15Transformer3DModel, WanTransformer3DModel
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from draftattn_core.hosts.diffusers_processor import _with_attention
+from draftattn_core.hosts.text_mask import read_text_mask
+
+Inputs = Callable[[bool, torch.device, torch.dtype], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in full size and in small, with one step's inputs.
+
+    Attributes:
+        name: with the size of its video.
+        build: the transformer, tiny or not.
+        inputs: keyword arguments of one step, batch 1, without the timestep.
+        attention: (heads, video and text tokens, head size) of its video self-attention in full size.
+        timestep: type of the timestep it takes.
+    """
+
+    name: str
+    build: Callable[[bool], Any]
+    inputs: Inputs
+    attention: tuple[int, int, int]
+    timestep: torch.dtype
+
+
+def _wan(tiny: bool) -> Any:
+    if tiny:
+        return WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=24, num_layers=2, ffn_dim=32, text_dim=16, freq_dim=32
+        )
+    return WanTransformer3DModel()
+
+
+def _wan_inputs(tiny: bool, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    frames, height, width, text = (3, 16, 24, 16) if tiny else (21, 90, 160, 4096)
+    return {
+        "hidden_states": torch.randn(1, 16, frames, height, width, device=device, dtype=dtype),
+        "encoder_hidden_states": torch.randn(1, 11 if tiny else 512, text, device=device, dtype=dtype),
+    }
+
+
+def _hunyuan(tiny: bool) -> Any:
+    if not tiny:
+        return HunyuanVideo15Transformer3DModel(task_type="t2v")
+    return HunyuanVideo15Transformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=16,
+        text_embed_2_dim=8,
+        image_embed_dim=12,
+        rope_axes_dim=(4, 6, 6),
+    )
+
+
+def _hunyuan_inputs(tiny: bool, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """1,000 text tokens that are read; no glyphs and no picture, so their places are masked, as in text to video."""
+    frames, height, width = (3, 8, 12) if tiny else (31, 45, 80)
+    text, glyphs, image = (11, 6, 5) if tiny else (1000, 256, 729)
+    sizes = (16, 8, 12) if tiny else (3584, 1472, 1152)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    return {
+        "hidden_states": random(1, 65, frames, height, width),
+        "encoder_hidden_states": random(1, text, sizes[0]),
+        "encoder_attention_mask": torch.ones(1, text, device=device, dtype=torch.long),
+        "encoder_hidden_states_2": random(1, glyphs, sizes[1]),
+        "encoder_attention_mask_2": torch.zeros(1, glyphs, device=device, dtype=torch.long),
+        "image_embeds": torch.zeros(1, image, sizes[2], device=device, dtype=dtype),
+    }
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        Model("Wan 14B 720p", _wan, _wan_inputs, (40, 75_600, 128), torch.long),
+        Model("HunyuanVideo 1.5 720p", _hunyuan, _hunyuan_inputs, (16, 112_600, 128), torch.bfloat16),
+    )
+}
+
+
+@contextlib.contextmanager
+def built_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Modules made inside have their parameters on `device` in `dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def weight_bytes(model: Model, tiny: bool, dtype: torch.dtype) -> int:
+    """Bytes its weights take, found without allocating them."""
+    with built_on(torch.device("meta"), dtype):
+        transformer = model.build(tiny)
+    return sum(x.numel() * x.element_size() for x in (*transformer.parameters(), *transformer.buffers()))
+
+
+class _TextLeftOut:
+    """A processor that runs dense attention without the text nobody reads, and so without a mask.
+
+    HunyuanVideo 1.5's own makes an L x L mask, 12 GB at 720p, which no fast kernel takes: compared with that, anything
+    looks fast. Text that is read comes first, so leaving out the rest is the same attention.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self._read: tuple[Tensor, int] | None = None
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor,
+        image_rotary_emb: Any = None,
+    ) -> Any:
+        dispatch = type(self.inner).__call__.__globals__["dispatch_attention_fn"]
+        video, text = hidden_states.shape[1], encoder_hidden_states.shape[1]
+        if self._read is None or self._read[0] is not attention_mask:
+            found = read_text_mask(attention_mask, video, text)
+            if found is None or found.bias is not None:
+                raise ValueError("the text that is read does not come first")
+            self._read = (attention_mask, found.kept)
+        kept = self._read[1]
+
+        def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, **options: Any) -> Tensor:
+            q, k, v = (x[:, : video + kept] for x in (query, key, value))
+            return pad(dispatch(q, k, v, **options), (0, 0, 0, 0, 0, text - kept))
+
+        run = _with_attention(self.inner, attention)
+        return run(self.inner, attn, hidden_states, encoder_hidden_states, attention_mask.to("meta"), image_rotary_emb)
+
+
+@contextlib.contextmanager
+def without_masks(transformer: nn.Module) -> Iterator[None]:
+    """Dense attention without masks while inside, where the model has any."""
+    blocks = getattr(transformer, "transformer_blocks", ())
+    before = [(block.attn, block.attn.processor) for block in blocks]
+    for attn, processor in before:
+        attn.set_processor(_TextLeftOut(processor))
+    try:
+        yield
+    finally:
+        for attn, processor in before:
+            attn.set_processor(processor)

@@ -1,0 +1,69 @@
+"""Runs put together from measured steps, and what they say about the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from draftattn_core.schedule import preset
+
+from ..kernels.row import Row
+from ..kernels.verdicts import TARGET_DEVICE, Verdict
+
+RUNS = (20, 4)
+# Over 20 steps at the balanced preset.
+TARGETS = {"Wan 14B 720p": 2.0, "HunyuanVideo 1.5 720p": 3.0}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run put together from its steps; `factor` is dense time over sparse time. None: unmeasured."""
+
+    model: str
+    steps: int
+    executed: float | None
+    factor: float | None
+
+
+def densities_of(steps: int) -> list[float]:
+    """Density of every step of a run at the balanced preset."""
+    schedule = preset("balanced", steps)
+    return [round(schedule.curve(step / steps), 6) for step in range(steps)]
+
+
+def wanted_densities() -> list[float]:
+    """Sparse densities the runs ask for, the one most steps have first: what is cut off last is missed least."""
+    asked = [density for steps in RUNS for density in densities_of(steps) if density < 1.0]
+    return sorted(set(asked), key=lambda density: -asked.count(density))
+
+
+def runs_of(model: str, rows: Iterable[Row]) -> list[Run]:
+    """Runs of one model from its rows."""
+    by_density = {row.density: row for row in rows if row.shape == model and row.status in ("timed", "unmeasured")}
+    dense = by_density.get(1.0)
+    runs = []
+    for steps in RUNS:
+        taken = [by_density.get(density) for density in densities_of(steps)]
+        executed = [row.executed for row in taken if row is not None and row.executed is not None]
+        seconds = [row.seconds for row in taken if row is not None and row.seconds is not None]
+        factor = None
+        if dense is not None and dense.seconds is not None and len(seconds) == steps:
+            factor = steps * dense.seconds / sum(seconds)
+        runs.append(Run(model, steps, sum(executed) / steps if len(executed) == steps else None, factor))
+    return runs
+
+
+def verdict(run: Run, device: str) -> Verdict | None:
+    """What a run says about its target; None where there is none."""
+    if run.steps != RUNS[0] or run.model not in TARGETS:
+        return None
+    target = TARGETS[run.model]
+    name = f"{run.model}, {run.steps} steps, balanced preset: at least {target:.1f} x dense"
+    if run.factor is None:
+        return Verdict(name, None, "not every step it needs was timed")
+    said = f"{run.factor:.2f} x"
+    if run.factor < target:
+        said += f", short by {target - run.factor:.2f}"
+    if TARGET_DEVICE not in device:
+        said += f"; measured on {device}, the target is for an {TARGET_DEVICE}"
+    return Verdict(name, run.factor >= target, said)
