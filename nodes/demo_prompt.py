@@ -26,7 +26,7 @@ class DraftAttentionDemoPrompt(io.ComfyNode):
                     tooltip="What the video shows; none is the empty prompt, for the negative side.",
                 )
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="For the demo model alone.")],
             is_dev_only=True,
         )
 

@@ -8,13 +8,16 @@ from typing import Protocol, runtime_checkable
 from ..draftattn_core.layout import PAPER_TILE
 from ..draftattn_core.order import Tile
 from ..draftattn_core.policy import TAILS, Policy, TailName
-from ..draftattn_core.schedule import PRESETS, Schedule, constant, preset
+from ..draftattn_core.schedule import PRESET_DENSITY, PRESETS, Schedule, constant, preset
 from ..draftattn_core.session import Settings
 
 PRESET_NAMES = ("auto", *PRESETS, "paper", "custom")
 TAIL_NAMES = ("auto", *TAILS)
 DEFAULT_MIN_TOKENS = 12000
 PAPER_WARMUP = 0.25
+# Of `auto`, see `auto_density`.
+FEWEST_STEPS, FEW_STEPS, LONG_VIDEO_TOKENS = 4, 12, 60_000
+FEWEST_STEPS_DENSITY = 0.40
 
 
 @runtime_checkable
@@ -105,15 +108,16 @@ class Choices:
 
 
 def auto_density(steps: int, tokens: int) -> float:
-    """Density the preset `auto` aims for: few steps leave errors less room to heal, long videos have more to skip.
+    """Density the preset `auto` aims for: few steps leave errors less room to heal, short videos have less to skip.
 
-    The figures are hypotheses from what other packs ship, not yet choices of the quality bench.
+    The densities are those of `balanced` and `quality`, which rest on the quality bench. Where they change, and the
+    margin for the fewest steps, is what users of other packs report, not measured here: see docs/quality.md.
     """
-    if steps <= 4:
-        return 0.40
-    if steps <= 12:
-        return 0.30
-    return 0.20 if tokens >= 60_000 else 0.28
+    if steps <= FEWEST_STEPS:
+        return FEWEST_STEPS_DENSITY
+    if steps <= FEW_STEPS or tokens < LONG_VIDEO_TOKENS:
+        return PRESET_DENSITY["quality"]
+    return PRESET_DENSITY["balanced"]
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class SparsityScheduler(io.ComfyNode):
                     "curve",
                     options=list(CURVES),
                     default="balanced",
-                    tooltip="quality: density 0.30 after a dense start of 15 %. balanced: 0.20 after 10 %. fast: 0.12 "
+                    tooltip="quality: density 0.30 after a dense start of 15 %. balanced: 0.20 after 10 %. fast: 0.15 "
                     "after 5 %. Runs of 8 steps and fewer start at twice the density instead of a dense step. custom "
                     "points: the points below.",
                 ),

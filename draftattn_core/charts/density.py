@@ -35,6 +35,7 @@ REASON_COLOURS: dict[DenseReason, Colour] = {
     DenseReason.TOKENS: (228, 132, 84),
     DenseReason.MASK: (222, 110, 120),
     DenseReason.BACKEND: (206, 92, 150),
+    DenseReason.HEADS: (112, 104, 170),
     DenseReason.NON_FINITE: (168, 84, 168),
     DenseReason.OUT_OF_MEMORY: (150, 60, 120),
     DenseReason.ERROR: (214, 69, 65),
@@ -242,9 +243,9 @@ def seconds_per_step(report: RunReport, width: int = 640) -> Image.Image:
     for index in range(0, len(totals), _stride(len(totals), max(1, int(step_w)), 24)):
         write(pen, (left + (index + 0.5) * step_w, base + 4), str(index + 1), size=11, anchor="ma")
     right = left + len(totals) * step_w
-    for seconds, colour, label in ((level, ACCENT, "all calls dense"), (dense_step, FAINT, "dense step")):
-        if seconds is not None:
-            y = base - seconds / highest * height
+    for measured, colour, label in ((level, ACCENT, "all calls dense"), (dense_step, FAINT, "dense step")):
+        if measured is not None:
+            y = base - measured / highest * height
             pen.line((left, y, right, y), fill=colour)
             write(pen, (right + 6, y), label, size=11, fill=colour, anchor="lm")
     return picture

@@ -6,6 +6,7 @@ import asyncio
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import host
@@ -16,10 +17,10 @@ CHECKS, check = host.registry()
 
 
 def node(module: str, name: str) -> Any:
-    """A node class as the host calls it: an executable clone with its hidden inputs."""
+    """A node class as the host calls it: an executable clone with its hidden inputs, outside any workflow."""
     cls = getattr(host.pack(f"nodes.{module}"), name)
     prepared = cls.PREPARE_CLASS_CLONE(None)
-    prepared.hidden = cls.hidden
+    prepared.hidden = SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)
     return prepared
 
 
@@ -45,26 +46,44 @@ def sampled(**choices: Any) -> tuple[Any, Any, torch.Tensor]:
     return patched, handle, host.sample(patched, latent, conditioning, steps=3)
 
 
-@check("every node has a schema with a tooltip on every input, in one category")
-def schemas() -> None:
+def schemas() -> dict[str, Any]:
+    """Schema of every node, by its id."""
     extension = host.pack("nodes.extension").DraftAttentionExtension()
     nodes = asyncio.run(extension.get_node_list())
-    assert len({cls.GET_SCHEMA().node_id for cls in nodes}) == len(nodes) == 8
-    for cls in nodes:
-        schema = cls.GET_SCHEMA()
-        assert schema.category == "model/patch/draft attention", schema.node_id
-        assert schema.description, schema.node_id
+    found = {cls.GET_SCHEMA().node_id: cls.GET_SCHEMA() for cls in nodes}
+    assert len(found) == len(nodes) == 8
+    return found
+
+
+@check("every node has a description, search aliases, one category, and a tooltip on every input and output")
+def schema_texts() -> None:
+    for name, schema in schemas().items():
+        assert schema.category == "model/patch/draft attention", name
+        assert schema.description, name
+        assert schema.search_aliases or schema.is_dev_only, name
         silent = [item.id for item in [*schema.inputs, *schema.outputs] if not item.tooltip]
-        assert not silent or schema.node_id == "DraftAttentionDemoPrompt", (schema.node_id, silent)
+        assert not silent, (name, silent)
+
+
+@check("Apply shows one preset, everything else is advanced, and sparsity 0.75 is explained in words")
+def apply_inputs() -> None:
+    inputs = {item.id: item for item in schemas()["ApplyDraftAttention"].inputs}
+    simple = [name for name, item in inputs.items() if not item.advanced]
+    assert simple == ["model", "preset", "schedule"], simple
+    assert inputs["preset"].options == ["auto", "quality", "balanced", "fast", "paper", "custom"]
+    assert inputs["preset"].default == "auto" and inputs["schedule"].optional
+    asked = {"sparsity", "tile", "tail", "blocks", "dense_layers", "min_tokens", "keep_first_frame", "keep_last_frame"}
+    assert asked | {"backend"} <= set(inputs)
+    assert "0.75 = a quarter of the blocks is computed exactly" in inputs["sparsity"].tooltip
+    assert '"0, -1"' in inputs["dense_layers"].tooltip
 
 
 @check("every node has a help page, and every text of its schema a Chinese translation")
 def help_and_locales() -> None:
-    nodes = asyncio.run(host.pack("nodes.extension").DraftAttentionExtension().get_node_list())
     translated = json.loads((host.PACK_ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert set(translated) == {cls.GET_SCHEMA().node_id for cls in nodes}
-    for cls in nodes:
-        schema = cls.GET_SCHEMA()
+    found = schemas()
+    assert set(translated) == set(found)
+    for schema in found.values():
         texts = translated[schema.node_id]
         assert set(texts.get("inputs", {})) == {item.id for item in schema.inputs}, schema.node_id
         assert set(texts["outputs"]) == {str(slot) for slot in range(len(schema.outputs))}, schema.node_id
@@ -116,6 +135,58 @@ def split_run() -> None:
         host.sample(patched, latent, conditioning, steps=4, sigmas=part)
         reasons.append((handle.report.calls_sparse, handle.report.calls_dense().get("schedule", 0)))
     assert reasons[0] == (0, 8) and reasons[1] == (8, 0), reasons
+
+
+@check("two experts under KSamplerAdvanced: one schedule from the node lands at the same noise in each half")
+def two_experts() -> None:
+    import comfy.utils
+    import nodes
+
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    case = CASES[0]
+    noisy, clean = host.build(case.config, case.unet), host.build(case.config, case.unet, seed=1)
+    latent = {"samples": torch.zeros(1, 16, 3, 12, 16)}
+    for curve, steps, switch in (("balanced", 20, 10), ("balanced", 20, 3), ("quality", 4, 2), ("fast", 8, 1)):
+        schedule, _ = run("scheduler", "SparsityScheduler", curve=curve, steps=steps, density=0.0, dense_layers="0")
+        apply = {"preset": "auto", "sparsity": 0.0, "tail": "linear1", "min_tokens": 0, "schedule": schedule}
+        seen: list[tuple[float, float]] = []
+        passed = latent
+        for expert, first, last in ((noisy, 0, switch), (clean, switch, steps)):
+            patched, handle = run("apply", "ApplyDraftAttention", model=expert, **apply)
+            add, keep = ("enable" if first == 0 else "disable"), ("enable" if last < steps else "disable")
+            sampler = nodes.KSamplerAdvanced()
+            (passed,) = sampler.sample(
+                patched,
+                add,
+                7,
+                steps,
+                1.0,
+                "euler",
+                "simple",
+                case.conditioning(),
+                case.conditioning(),
+                passed,
+                first,
+                last,
+                keep,
+            )
+            asked = {call.position.progress for call in handle.report.calls if call.position}
+            assert len(asked) == last - first
+            for call in handle.report.calls:
+                if call.position and call.position.layer == 1:
+                    density = 1.0 if call.density is None else float(call.density)
+                    seen.append((call.position.progress, density))
+                elif call.position:
+                    assert call.density is None, "layer 0 is in the schedule's list of dense layers"
+        assert [round(progress * steps, 1) for progress, _ in seen] == list(range(steps)), seen
+        expected = schedule.resolve(steps)
+        for progress, density in seen:
+            wanted = expected.density(progress, 1, 2)
+            # Blocks are whole: the density of a call of 3 key blocks or so is only near what was asked for.
+            assert (density == 1.0) == (wanted is None), (curve, steps, progress, density, wanted)
+            assert wanted is None or density < 1.0
+        dense = sum(density == 1.0 for _, density in seen)
+        assert dense == {20: 2, 4: 0, 8: 0}[steps], (curve, steps, dense)
 
 
 @check("the report node tells and draws the run, and writes it as JSON")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draftattn_core.schedule import PRESETS, LayerBand, Schedule, constant, preset
+from draftattn_core.schedule import PRESET_DENSITY, PRESETS, LayerBand, Schedule, constant, preset
 
 
 def test_a_schedule_is_piecewise_linear_and_flat_outside() -> None:
@@ -62,7 +62,7 @@ def test_long_runs_start_dense_and_ramp_down_to_the_target(name: str) -> None:
     values = [schedule.curve(step / 50) for step in range(51)]
     assert values[0] == 1.0
     assert values == sorted(values, reverse=True)
-    target = {"quality": 0.30, "balanced": 0.20, "fast": 0.12}[name]
+    target = PRESET_DENSITY[name]
     assert values[-1] == values[20] == target
     assert preset(name, 50, 0.4).curve(1.0) == 0.4
 

@@ -31,7 +31,9 @@ def test_auto_spends_more_on_few_steps_and_on_short_videos(presets) -> None:
     def last(steps: int, tokens: int) -> float:
         return densities(presets, steps, tokens, preset="auto")[-1]
 
-    assert last(4, 80_000) > last(8, 80_000) > last(30, 30_000) > last(30, 80_000)
+    assert last(4, 80_000) > last(8, 80_000) == last(12, 80_000) == last(30, 30_000) > last(30, 80_000)
+    quality, balanced = (densities(presets, 30, preset=name)[-1] for name in ("quality", "balanced"))
+    assert (last(8, 80_000), last(30, 80_000)) == (quality, balanced)
     assert max(densities(presets, 4, preset="auto")) < 1.0, "four steps have none to spare for a dense one"
     assert densities(presets, 30, preset="auto")[0] == 1.0
 
