@@ -94,6 +94,7 @@ def attend(
 ) -> Attention:
     """Like `draft_attention`, returning the selection, the tail and the backend's name with the output."""
     check_inputs(q, k, v, layout, key_bias)
+    policy.check_heads(q.shape[1])
     problem = Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block, policy.has_tail)
     chosen: Backend = choose_backend(backend, problem)
     tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)

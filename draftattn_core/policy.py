@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 Method = Literal["head", "row", "top_p", "draft"]
 TailName = Literal["none", "mean", "linear0", "linear1", "linear2"]
@@ -13,6 +13,8 @@ METHODS: tuple[Method, ...] = ("head", "row", "top_p", "draft")
 TAILS: tuple[TailName, ...] = ("none", "mean", "linear0", "linear1", "linear2")
 
 Density = float | tuple[float, ...]
+
+_Value = TypeVar("_Value")
 
 
 def check_density(density: Density) -> None:
@@ -92,6 +94,12 @@ class Policy:
         """Per head, whether the spread enters its score."""
         return tuple(self.spread and name != "none" for name in head_tails(self.tail, heads))
 
+    def check_heads(self, heads: int) -> None:
+        """Raises WrongHeadsError where something given head by head was not given for `heads` heads."""
+        head_densities(self.density, heads)
+        head_tails(self.tail, heads)
+        head_gains(self.tail_gain, heads)
+
     def with_density(self, density: Density) -> Policy:
         return replace(self, density=density)
 
@@ -106,40 +114,41 @@ def tail_rank(name: TailName) -> int:
     return int(name[-1]) if name.startswith("linear") else 0
 
 
+class WrongHeadsError(ValueError):
+    """Something was given head by head for another number of heads than the call has."""
+
+
+def _one_per_head(what: str, given: tuple[_Value, ...], heads: int) -> tuple[_Value, ...]:
+    if len(given) != heads:
+        raise WrongHeadsError(
+            f"{len(given)} {what} for {heads} heads: give one for all or one per head; "
+            "those of a profile fit the model it was made on"
+        )
+    return given
+
+
 def head_densities(density: Density, heads: int) -> tuple[float, ...]:
     """One density per head.
 
     Raises:
-        ValueError: if a tuple of another length was given.
+        WrongHeadsError: if a tuple of another length was given.
     """
-    if not isinstance(density, tuple):
-        return (float(density),) * heads
-    if len(density) != heads:
-        raise ValueError(f"{len(density)} densities for {heads} heads: give one density or one per head")
-    return density
+    return _one_per_head("densities", density if isinstance(density, tuple) else (float(density),) * heads, heads)
 
 
 def head_tails(tail: TailName | tuple[TailName, ...], heads: int) -> tuple[TailName, ...]:
     """One tail per head.
 
     Raises:
-        ValueError: if a tuple of another length was given.
+        WrongHeadsError: if a tuple of another length was given.
     """
-    if not isinstance(tail, tuple):
-        return (tail,) * heads
-    if len(tail) != heads:
-        raise ValueError(f"{len(tail)} tails for {heads} heads: give one tail or one per head")
-    return tail
+    return _one_per_head("tails", tail if isinstance(tail, tuple) else (tail,) * heads, heads)
 
 
 def head_gains(gain: float | tuple[float, ...], heads: int) -> tuple[float, ...]:
     """One log gain per head.
 
     Raises:
-        ValueError: if a tuple of another length was given.
+        WrongHeadsError: if a tuple of another length was given.
     """
-    if not isinstance(gain, tuple):
-        return (float(gain),) * heads
-    if len(gain) != heads:
-        raise ValueError(f"{len(gain)} tail gains for {heads} heads: give one gain or one per head")
-    return gain
+    return _one_per_head("tail gains", gain if isinstance(gain, tuple) else (float(gain),) * heads, heads)

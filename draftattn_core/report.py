@@ -27,6 +27,7 @@ class DenseReason(str, Enum):
     TOKENS = "tokens not accounted for"
     MASK = "mask"
     BACKEND = "no backend"
+    HEADS = "settings for another number of heads"
     NON_FINITE = "non-finite output"
     OUT_OF_MEMORY = "out of memory"
     ERROR = "error"
@@ -47,7 +48,8 @@ class Position:
         step: index of the model evaluation's noise level in the run, from 0.
         progress: 0 at the noisiest end of sampling, 1 at the clean end.
         layer: index of the attention layer; layers: how many there are, 0 if unknown.
-        branch: which condition the call serves ("cond", "uncond", "both", ...).
+        branch: which condition the call serves ("cond", "uncond", "both", ...) where the host tells the model; diffusers
+            does not. For listeners: nothing is decided or counted by it.
     """
 
     step: int
@@ -78,17 +80,37 @@ class Call:
     tail_work: float = 0.0
 
 
+def timer_events(device: torch.device) -> tuple[Callable[[], Any], Callable[[Any], None]] | None:
+    """How to make a timer event of the device and how to record one, None where it has none (the CPU needs none)."""
+    module: Any = None if device.type == "cpu" else getattr(torch, device.type, None)
+    if not hasattr(module, "Event"):
+        return None
+
+    def record(event: Any) -> None:
+        # MPS has one stream only, and does not name it.
+        event.record(*((module.current_stream(device),) if hasattr(module, "current_stream") else ()))
+
+    return lambda: module.Event(enable_timing=True), record
+
+
+def times_launches_only(device: torch.device) -> bool:
+    """Whether `stopwatch` sees when work was launched on the device, not how long it took."""
+    return device.type != "cpu" and timer_events(device) is None
+
+
 def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
     """Start timing work on `device`; calling the result stops and returns a reader of the seconds.
 
-    On CUDA it records events, so nothing waits until the time is read after the run.
+    On CUDA, XPU and MPS it records events, so nothing waits until the time is read after the run.
     """
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record(torch.cuda.current_stream(device))
+    timer = timer_events(device)
+    if timer is not None:
+        make, record = timer
+        begin, end = make(), make()
+        record(begin)
 
         def stop_events() -> Callable[[], float]:
-            end.record(torch.cuda.current_stream(device))
+            record(end)
 
             def read() -> float:
                 end.synchronize()

@@ -21,9 +21,9 @@ from .backends.registry import NoBackendError, backend_names
 from .grid import TokenGrid
 from .layout import Layout, TableCache
 from .order import Tile
-from .policy import Density, Policy
+from .policy import Density, Policy, WrongHeadsError
 from .probe import HeadTails, probe_tails
-from .report import Call, DenseReason, Position, RunReport, stopwatch
+from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Session:
             out = run()
             self.report.add(Call(position, None, reason, pairs, lambda: 0.0))
             return out
-        stop = stopwatch(q.device)
+        stop = self._stopwatch(q.device)
         out = run()
         self.report.add(Call(position, None, reason, pairs, stop()))
         return out
@@ -183,7 +183,7 @@ class Session:
         if self.stood_aside:
             return self.dense(dense, DenseReason.STOOD_ASIDE, position, q)
 
-        stop = stopwatch(q.device)
+        stop = self._stopwatch(q.device)
         result, failure = None, DenseReason.NON_FINITE
         try:
             result = self._sparse(
@@ -194,8 +194,8 @@ class Session:
         except OUT_OF_MEMORY:
             result, failure = None, DenseReason.OUT_OF_MEMORY
             self._tell("DraftAttention ran out of memory in a sparse call and ran it dense: lower the resolution")
-        except NoBackendError as error:
-            failure = DenseReason.BACKEND
+        except (NoBackendError, WrongHeadsError) as error:
+            failure = DenseReason.BACKEND if isinstance(error, NoBackendError) else DenseReason.HEADS
             self._tell(f"DraftAttention runs dense: {error}")
         except Exception as error:
             result, failure = None, DenseReason.ERROR
@@ -273,6 +273,11 @@ class Session:
             scale=request.scale,
             cache=self.cache,
         )
+
+    def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
+        if times_launches_only(device):
+            self.report.note(f"times are those of launching work: torch has no timer events on {device.type}")
+        return stopwatch(device)
 
     def _tell(self, message: str) -> None:
         if self.report.note(message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,12 @@ REMEDIES: Mapping[str, str] = {
     DenseReason.SCHEDULE.value: "the schedule keeps all of this dense: raise the sparsity or shorten the dense start",
     DenseReason.DENSE_LAYER.value: "every layer is in the list of dense layers: shorten it",
     DenseReason.FEW_TOKENS.value: "the video is too small to gain anything: raise size or length, or lower min_tokens",
-    DenseReason.CROSS_ATTENTION.value: "no video self-attention was seen: another node may replace the attention",
+    DenseReason.CROSS_ATTENTION.value: "no video self-attention was seen: remove nodes that replace the attention",
     DenseReason.UNKNOWN_GRID.value: "this model is not supported: remove the node",
     DenseReason.TOKENS.value: "where the model's tokens belong is not known: sample without guides, or remove the node",
     DenseReason.MASK.value: "the model masks video tokens: give its guides strength 1, or remove the node",
     DenseReason.BACKEND.value: "no backend can serve this call: set backend to auto",
+    DenseReason.HEADS.value: "the profile was made on a model with other heads: make one on this model",
     DenseReason.NON_FINITE.value: "the output was not finite: load the model in bfloat16",
     DenseReason.OUT_OF_MEMORY.value: "memory ran out: lower the resolution or the length",
     DenseReason.ERROR.value: "something failed, see the traceback above: please report it",
@@ -47,11 +48,6 @@ class ReportHandle:
     session: Session | None = None
     listeners: list[Listener] = field(default_factory=list)
     grid: tuple[int, int, int] | None = None
-
-    def warn(self, message: str) -> None:
-        """Keep a message with the run and log it, once."""
-        if self.report.note(message):
-            log.warning("DraftAttention: %s", message)
 
     def tell(self, result: Attention, position: Position) -> None:
         for listener in tuple(self.listeners):
@@ -143,6 +139,7 @@ class Run:
     bypassed: tuple[str, ...] = ()
     tell_node: Callable[[str], None] | None = None
     _level: int = -1
+    _explanations: dict[str, str] = field(default_factory=dict)
 
     def model_call(
         self,
@@ -172,28 +169,44 @@ class Run:
         progress, stop = self.trajectory.progress(sigma), stopwatch(latent(arguments).device)
         return ModelCall(network, tokens, lengths, step, progress, branch, stop=stop)
 
+    def explain(self, reason: DenseReason, message: str) -> None:
+        """Keep what a dense reason means in this run; the user is told at its end."""
+        self.session.report.note(message)
+        self._explanations.setdefault(reason.value, message)
+
     def finish(self) -> None:
         """Close the run and say in one line how it went; with a remedy if nothing was sparse. Never raises."""
         try:
             report = self.session.finish_run()
-            for message in self._warnings(report):
-                if report.note(message):
+            if self.bypassed:
+                self.explain(DenseReason.CROSS_ATTENTION, self._bypass(report))
+            line = report.summary()
+            if report.calls_sparse:
+                log.info(line)
+                for message in self._explanations.values():
                     log.warning("DraftAttention: %s", message)
-            log.info(report.summary())
-            self._tell_node("\n".join([report.summary(), *report.notes]))
+            else:
+                verdict = self._verdict(report)
+                line = f"DraftAttention: {verdict}"
+                log.warning(line)
+                report.note(verdict)
+            self._tell_node("\n".join([line, *(note for note in report.notes if note not in line)]))
         except Exception:
             log.exception("DraftAttention: the report of this run could not be made")
 
-    def _warnings(self, report: RunReport) -> Iterator[str]:
-        placed = any(call.position is not None for call in report.calls)
-        if self.bypassed and not placed:
-            yield f"another node replaces the model's attention, DraftAttention never saw it: {self._names()}"
-        elif self.bypassed:
-            yield f"another node replaces some of this model's attention: {self._names()}"
-        if not report.calls_sparse:
-            others = [name for name in report.calls_dense() if name != DenseReason.CROSS_ATTENTION.value]
-            reason = next(iter(others), DenseReason.CROSS_ATTENTION.value)
-            yield f"nothing was sparse ({reason}): {REMEDIES[reason]}"
+    def _verdict(self, report: RunReport) -> str:
+        """What kept every call of the run dense, and what to do about it."""
+        counts = {name: n for name, n in report.calls_dense().items() if name != DenseReason.CROSS_ATTENTION.value}
+        unexpected = [name for name in counts if DenseReason(name) not in EXPECTED_REASONS]
+        reason = next(iter([*unexpected, *counts]), DenseReason.CROSS_ATTENTION.value)
+        dense = ", ".join(f"{count} {name}" for name, count in counts.items())
+        happened = f"nothing was sparse ({dense})" if dense else "nothing was sparse"
+        return ": ".join([happened, *filter(None, [self._explanations.get(reason)]), REMEDIES[reason]])
+
+    def _bypass(self, report: RunReport) -> str:
+        if any(call.position is not None for call in report.calls):
+            return f"another node replaces some of this model's attention: {self._names()}"
+        return f"another node replaces the model's attention, DraftAttention never saw it: {self._names()}"
 
     def _names(self) -> str:
         shown = ", ".join(self.bypassed[:3])

@@ -62,6 +62,28 @@ def dense_output() -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": Schedule(((0.0, 0.3),), head_weights=((1.0,) * 3,) * 4)}, "3 densities for 2 heads"),
+        ({"policy": Policy(tail=("none", "mean", "mean"))}, "3 tails for 2 heads"),
+        ({"policy": Policy(tail_gain=(0.1, 0.1, 0.1, 0.1))}, "4 tail gains for 2 heads"),
+    ],
+)
+def test_a_profile_of_another_model_is_refused_in_one_sentence(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before any work is done, with a reason of its own; it is no error, and nothing stands aside."""
+    monkeypatch.setattr("draftattn_core.attention.make_draft", lambda *given, **named: pytest.fail("work was done"))
+    session = Session(replace(SETTINGS, **changes))
+    for layer in range(MAX_ERRORS + 1):
+        assert torch.equal(call(session, layer=layer % 4), dense_output())
+    assert session.report.calls_dense() == {str(DenseReason.HEADS): MAX_ERRORS + 1}
+    assert not session.stood_aside
+    assert len(session.report.notes) == len(caplog.records) == 1
+    assert message in session.report.notes[0] and "profile" in session.report.notes[0]
+
+
 def test_a_sparse_call_is_the_core_call_in_the_hosts_form() -> None:
     session = Session(SETTINGS)
     q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
