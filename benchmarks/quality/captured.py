@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from draftattn_core import Layout, TableCache, TokenGrid
-from draftattn_core.probe import DEFAULT_ROWS, HeadTails, sample_rows
+from draftattn_core.probe import DEFAULT_ROWS, sample_rows
 
 from .capture import CapturedCall, capture, prompt_of
 from .errors import Errors, SampledRows, figures
@@ -23,8 +23,6 @@ from .raw import WHOLE, Raw, Record, Shard, definition, name_rounds, significant
 from .rows import Row
 from .selection import Source, choose, probed_tails
 
-# The probe of tails and gains runs once per call, at this share of work, on rows of its own.
-PROBE_TARGET = 0.10
 # comfy-kitchen itself runs beside its formula at this share of work; its reference is O(L^2).
 PEER_TARGET = 0.10
 
@@ -76,18 +74,16 @@ def study_call(
     for layout, members in _by_layout(rows, call).items():
         source = Source(call.q, call.k, call.v, cache.get(layout, call.q.device))
         study = SampledRows(source, tokens)
+        # The error probe's rows, other ones than those the table is about.
         probe = SampledRows(source, source.tables.perm[sample_rows(call.grid.tokens, DEFAULT_ROWS, call.layer)])
         for row in members:
-            tails: HeadTails | None = None
-            if row.auto_tail:
-                tails = probed_tails(row, source, PROBE_TARGET, seed=call.layer)
-            elif row.fits_gain:
-                plain = choose(row, source, PROBE_TARGET)
-                tails = None if plain is None else probe.fitted(plain)
             for target in targets:
+                tails = probed_tails(row, source, target, seed=call.layer) if row.auto_tail else None
                 chosen = choose(row, source, target, tails)
                 if chosen is None:
                     continue
+                if row.fits_gain and not row.auto_tail:
+                    chosen = replace(chosen, tails=probe.fitted(chosen))
                 found = study.errors(chosen)
                 measured.append(Measured(row.name, target, name, chosen.exact, chosen.tail_work, found))
                 if check_peer and chosen.shared_tail and target == PEER_TARGET:

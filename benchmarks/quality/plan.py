@@ -180,7 +180,7 @@ def full(on_gpu: bool = False) -> Plan:
     return Plan(
         "full",
         175.0,
-        CapturedPlan(BIG_GRIDS, seeds, 20, (1, 6, 11, 17), (0, 2, 4), sampled=256, peer_checks=2),
+        CapturedPlan(BIG_GRIDS, seeds, 20, (2, 9, 16), (0, 2, 4), sampled=256, peer_checks=2),
         (
             EndToEndPlan("small", SMALL_GRIDS, seeds, first, cfg=1.0),
             EndToEndPlan(
