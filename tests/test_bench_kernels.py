@@ -29,7 +29,7 @@ from benchmarks.kernels.variants import VARIANTS, Variant
 from benchmarks.kernels.verdicts import Verdict, verdicts
 
 VIDEO = replace(TINY[0], heads=1)
-EFFORT = Effort(0.0, 1, 1, 1.0, TINY)
+EFFORT = Effort(0.0, 1, 1, 1.0, TINY, 1)
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 

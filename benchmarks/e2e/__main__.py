@@ -20,7 +20,8 @@ import torch
 
 from ..kernels.process import Deadline, Outcome, Task, run_in_turn
 from ..kernels.report import machine
-from .runs import TARGETS, runs_of, verdict, wanted_densities
+from .models import MODELS
+from .runs import ASSUMED_TFLOPS, BUILDING, TARGETS, estimate, runs_of, verdict, wanted_densities
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NAMES = tuple(TARGETS)
@@ -29,6 +30,7 @@ NAMES = tuple(TARGETS)
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py bench e2e", description="Time whole denoising steps.")
     parser.add_argument("--dry-run", action="store_true", help="tiny models on the CPU, nothing is timed")
+    parser.add_argument("--plan", action="store_true", help="print how long it may take, and end")
     parser.add_argument("--models", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"of {list(NAMES)}")
     parser.add_argument("--backend", default="auto", help="backend of the sparse steps")
     parser.add_argument("--repeats", type=int, default=2, help="timed steps per density, after one to warm up")
@@ -37,9 +39,16 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 1 <= options.repeats <= 20:
         parser.error("--repeats must lie between 1 and 20")
+    limit = 60.0 * options.minutes
+    if options.plan:
+        print(f"Stops after {options.minutes:g} minutes, each model after its share of them.")
+        for name in options.models:
+            seconds = estimate(MODELS[name], options.repeats)
+            print(f"{name:30}{seconds:8.0f} s expected{limit / len(options.models):8.0f} s at most")
+        print(f"Assumed, not measured: {ASSUMED_TFLOPS:g} TFLOP/s throughout, {BUILDING:g} s to load and build.")
+        return 0
     measured = torch.cuda.is_available() and not options.dry_run
 
-    limit = 60.0 * options.minutes
     work = {"kind": "model", "densities": wanted_densities(), "backend": options.backend, "repeats": options.repeats}
     tasks = [Task(name, {**work, "model": name}, limit / len(options.models)) for name in options.models]
     outcomes = run_in_turn(tasks, "cuda" if measured else "cpu", Deadline.after(options.minutes), _tell)

@@ -27,6 +27,7 @@ class Model:
         build: the transformer, tiny or not.
         inputs: keyword arguments of one step, batch 1, without the timestep.
         attention: (heads, video and text tokens, head size) of its video self-attention in full size.
+        layers: how many of those it has.
         timestep: type of the timestep it takes.
     """
 
@@ -34,6 +35,7 @@ class Model:
     build: Callable[[bool], Any]
     inputs: Inputs
     attention: tuple[int, int, int]
+    layers: int
     timestep: torch.dtype
 
 
@@ -90,8 +92,8 @@ def _hunyuan_inputs(tiny: bool, device: torch.device, dtype: torch.dtype) -> dic
 MODELS = {
     model.name: model
     for model in (
-        Model("Wan 14B 720p", _wan, _wan_inputs, (40, 75_600, 128), torch.long),
-        Model("HunyuanVideo 1.5 720p", _hunyuan, _hunyuan_inputs, (16, 112_600, 128), torch.bfloat16),
+        Model("Wan 14B 720p", _wan, _wan_inputs, (40, 75_600, 128), 40, torch.long),
+        Model("HunyuanVideo 1.5 720p", _hunyuan, _hunyuan_inputs, (16, 112_600, 128), 54, torch.bfloat16),
     )
 }
 

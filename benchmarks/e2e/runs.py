@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from draftattn_core.schedule import preset
 
 from ..kernels.row import Row
 from ..kernels.verdicts import TARGET_DEVICE, Verdict
+from .models import Model, weight_bytes
 
 RUNS = (20, 4)
 # Over 20 steps at the balanced preset.
@@ -35,6 +38,19 @@ def wanted_densities() -> list[float]:
     """Sparse densities the runs ask for, the one most steps have first: what is cut off last is missed least."""
     asked = [density for steps in RUNS for density in densities_of(steps) if density < 1.0]
     return sorted(set(asked), key=lambda density: -asked.count(density))
+
+
+# Assumptions of the estimate, not measurements.
+ASSUMED_TFLOPS, BUILDING = 450.0, 20.0
+
+
+def estimate(model: Model, repeats: int) -> float:
+    """Seconds a model is expected to take: every weight times every token, and the attention that is left."""
+    heads, tokens, dim = model.attention
+    linear = weight_bytes(model, False, torch.bfloat16) * tokens
+    attention = 4.0 * tokens**2 * dim * heads * model.layers
+    steps = sum(linear + density * attention for density in (1.0, *wanted_densities()))
+    return BUILDING + (repeats + 1) * steps / (ASSUMED_TFLOPS * 1e12)
 
 
 def runs_of(model: str, rows: Iterable[Row]) -> list[Run]:

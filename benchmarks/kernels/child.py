@@ -7,7 +7,9 @@ can start up while another process is being timed.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -83,12 +85,19 @@ def handler(kind: str) -> Handler:
     return known[kind]
 
 
+def _leave_with_the_bench() -> None:
+    """The other end of standard input closes when the bench is gone."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 def main(argv: list[str]) -> int:
     work, device = json.loads(argv[0]), torch.device(argv[1])
     run = handler(work["kind"])
     print(READY, flush=True)
     if not sys.stdin.readline():
         return 1
+    threading.Thread(target=_leave_with_the_bench, daemon=True).start()
     if device.type == "cuda":
         torch.cuda.set_device(0)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,10 +11,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from .inputs import PEER_LIMITS, QKV, defined_rows, relative, sampled
+from .inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
 from .measure import measured
 from .plan import Shape
-from .row import Row
+from .row import Row, first_line
 from .timing import Clock, poison
 
 # Math is left out: it builds the whole L x L map.
@@ -23,6 +24,7 @@ DENSE = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 _NO_KERNEL = ("No available kernel", "No viable backend")
+CLOCK = "SM clock during that matmul, MHz"
 MATMUL, COPY = "matmul bfloat16 8192^3, TFLOP/s", "copy, read plus write, TB/s"
 
 
@@ -31,9 +33,27 @@ def ceilings(clock: Clock) -> Iterator[Row]:
     side, count = (8192, 1 << 30) if clock.measures else (8, 64)
     a, b = (torch.randn(side, side, device=clock.device, dtype=torch.bfloat16) for _ in range(2))
     yield _ceiling(MATMUL, clock, lambda: a @ b, 2 * side**3)
+    if clock.measures:
+        yield _clocks(a, b)
     x = torch.randn(count, device=clock.device, dtype=torch.float32)
     y = torch.empty_like(x)
     yield _ceiling(COPY, clock, lambda: y.copy_(x), 2 * x.numel() * x.element_size())
+
+
+def _clocks(a: Tensor, b: Tensor) -> Row:
+    """SM clock while the device multiplies, as the driver tells it."""
+    for _ in range(1500):
+        a @ b
+    command = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split(",")
+        row = Row(
+            "ceiling", CLOCK, "timed", value=float(said[0]), note=f"memory {said[1].strip()} MHz, {said[2].strip()} W"
+        )
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        row = Row("ceiling", CLOCK, "failed", note=first_line(error))
+    torch.cuda.synchronize()
+    return row
 
 
 def _ceiling(what: str, clock: Clock, run: object, amount: int) -> Row:
@@ -59,7 +79,12 @@ def dense_rows(shape: Shape, qkv: QKV, clock: Clock) -> Iterator[Row]:
         row = replace(row, io_bytes=shape.bytes)
         poison(q)
         row = measured(
-            row, run, clock, off=lambda out: relative(out[0][:, rows], truth), limit=PEER_LIMITS[q.dtype], memory=True
+            row,
+            run,
+            clock,
+            off=lambda out: relative(out[0][:, rows], truth),
+            limit=FULL_SIZE_LIMITS[q.dtype],
+            memory=True,
         )
         if row.status == "failed" and any(said in row.note for said in _NO_KERNEL):
             row = replace(row, status="skipped", note="torch has no kernel of this backend for the call")

@@ -16,7 +16,7 @@ from draftattn_core.layout import LayoutTables, build_tables
 from draftattn_core.policy import TailName
 
 from . import row as names
-from .inputs import LIMITS, QKV, defined_rows, relative, sampled
+from .inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
 from .measure import after_failure, measured, timed
 from .plan import Shape
 from .row import Row
@@ -84,7 +84,7 @@ def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Cl
     tables = build_tables(shape.layout, q.device)
     rows = sampled(shape.tokens, shape.layout.grid.tokens).to(q.device)
     dense = defined_rows(qkv, tables.perm[rows], shape.dim**-0.5)
-    limit = LIMITS[q.dtype]
+    limit = FULL_SIZE_LIMITS[q.dtype]
     blank = Row("ours", "", "failed", shape.name, variant.name, density, io_bytes=shape.bytes)
 
     why = variant.refuses(q.device, shape.dim)
@@ -188,5 +188,5 @@ def coarse_row(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: 
         lambda: variant.attend(call.bare, call.lists, call.in_order),
         clock,
         off=lambda out: relative(out[0][:, tables.perm[rows]], expected),
-        limit=LIMITS[qkv[0].dtype],
+        limit=FULL_SIZE_LIMITS[qkv[0].dtype],
     )

@@ -13,7 +13,7 @@ from draftattn_core.backends.reference import attend_reference
 from draftattn_core.backends.request import AttendRequest
 from draftattn_core.layout import Layout, build_tables
 
-from .inputs import PEER_LIMITS, KeptBlocks, defined_rows, kept_blocks, relative, sampled, structured
+from .inputs import FULL_SIZE_LIMITS, KeptBlocks, defined_rows, kept_blocks, relative, sampled, structured
 from .measure import after_failure, measured, timed
 from .peers import Peer
 from .plan import Shape
@@ -35,10 +35,13 @@ def peer_rows(
     small = gate_shape(peer, served[0], clock)
     try:
         off = gate(peer, small, dtype, clock)
+    except ImportError as failure:
+        yield replace(blank, status="skipped", note=f"not importable: {first_line(failure)}")
+        return
     except Exception as failure:
         yield replace(after_failure(blank, failure, clock), note=f"on a small call: {first_line(failure)}")
         return
-    limit = peer.limit or PEER_LIMITS[dtype]
+    limit = peer.limit or FULL_SIZE_LIMITS[dtype]
     if not off <= limit:
         said = f"off by {off:.1e} on a small call, the limit is {limit:.0e}"
         yield replace(blank, status="wrong", off=off, note=said)
@@ -124,5 +127,5 @@ def _timed_row(peer: Peer, row: Row, call: KeptBlocks, rows: Tensor, perm: Tenso
         del out
         return timed(row, run, clock, memory=True)
     expected = dense if peer.selects == "dense" else call.expected(rows)
-    limit = PEER_LIMITS[call.q.dtype]
+    limit = FULL_SIZE_LIMITS[call.q.dtype]
     return measured(row, run, clock, off=lambda out: relative(of(out), expected), limit=limit, error=error, memory=True)

@@ -92,14 +92,15 @@ class Child:
         self._ready.wait(limit)
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
+            # Left open: a child goes when this end closes, so none outlives a bench that is killed.
             self._process.stdin.write("go\n")
-            self._process.stdin.close()
+            self._process.stdin.flush()
         try:
             code = self._process.wait(max(0.1, limit - (time.monotonic() - start)))
         except subprocess.TimeoutExpired:
             self.stop()
             return Outcome(tuple(self._rows), f"no answer within {limit:.0f} s, stopped", time.monotonic() - start)
-        self._reader.join(GRACE)
+        self._close()
         verdict = "done" if code == 0 and self._done else self._last_words(code)
         return Outcome(tuple(self._rows), verdict, time.monotonic() - start)
 
@@ -112,7 +113,13 @@ class Child:
                 self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE)
+        self._close()
+
+    def _close(self) -> None:
         self._reader.join(GRACE)
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
 
     def _last_words(self, code: int) -> str:
         ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"

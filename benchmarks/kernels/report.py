@@ -97,7 +97,8 @@ def markdown(results: Results) -> str:
     lines += ["", "## Rows", "", CONDITIONS, ""]
     table = Table(results.rows)
     ceilings = [row for row in results.rows if row.kind == "ceiling"]
-    lines += [f"{row.what}: {_cell(row.value, '.2f') or row.status}  " for row in ceilings] + [""]
+    lines += [f"{row.what}: {_cell(row.value, '.2f') or row.status} {row.note}".rstrip() + "  " for row in ceilings]
+    lines.append("")
     lines += _tables(results.rows, table)
     skipped = [row for row in results.rows if row.status == "skipped" and row.kind != "check" and not row.shape]
     if skipped:

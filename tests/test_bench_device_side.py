@@ -1,0 +1,192 @@
+"""The lines of the benches that only a GPU reaches, on a pretend one: events, memory, clocks, the measured command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.kernels import __main__ as bench
+from benchmarks.kernels import dense, timing
+from benchmarks.kernels.inputs import structured
+from benchmarks.kernels.measure import measured
+from benchmarks.kernels.plan import SHAPES, TINY
+from benchmarks.kernels.process import Outcome, Task
+from benchmarks.kernels.report import machine
+from benchmarks.kernels.row import ATTEND, WHOLE, Row
+from benchmarks.kernels.timing import Clock
+from benchmarks.kernels.variants import VARIANTS
+
+CPU = torch.device("cpu")
+SMI = "NVIDIA H200, 580.1, 1980 MHz, 3201 MHz, 1980 MHz, 700.00 W, 40"
+
+
+class Event:
+    """A CUDA event on a device where everything takes 2 ms."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+        self.at: float | None = None
+
+    def record(self) -> None:
+        Event.now += 2.0
+        self.at = Event.now
+
+    def synchronize(self) -> None:
+        assert self.at is not None
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.at is not None and end.at is not None
+        return end.at - self.at
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 350)
+    monkeypatch.setattr(timing, "_FILL_BYTES", 1 << 10)
+
+
+def pretend_clock(**options: float) -> Clock:
+    clock = Clock(CPU, **options)  # type: ignore[arg-type]
+    clock.measures = True
+    return clock
+
+
+@pytest.mark.usefixtures("pretend")
+def test_a_measurement_is_the_median_of_as_many_runs_as_fit() -> None:
+    runs: list[int] = []
+    found = pretend_clock(seconds=1e9, least=3, most=7).time(lambda: runs.append(1))
+    assert found == timing.Timing(2e-3, 0.0, 7) and len(runs) == 9
+    least = pretend_clock(seconds=0.0, least=3, most=7).time(lambda: None)
+    assert least is not None and least.runs == 3
+    assert pretend_clock().extra_bytes(lambda: None) == 250.0
+
+
+@pytest.mark.usefixtures("pretend")
+def test_a_right_result_is_timed_and_a_wrong_one_is_not() -> None:
+    row = Row("peer", "x", "failed", "S")
+    one = torch.ones(2, 2)
+
+    def with_error(off: float) -> Row:
+        return measured(row, lambda: one, pretend_clock(), off=lambda out: off, limit=0.1, memory=True)
+
+    right, wrong = with_error(0.05), with_error(0.2)
+    assert (right.status, right.seconds, right.extra_bytes, right.off) == ("timed", 2e-3, 250.0, 0.05)
+    assert (wrong.status, wrong.seconds) == ("wrong", None)
+    nan = measured(row, lambda: one * torch.nan, pretend_clock(), off=lambda out: 0.0, limit=0.1)
+    assert nan.status == "wrong" and nan.note == "not finite"
+
+
+@pytest.mark.usefixtures("pretend")
+def test_a_device_that_no_longer_answers_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = pretend_clock()
+
+    def fails() -> Tensor:
+        monkeypatch.setattr(torch.cuda, "synchronize", dead)
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def dead(device: object = None) -> None:
+        raise RuntimeError("the context is gone")
+
+    with pytest.raises(RuntimeError, match="the context is gone"):
+        measured(Row("peer", "x", "failed"), fails, clock, off=lambda out: 0.0, limit=1.0)
+
+
+@pytest.mark.usefixtures("pretend")
+def test_dense_rows_are_timed_for_the_backends_that_serve_the_call() -> None:
+    shape = replace(TINY[0], heads=1)
+    rows = list(dense.dense_rows(shape, structured(shape, CPU, torch.float32), pretend_clock()))
+    found = {row.what: row.status for row in rows}
+    # The CPU has one fused backend.
+    assert found == {"cuDNN": "skipped", "flash": "timed", "efficient": "skipped"}
+
+
+@pytest.mark.usefixtures("pretend")
+def test_the_clock_is_read_while_the_device_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 0, "1755, 3201, 690.12\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    row = dense._clocks(torch.ones(2, 2), torch.ones(2, 2))
+    assert (row.value, row.note) == (1755.0, "memory 3201 MHz, 690.12 W")
+
+
+def test_the_machine_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, SMI + "\n"))
+    found = machine(True)
+    assert (found["device"], found["driver"], found["SM clock"]) == ("NVIDIA H200", "580.1", "1980 MHz")
+
+
+def test_the_command_on_a_pretend_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Checks are right, every job gives a row, one peer dies, one job does not fit: files, verdicts, exit code 0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, SMI + "\n"))
+
+    def checks(tasks: list[Task], device: str, *_: object) -> list[Outcome]:
+        assert device == "cuda"
+        rows = [Row("check", task.name, "unmeasured", by=task.work["variant"], off=1e-3) for task in tasks]
+        return [Outcome((row,), "done", 20.0) for row in rows]
+
+    def jobs(tasks: list[Task], device: str, *_: object) -> list[Outcome]:
+        return [outcome_of(task) for task in tasks]
+
+    monkeypatch.setattr(bench, "run_at_once", checks)
+    monkeypatch.setattr(bench, "run_in_turn", jobs)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert bench.main(["--quick", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "kernels.json").read_text())
+    assert found["measured"] and not found["red"] and set(found["verdicts"]) == set(VARIANTS)
+    attend = found["verdicts"]["pointer"][0]
+    assert attend["word"] == "met" and "worst 1.05 x" in attend["said"]
+    page = (tmp_path / "kernels.md").read_text()
+    assert "peer, FlashInfer: not run: 3 s were left" in page and "peer, flash-attn-4: exit code -11" in page
+    assert all(shape.name in page for shape in SHAPES)
+
+
+def outcome_of(task: Task) -> Outcome:
+    if task.name == "peer, FlashInfer":
+        return Outcome((), "not run: 3 s were left", 0.0)
+    if task.name == "peer, flash-attn-4":
+        return Outcome((), "exit code -11", 30.0)
+    rows = []
+    for shape in task.work["shapes"]:
+        at = {"shape": shape["name"], "status": "timed", "spread": 0.01}
+        if task.work["kind"] == "dense":
+            rows.append(Row("dense", "cuDNN", density=1.0, executed=1.0, seconds=0.2, flops=1e14, **at))
+        for density in task.work.get("densities", ()):
+            if task.work["kind"] == "ours":
+                at |= {"by": task.work["variant"], "density": density, "executed": density, "flops": 1e14 * density}
+                rows.append(Row("ours", ATTEND, seconds=0.21 * density, **at))
+                rows.append(Row("ours", WHOLE, seconds=0.23 * density, error=0.05, **at))
+    return Outcome(tuple(rows), "done", 30.0)
+
+
+@pytest.mark.usefixtures("pretend")
+def test_steps_of_a_model_are_timed_after_one_to_warm_up() -> None:
+    pytest.importorskip("diffusers")
+    from benchmarks.e2e import steps
+    from benchmarks.e2e.models import MODELS
+
+    seen: list[float] = []
+
+    def step(timestep: float) -> Tensor:
+        seen.append(timestep)
+        return torch.ones(1)
+
+    row = steps._timed(Row("step", "dense", "unmeasured"), step, [960.0, 928.0, 896.0], torch.device("cuda"))
+    assert (row.status, row.seconds, row.extra_bytes) == ("timed", 2e-3, 350.0) and seen == [960.0, 928.0, 896.0]
+    bad = steps._timed(row, lambda _: torch.tensor([torch.nan]), [1.0, 0.0], torch.device("cuda"))
+    assert bad.status == "wrong"
+    small = replace(MODELS["Wan 14B 720p"], attention=(2, 64, 64))
+    order, said = steps.dense_order(small, CPU)
+    assert [backend.name for backend in order] == ["FLASH_ATTENTION", "MATH"]
+    assert said == "dense attention by the fastest of FLASH_ATTENTION 2 ms"
