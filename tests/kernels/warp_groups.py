@@ -7,6 +7,7 @@ wait for each other, a tile that is read before it is there, and a copy onto a c
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Iterator
@@ -207,10 +208,8 @@ def run_program(ttgir: str, steps: int, seed: int) -> Machine:
         ProtocolError: if the groups stop for good or a tile is not what it should be.
         NotImplementedError: if the text holds what this does not know.
     """
-    lines = list(_lines(ttgir))
-    head = next(i for i, text in enumerate(lines) if text.startswith("tt.func public"))
-    body, _ = _nested(lines, head + 1)
-    before = Group(Machine(), "before", steps, dict.fromkeys(re.findall(r"(%\w+): i32", lines[head]), ARGUMENT))
+    head, body = _parsed(ttgir)
+    before = Group(Machine(), "before", steps, dict.fromkeys(re.findall(r"(%\w+): i32", head), ARGUMENT))
     specialised = [op for op in body if op.text.startswith("ttg.warp_specialize")]
     if len(specialised) != 1:
         raise ProtocolError("the kernel is not specialised")
@@ -252,6 +251,7 @@ def _race(groups: dict[str, Iterator[bool]], machine: Machine, chance: random.Ra
             del groups[turn]
 
 
+@functools.cache
 def names(text: str) -> list[str]:
     """The values a line mentions."""
     return re.findall(r"%[\w#]+", text)
@@ -281,6 +281,14 @@ def _arithmetic(kind: str, call: str, values: list[int | Place | str | None]) ->
     if b:
         found |= {"arith.divui": a // b, "arith.divsi": a // b, "arith.remsi": a % b, "arith.remui": a % b}
     return found.get(kind)
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(ttgir: str) -> tuple[str, list[Op]]:
+    """Head and body of the one function."""
+    lines = list(_lines(ttgir))
+    head = next(i for i, text in enumerate(lines) if text.startswith("tt.func public"))
+    return lines[head], _nested(lines, head + 1)[0]
 
 
 def _lines(ttgir: str) -> Iterator[str]:
