@@ -67,7 +67,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip="What stands in for the blocks that are not computed. auto measures on your model which "
-                    "tail is most exact for each head. none drops them, as the paper does.",
+                    "tail is most exact for each head and how much it should weigh. none drops them, as the "
+                    "paper does.",
                 ),
                 io.Combo.Input(
                     "blocks",
@@ -102,8 +103,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     "keep_first_frame",
                     default=False,
                     advanced=True,
-                    tooltip="Every block always sees the first latent frame exactly; steadies image-to-video. A block spans "
-                    "several frames, so this takes up about a fifth of the blocks of an 81-frame video.",
+                    tooltip="Every block always sees the first latent frame exactly; steadies image-to-video. A block "
+                    "spans several frames, so this takes up about a fifth of the blocks of an 81-frame video.",
                 ),
                 io.Boolean.Input(
                     "keep_last_frame",

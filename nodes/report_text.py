@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..draftattn_core.charts import error_text
 from ..draftattn_core.report import EXPECTED_REASONS, DenseReason, RunReport
@@ -100,10 +101,10 @@ def _tails(report: RunReport) -> list[str]:
     if not report.tails:
         if not report.calls_sparse:
             return []
-        return ["", "The attention error was not measured: it is where `tail` is auto."]
+        return ["", "The attention error was not measured: it is where skipped blocks have a tail."]
     chosen = Counter(name for names in report.tails.values() for name in names)
     shares = ", ".join(f"{name} {count}" for name, count in chosen.most_common())
-    lines = ["", f"Tails chosen by the error probe (heads of all layers): {shares}."]
+    lines = ["", f"Tails the heads of all layers ended up with: {shares}."]
     if not report.tail_errors:
         return lines
     means = {
@@ -116,8 +117,16 @@ def _tails(report: RunReport) -> list[str]:
     for layer, errors in sorted(report.tail_errors.items()):
         heads = Counter(report.tails.get(layer, ())).most_common()
         ended = ", ".join(f"{name} ({count})" for name, count in heads) or "not chosen"
-        lines.append(f"  layer {layer}: {ended}; {_by_error(errors)}")
+        lines.append(f"  layer {layer}: {ended}{_weights(report.tail_gains.get(layer, ()))}; {_by_error(errors)}")
     return lines
+
+
+def _weights(gains: Sequence[float]) -> str:
+    """What the tail gains of a layer's heads multiply the weight of skipped blocks by."""
+    if not any(gains):
+        return ""
+    low, high = math.exp(min(gains)), math.exp(max(gains))
+    return f", skipped blocks weighed x{low:.2g}" + (f" to x{high:.2g}" if f"{high:.2g}" != f"{low:.2g}" else "")
 
 
 def _by_error(errors: Mapping[str, float]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 
@@ -38,6 +40,7 @@ def test_a_mixed_run(told) -> None:
         for step, seconds in enumerate((2.0, 1.25, 1.25)):
             report.add_evaluation(step, lambda seconds=seconds: seconds)
         report.tails[0] = ("linear1", "linear1", "mean")
+        report.tail_gains[0] = (0.0, math.log(3.25), 0.5)
         report.tail_errors[0] = {"mean": 0.3, "linear1": 0.1}
         report.tail_errors[1] = {"mean": 0.2, "linear1": 0.1}
         report.note("watch out")
@@ -53,7 +56,7 @@ def test_a_mixed_run(told) -> None:
     assert "at most 40% of the attention's time" in text
     assert "linear1 2, mean 1" in text
     assert "mean over layers: linear1 0.100, mean 0.250" in text
-    assert "  layer 0: linear1 (2), mean (1); linear1 0.100, mean 0.300\n" in text
+    assert "  layer 0: linear1 (2), mean (1), skipped blocks weighed x1 to x3.2; linear1 0.100, mean 0.300\n" in text
     assert "  layer 1: not chosen; linear1 0.100, mean 0.200\n" in text
     assert "watch out" in text
 
@@ -87,5 +90,5 @@ def test_the_predicted_saving_counts_pairs_and_the_work_of_the_tails(part) -> No
     assert text.predicted_saving(report) == pytest.approx(1 - (1 + 3 * 0.25) / 4)
 
 
-def test_with_a_tail_of_ones_own_choice_it_says_how_to_measure_the_error(told) -> None:
-    assert "`tail` is auto" in told(lambda add, report: add(0, density=0.2, seconds=0.1))
+def test_without_a_tail_it_says_where_the_error_is_measured(told) -> None:
+    assert "it is where skipped blocks have a tail" in told(lambda add, report: add(0, density=0.2, seconds=0.1))

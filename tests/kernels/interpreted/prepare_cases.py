@@ -79,6 +79,16 @@ def test_ranks_and_average_add_up_to_the_whole_covariance(
     assert off(found, total) < limit
 
 
+def test_the_tail_gain_of_each_head_is_in_its_log_counts() -> None:
+    request = make_problem(after=3).request
+    policy = Policy(tail=("linear1", "mean"), tail_gain=(0.75, -0.5))
+    _, tail, _ = triton_door.prepare(request.q, request.k, request.v, request.tables, policy, copy=False)
+    expected = make_tail(request.k, request.v, request.tables, policy.tail, gain=policy.tail_gain)
+    assert tail is not None and expected is not None
+    assert torch.equal(tail.log_count, expected.log_count)
+    assert not torch.equal(tail.log_count[0], tail.log_count[1])
+
+
 @pytest.mark.parametrize("rank", [1, 2])
 def test_the_ranks_are_leading_singular_pairs(rank: int) -> None:
     request = make_problem(heads=1).request
