@@ -7,6 +7,7 @@ temporary base folder. Standard library only.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -15,14 +16,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .comfyui_path import PACK_ROOT, ComfyUIInstall
 
-START_TIMEOUT = 180.0
+START_TIMEOUT = 600.0
 PACK_PARTS = (
     "__init__.py",
     "pyproject.toml",
@@ -58,10 +59,18 @@ class ComfyUIServer:
         install: which ComfyUI.
         models: checkpoint files to offer under models/diffusion_models.
         options: further command-line options of ComfyUI's main.py.
+        environment: further environment variables of its process.
     """
 
-    def __init__(self, install: ComfyUIInstall, models: Iterable[Path] = (), options: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        install: ComfyUIInstall,
+        models: Iterable[Path] = (),
+        options: Iterable[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.install, self.models, self.options = install, tuple(models), tuple(options)
+        self.environment = {**os.environ, **(environment or {})}
         self.base = Path()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +112,12 @@ class ComfyUIServer:
         command += ["--database-url", f"sqlite:///{(self.base / 'comfyui.db').as_posix()}", *self.options]
         with (self.base / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.install.path, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                command,
+                cwd=self.install.path,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         end = time.monotonic() + START_TIMEOUT
         while time.monotonic() < end:

@@ -137,10 +137,10 @@ class Adapter:
 
     def _say_why_not(self, call: ModelCall | None) -> None:
         """Keep the reason of a model call that has no layout, also where none of its attention reached us."""
-        if call is None or call.overruled or not isinstance(call.tokens, NoLayout):
+        if self.run is None or call is None or call.overruled or not isinstance(call.tokens, NoLayout):
             return
         if call.tokens.candidate is None:
-            self.handle.warn(call.tokens.message)
+            self.run.explain(call.tokens.reason, call.tokens.message)
 
     @staticmethod
     def _prepare(run: Run, network: Any, arguments: Mapping[str, Any], options: dict[str, Any]) -> None:
@@ -170,19 +170,19 @@ class Adapter:
                     record_again()
                     return dense()
 
-                return self._serve(self.run.session, model, recorded, HostCall(q, k, v, heads, args, kwargs), options)
+                return self._serve(self.run, model, recorded, HostCall(q, k, v, heads, args, kwargs), options)
         finally:
             model.served = False
 
     def _serve(
         self,
-        session: Session,
+        run: Run,
         model: ModelCall,
         dense: Callable[[], Tensor],
         call: HostCall,
         options: Mapping[str, Any],
     ) -> Tensor:
-        failure = None
+        session, failure = run.session, None
         try:
             place = classify(model, call, options)
             q, k, v = call.to_core()
@@ -192,9 +192,10 @@ class Adapter:
         if failure is not None:
             return session.dense(dense, failure)
         if place.reason is not None or place.tokens is None or place.position is None:
+            reason = place.reason or DenseReason.ERROR
             if place.explanation:
-                self.handle.warn(place.explanation)
-            return session.dense(dense, place.reason or DenseReason.ERROR, place.position, q, k.shape[2])
+                run.explain(reason, place.explanation)
+            return session.dense(dense, reason, place.position, q, k.shape[2])
         self.handle.grid = place.tokens.grid.as_tuple()
         return session.attention(
             q,

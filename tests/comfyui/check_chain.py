@@ -11,7 +11,7 @@ from typing import Any
 import host
 import torch
 from check_models import almost_dense
-from toy_runs import LAYERS, BrokenCore, Foreign, difference, half_dense, run, wan
+from toy_runs import LAYERS, BrokenCore, Foreign, difference, failing, half_dense, node, run, wan
 
 CHECKS, check = host.registry()
 
@@ -42,23 +42,75 @@ def _() -> None:
     assert len(handle.report.calls) == 8 * LAYERS
 
 
-@check("the host's own Model Attention Backend node after ours")
+@check("the host's own Model Attention Backend, before or after ours")
 def _() -> None:
-    patched, handle = host.apply(wan())
-    patched = patched.clone()
-    if not hasattr(patched, "set_model_optimized_attention"):
-        raise host.Absent("this ComfyUI has no set_model_optimized_attention")
-    calls = Counter()
+    import comfy.ldm.modules.attention as attention
 
-    def attention(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        import comfy.ldm.modules.attention
+    backend = node("nodes_model_advanced", "ModelAttentionBackend")()
+    calls: Counter[bool] = Counter()
+    original = attention.REGISTERED_ATTENTION_FUNCTIONS["pytorch"]
 
+    def counted(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         calls[q.shape == k.shape] += 1
-        return comfy.ldm.modules.attention.attention_pytorch(q, k, *args, **kwargs)
+        return original(q, k, *args, **kwargs)
 
-    patched.set_model_optimized_attention(attention)
-    run(patched)
-    assert handle.report.calls_sparse == 2 * LAYERS and calls == {False: 2 * LAYERS}
+    def after() -> tuple[Any, Any]:
+        patched, handle = host.apply(wan(), schedule=half_dense())
+        return backend.patch(patched, "pytorch attention")[0], handle
+
+    def before() -> tuple[Any, Any]:
+        return host.apply(backend.patch(wan(), "pytorch attention")[0], schedule=half_dense())
+
+    attention.REGISTERED_ATTENTION_FUNCTIONS["pytorch"] = counted
+    try:
+        for make in (after, before):
+            calls.clear()
+            patched, handle = make()
+            run(patched, steps=4)
+            assert handle.report.calls_sparse == 2 * LAYERS
+            assert calls == {True: 2 * LAYERS, False: 4 * LAYERS}, calls
+    finally:
+        attention.REGISTERED_ATTENTION_FUNCTIONS["pytorch"] = original
+
+
+@check("keyword arguments and options of hosts to come are passed on, and the call is served")
+def _() -> None:
+    import comfy.ldm.wan.model as wan_model
+
+    seen: list[Any] = []
+
+    def foreign(func: Any, *args: Any, unheard_of: str = "", **kwargs: Any) -> torch.Tensor:
+        seen.append((unheard_of, kwargs["transformer_options"]["new_key"]))
+        return func(*args, **kwargs)
+
+    original = wan_model.optimized_attention
+    model = Foreign.put(wan(), foreign)
+    model.model_options["transformer_options"]["new_key"] = "new value"
+    patched, handle = host.apply(model, schedule=half_dense())
+    plain = run(host.apply(wan(), schedule=half_dense())[0], steps=4)
+    wan_model.optimized_attention = lambda *args, **kwargs: original(*args, unheard_of="of tomorrow", **kwargs)
+    try:
+        out = run(patched, steps=4)
+    finally:
+        wan_model.optimized_attention = original
+    assert torch.equal(out, plain) and handle.report.calls_sparse == 2 * LAYERS
+    assert seen == [("of tomorrow", "new value")] * (6 * LAYERS)
+
+
+@check("an error of another node's attention stays that node's")
+def _() -> None:
+    class TheirError(Exception):
+        pass
+
+    model = Foreign.put(wan(), failing(TheirError("theirs")))
+    patched, handle = host.apply(model)
+    try:
+        run(patched)
+    except TheirError:
+        pass
+    else:
+        raise AssertionError("their error was swallowed")
+    assert "error" not in handle.report.calls_dense() and handle.report.notes == []
 
 
 @check("a replaced attention forward is found and named")
@@ -152,7 +204,7 @@ def _() -> None:
         seen["sparse"].add(paused[0])
         return original(*args, **kwargs)
 
-    patched, _ = host.apply(Foreign._put(wan(), dense), dense_layers=(0,))
+    patched, _ = host.apply(Foreign.put(wan(), dense), dense_layers=(0,))
     model_prefetch.pause_malloc_graph = pause_malloc_graph
     try:
         with BrokenCore(attend):

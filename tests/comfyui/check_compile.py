@@ -1,23 +1,85 @@
-"""Runs in ComfyUI's Python: torch.compile of the patched model."""
+"""Runs in ComfyUI's Python: torch.compile of the patched model, and nothing compiled again at a later step or run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import host
-from toy_runs import LAYERS, difference, run, wan
+from toy_runs import LAYERS, difference, node, run, wan
 
 CHECKS, check = host.registry()
+STEPS = 3
 
 
-@check("torch.compile of the whole model")
+def compiled_model(model: Any, backend: str) -> Any:
+    """As the host's own node makes it."""
+    return node("nodes_torch_compile", "TorchCompileModel").execute(model, backend).args[0]
+
+
+def with_compiled_blocks(model: Any) -> Any:
+    """As other packs make it: every block on its own."""
+    import torch
+
+    patched = model.clone()
+    for layer in range(LAYERS):
+        name = f"diffusion_model.blocks.{layer}"
+        patched.add_object_patch(name, torch.compile(patched.get_model_object(name), backend="eager"))
+    return patched
+
+
+def assert_compiled_once(make: Callable[[], tuple[Any, Any]]) -> None:
+    """Two runs agree with the run that is not compiled, are sparse, and make graphs in their first step only.
+
+    Args:
+        make: the compiled model and its report handle.
+    """
+    import torch._dynamo.utils
+
+    plain = run(host.apply(wan())[0], steps=STEPS)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model, handle = make()
+    graphs: list[int] = []
+    for _ in range(2):
+        out = run(model, steps=STEPS, callback=lambda *_: graphs.append(counters["stats"]["unique_graphs"]))
+        assert handle.report.calls_sparse == STEPS * LAYERS, handle.report.summary()
+        assert handle.report.notes == []
+        assert difference(out, plain) < 1e-4
+    assert graphs == [graphs[0]] * (2 * STEPS) and graphs[0] > 0, graphs
+
+
+@check("TorchCompileModel after ours, or before")
 def _() -> None:
+    def after() -> tuple[Any, Any]:
+        patched, handle = host.apply(wan())
+        return compiled_model(patched, "eager"), handle
+
+    assert_compiled_once(after)
+    assert_compiled_once(lambda: host.apply(compiled_model(wan(), "eager")))
+
+
+@check("TorchCompileModel with inductor")
+def _() -> None:
+    from torch._inductor import cpp_builder
+
     try:
-        from comfy_api.torch_helpers import set_torch_compile_wrapper
-    except ImportError:
-        raise host.Absent("this ComfyUI has no set_torch_compile_wrapper") from None
-    patched, handle = host.apply(wan())
-    plain = run(patched)
-    compiled = patched.clone()
-    set_torch_compile_wrapper(compiled, backend="eager")
-    out = run(compiled)
-    assert handle.report.calls_sparse == 2 * LAYERS, handle.report.summary()
-    assert difference(out, plain) < 1e-4
+        cpp_builder.get_cpp_compiler()
+    except Exception as reason:
+        raise host.Absent(f"inductor has no C++ compiler here: {reason}") from None
+
+    def inductor() -> tuple[Any, Any]:
+        patched, handle = host.apply(wan())
+        return compiled_model(patched, "inductor"), handle
+
+    assert_compiled_once(inductor)
+
+
+@check("blocks compiled one by one")
+def _() -> None:
+    def by_block() -> tuple[Any, Any]:
+        patched, handle = host.apply(wan())
+        return with_compiled_blocks(patched), handle
+
+    assert_compiled_once(by_block)

@@ -95,16 +95,62 @@ def _() -> None:
 @check("a LoRA on the model and a LoRA hook on one condition")
 def _() -> None:
     import comfy.hooks
+    import comfy.sd
 
-    model = wan()
-    key = "diffusion_model.blocks.0.self_attn.q.weight"
-    model.add_patches({key: ("diff", (torch.randn(128, 128) * 0.05,))})
-    hook = comfy.hooks.create_hook_lora({}, 1.0, 0.0)
+    def lora(seed: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        name = "diffusion_model.blocks.0.self_attn.q"
+        down, up = (torch.randn(shape, generator=generator) for shape in ((4, 128), (128, 4)))
+        return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+
+    model, _ = comfy.sd.load_lora_for_models(wan(), None, lora(1), 1.0, 0.0)
+    hook = comfy.hooks.create_hook_lora(lora(2), 1.0, 0.0)
+    negative = [[torch.zeros(1, 5, 64), {}]]
+    bare = run(wan(), negative=negative, cfg=3.0)
+    without = run(model, negative=negative, cfg=3.0)
     positive = comfy.hooks.set_hooks_for_conditioning(TEXT, hook)
+    more = {"positive": positive, "negative": negative, "cfg": 3.0}
+    plain = run(model, **more)
+    assert difference(without, bare) > 1e-3 and difference(plain, without) > 1e-3, "the LoRAs do nothing"
     patched, handle = host.apply(model, schedule=almost_dense())
-    more = {"positive": positive, "negative": [[torch.zeros(1, 5, 64), {}]], "cfg": 3.0}
-    assert difference(run(patched, **more), run(model, **more)) < 1e-4
-    assert set(handle.report.calls_dense()) == {"not self-attention"} and handle.report.calls_sparse >= 2 * LAYERS
+    assert difference(run(patched, **more), plain) < 1e-4
+    assert set(handle.report.calls_dense()) == {"not self-attention"}
+    # The hook keeps the two conditions apart.
+    branches = Counter(call.position.branch for call in handle.report.calls if call.position)
+    assert branches == {"cond": 2 * LAYERS, "uncond": 2 * LAYERS}
+    assert difference(run(patched, negative=negative, cfg=3.0), without) < 1e-4, "the hook outlived its run"
+
+
+@check("the host's own multi-GPU sampling, condition and uncondition on a device each")
+def _() -> None:
+    import comfy.sampler_helpers as helpers
+
+    if not hasattr(helpers, "prepare_model_patcher_multigpu_clones"):
+        raise host.Absent("this ComfyUI has no multi-GPU sampling")
+    patched, handle = host.apply(wan(), schedule=almost_dense())
+    # Two devices in name only: their tensors all lie on the CPU.
+    second = patched.clone(model_override=(wan().model, ({}, {}, {}, set())))
+    second.load_device = torch.device("cpu", 1)
+
+    def prepare(patcher: Any, loaded: Any, options: dict[str, Any]) -> list[Any]:
+        options["multigpu_clones"] = {patcher.load_device: patcher, second.load_device: second}
+        return [second]
+
+    threads: set[int] = set()
+    negative = [[torch.zeros(1, 5, 64), {}]]
+    plain = run(wan(), negative=negative, cfg=3.0, steps=4)
+    original, helpers.prepare_model_patcher_multigpu_clones = helpers.prepare_model_patcher_multigpu_clones, prepare
+    try:
+        with Spy() as spy:
+            handle.listeners.append(lambda *_: threads.add(threading.get_ident()))
+            out = run(patched, negative=negative, cfg=3.0, steps=4)
+    finally:
+        helpers.prepare_model_patcher_multigpu_clones = original
+    assert len(threads) == 2, "the host used one thread"
+    assert difference(out, plain) < 1e-4
+    branches = Counter(call["position"].branch for call in spy.calls)
+    assert branches == {"cond": 4 * LAYERS, "uncond": 4 * LAYERS}
+    assert set(handle.report.calls_dense()) == {"not self-attention"} and len(handle.report.density_map()) == 4
 
 
 @check("conditions computed in several threads at once")

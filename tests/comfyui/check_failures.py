@@ -7,7 +7,7 @@ from typing import Any
 
 import host
 import torch
-from toy_runs import LAYERS, BrokenCore, failing, run, wan
+from toy_runs import LAYERS, BrokenCore, Logged, failing, run, wan
 
 CHECKS, check = host.registry()
 
@@ -17,9 +17,11 @@ def _() -> None:
     model = wan()
     plain = run(model, steps=4)
     patched, handle = host.apply(model)
-    with BrokenCore(failing(RuntimeError("broken on purpose"))):
+    with BrokenCore(failing(RuntimeError("broken on purpose"))), Logged() as logged:
         out = run(patched, steps=4)
     assert torch.equal(out, plain)
+    assert sum("Traceback" in line for line in logged.lines) == 1, logged.lines
+    assert sum("stands aside for the rest of this run after 3 errors" in line for line in logged.lines) == 1
     dense = handle.report.calls_dense()
     assert dense["error"] == 3 and dense["stood aside after errors"] == 4 * LAYERS - 3
     assert any("broken on purpose" in note for note in handle.report.notes)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import host
 import torch
-from toy_runs import LAYERS, OVERRIDE, run, wan
+from toy_runs import LAYERS, OVERRIDE, BrokenCore, run, wan
 
 CHECKS, check = host.registry()
 
@@ -87,6 +89,54 @@ def _() -> None:
     comfy.model_management.unload_all_models()
     assert torch.equal(run(patched), first)
     assert handle.report.calls_sparse == 2 * LAYERS
+
+
+@check("two patched models, one sampled within a step of the other")
+def _() -> None:
+    (outer, outer_handle), (inner, inner_handle) = host.apply(wan(), sparsity=0.5), host.apply(wan(), sparsity=0.8)
+    alone = run(outer, steps=3), run(inner)
+    inside: list[torch.Tensor] = []
+    out = run(outer, steps=3, callback=lambda *_: inside.append(run(inner)))
+    assert torch.equal(out, alone[0]) and all(torch.equal(found, alone[1]) for found in inside)
+    assert outer_handle.report.calls_sparse == 3 * LAYERS and inner_handle.report.calls_sparse == 2 * LAYERS
+
+
+@check("tensors and tables of a run are freed at its end")
+def _() -> None:
+    kept: list[weakref.ref[Any]] = []
+    tables: list[int] = []
+    core = host.pack("draftattn_core.session")
+    original = core.attend
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = original(q, k, v, *args, **kwargs)
+        request = result.request
+        kept.extend(weakref.ref(made) for made in (q, k, v, result.out, request.keep, request.tables, request.tables.q))
+        tables.append(len(handle.session.cache))
+        return result
+
+    patched, handle = host.apply(wan(), tail="auto")
+    with BrokenCore(watched):
+        for frames in (1, 2, 3):
+            run(patched, torch.zeros(1, 16, frames, 6, 10))
+    gc.collect()
+    assert len(kept) >= 7 * 3 * 2 * LAYERS and set(tables) == {1}
+    assert not [made for made in kept if made() is not None]
+
+
+@check("a model that is dropped takes everything of ours along")
+def _() -> None:
+    patched, handle = host.apply(wan())
+    run(patched)
+    watched = [weakref.ref(made) for made in (handle, handle.session, handle.report, patched.model)]
+    del patched, handle
+    gc.collect()
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    comfy.model_management.cleanup_models_gc()
+    gc.collect()
+    assert not [made for made in watched if made() is not None]
 
 
 @check("every preset runs")

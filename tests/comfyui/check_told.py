@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import re
 from typing import Any
 
 import host
 import torch
-from toy_runs import LATENT, LAYERS, Foreign, failing, half_dense, run, wan
+import unknown_model
+from toy_runs import LATENT, LAYERS, Foreign, Logged, failing, half_dense, run, wan
 
 CHECKS, check = host.registry()
 
@@ -64,34 +65,12 @@ def _() -> None:
 
 @check("an unknown model is dense, with the reason and a remedy")
 def _() -> None:
-    flux = {
-        "image_model": "flux",
-        "in_channels": 16,
-        "out_channels": 16,
-        "patch_size": 2,
-        "vec_in_dim": 32,
-        "context_in_dim": 64,
-        "hidden_size": 128,
-        "mlp_ratio": 2.0,
-        "num_heads": 1,
-        "depth": 1,
-        "depth_single_blocks": 1,
-        "axes_dim": [16, 56, 56],
-        "theta": 10000,
-        "qkv_bias": True,
-        "guidance_embed": False,
-    }
-    import comfy.ldm.flux.model
-
-    if any(field.name == "txt_ids_dims" for field in fields(comfy.ldm.flux.model.FluxParams)):
-        flux["txt_ids_dims"] = []
     told: list[str] = []
-    model = Foreign().overwrite(host.build("FluxSchnell", flux))
-    text = [[torch.rand(1, 5, 64), {"pooled_output": torch.rand(1, 32)}]]
-    latent = torch.zeros(1, 16, 6, 10)
+    unknown = (unknown_model.LATENT, unknown_model.TEXT)
+    model = Foreign().overwrite(unknown_model.flux())
     choices = host.pack("nodes.presets").Choices()
     patched, handle = host.pack("nodes.adapter").apply_draft_attention(model, choices, told.append)
-    assert torch.equal(run(patched, latent, text), run(model, latent, text))
+    assert torch.equal(run(patched, *unknown), run(model, *unknown))
     assert set(handle.report.calls_dense()) == {"unknown token grid"}
     assert "remove the node" in told[-1]
     assert any("Flux" in note for note in handle.report.notes), handle.report.notes
@@ -109,13 +88,31 @@ def _() -> None:
     assert "BlockSparseAttention" in found.message
 
 
+@check("one line tells the story of a run")
+def _() -> None:
+    patched, handle = host.apply(wan(), schedule=half_dense(), dense_layers=(0,))
+    with Logged() as logged:
+        run(patched, steps=4)
+    line = logged.lines[-1]
+    assert line == handle.report.summary() and sum("DraftAttention" in line for line in logged.lines) == 1
+    number = r"\d+\.\d+"
+    assert re.fullmatch(
+        rf"DraftAttention: 2 of 8 self-attention calls sparse at density {number}; dense: 4 dense layer, 2 schedule; "
+        rf"executed density {number}; sparse step {number}x (faster|slower) than dense step",
+        line,
+    ), line
+    assert len(handle.report.step_seconds()) == 4
+    assert 0 < sum(handle.report.step_seconds().values()) < handle.report.seconds
+
+
 @check("strict refuses before sampling starts, and says why")
 def _() -> None:
     foreign = Foreign()
 
-    def refusal(patched: Any) -> str:
+    def refusal(patched: Any, **given: Any) -> str:
+        patched.add_wrapper_with_key("sampler_sample", "check", failing(AssertionError("sampling had begun")))
         try:
-            run(patched)
+            run(patched, **given)
         except ValueError as error:
             return str(error)
         raise AssertionError("strict let it pass")
@@ -133,6 +130,8 @@ def _() -> None:
     finally:
         strict.choose_backend = original
     assert not foreign.calls, "sampling had begun"
+    unknown, _ = host.apply(unknown_model.flux(), strict=True)
+    assert "Flux" in refusal(unknown, latent=unknown_model.LATENT, positive=unknown_model.TEXT)
     fine, handle = host.apply(wan(), strict=True)
     run(fine)
     assert handle.report.calls_sparse == 2 * LAYERS

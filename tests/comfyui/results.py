@@ -1,4 +1,4 @@
-"""Run the checks of check_*.py in a ComfyUI's own Python, one process per file, and read what came out."""
+"""Run the checks of check_*.py in a ComfyUI's own Python, one process per group of files, and read what came out."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from typing import Any
 from demo.comfyui_path import ComfyUIInstall
 
 HERE = Path(__file__).parent
-TIMEOUT = 900
-# What docs/compatibility.md shows, in this order.
-MODULES = (
-    "check_models",
-    "check_hunyuan15",
-    "check_chain",
-    "check_conditions",
-    "check_noise",
-    "check_compile",
-    "check_runs",
-    "check_failures",
-    "check_told",
-    "check_panel",
+TIMEOUT = 1800
+# One process per group and host; compiling comes last, for what it imports changes paths of ours.
+GROUPS = (
+    ("check_models", "check_hunyuan15"),
+    (
+        "check_chain",
+        "check_conditions",
+        "check_noise",
+        "check_runs",
+        "check_failures",
+        "check_told",
+        "check_panel",
+        "check_compile",
+    ),
 )
+# What docs/compatibility.md shows, in this order.
+MODULES = tuple(module for group in GROUPS for module in group)
 
 
 def names(module: str) -> list[str]:
@@ -37,16 +40,22 @@ def names(module: str) -> list[str]:
     return [str(ast.literal_eval(call.args[0])) for call in made]
 
 
-@lru_cache
 def results(install: ComfyUIInstall, module: str, folder: Path) -> dict[str, Any]:
-    """Outcomes by name of the check, as run_checks.py writes them; under "" why it wrote nothing.
+    """Outcomes by name of the module's checks, as run_checks.py writes them; under "" why it wrote nothing.
 
     Args:
         folder: where the process runs and writes.
     """
-    out = folder / f"{module}-{install.path.name}.json"
+    group = next(group for group in GROUPS if module in group)
+    found = _run(install, group, folder)
+    return {name: found[name] for name in ("", *names(module)) if name in found}
+
+
+@lru_cache
+def _run(install: ComfyUIInstall, modules: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    out = folder / f"{modules[0]}-{install.path.name}.json"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    command = [str(install.python), str(HERE / "run_checks.py"), str(install.path), module, str(out)]
+    command = [str(install.python), str(HERE / "run_checks.py"), str(install.path), ",".join(modules), str(out)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
     if not out.exists():
         return {"": f"ComfyUI {install.version} did not start:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"}

@@ -1,6 +1,6 @@
-"""Runs in ComfyUI's Python: python run_checks.py COMFYUI MODULE OUT.json [NAME...]
+"""Runs in ComfyUI's Python: python run_checks.py COMFYUI MODULE[,MODULE...] OUT.json [NAME...]
 
-Runs the CHECKS of a module; writes {"version": ..., "results": {name: {"outcome", "detail", "seconds"}}}.
+Runs the CHECKS of the modules; writes {"version": ..., "results": {name: {"outcome", "detail", "seconds"}}}.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    comfyui, module, out, *names = sys.argv[1:]
+    comfyui, modules, out, *names = sys.argv[1:]
     sys.path.insert(0, str(Path(__file__).parent))
     import host
 
@@ -22,7 +22,8 @@ def main() -> None:
     from comfyui_version import __version__
 
     results: dict[str, dict[str, object]] = {}
-    for name, check in importlib.import_module(module).CHECKS.items():
+    checks = [item for module in modules.split(",") for item in importlib.import_module(module).CHECKS.items()]
+    for name, check in checks:
         if names and name not in names:
             continue
         began = time.perf_counter()

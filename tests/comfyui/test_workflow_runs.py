@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from demo.comfyui_server import ComfyUIServer
 from demo.workflow_check import to_api
 
 HERE = Path(__file__).parent
+PACKS = HERE / "packs"
 INSTALLS = find_all_comfyui()
 PATHS = sorted(path for path in (PACK_ROOT / "workflows").glob("*.json") if path.stem != "demo_tiny_wan")
 # Wan: 5 x 12 x 16 tokens, the 5B model a quarter of that, HunyuanVideo 1.5 as many as Wan (its patch is one token).
@@ -37,11 +37,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     paths = made / "paths.yaml"
     paths.write_text(
-        f"tiny:\n  base_path: {made}\n  diffusion_models: diffusion_models\n  loras: loras\n  custom_nodes: nodes\n",
+        f"tiny:\n  base_path: {made}\n  diffusion_models: diffusion_models\n  loras: loras\n  custom_nodes: {PACKS}\n",
         encoding="utf-8",
     )
-    (made / "nodes").mkdir()
-    shutil.copy(HERE / "stand_in_nodes.py", made / "nodes" / "stand_in_nodes.py")
     with ComfyUIServer(install, options=["--extra-model-paths-config", str(paths)]) as started:
         (started.base / "input").mkdir(exist_ok=True)
         Image.new("RGB", (128, 96), (90, 120, 60)).save(started.base / "input" / "example.png")

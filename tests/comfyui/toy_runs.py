@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,7 @@ class Foreign:
             self.calls[q.shape == k.shape] += 1
             return func(q, k, *args, **kwargs)
 
-        return self._put(model, override)
+        return self.put(model, override)
 
     def chain(self, model: Any) -> Any:
         """As a well-behaved node does: what was there stays in the chain."""
@@ -66,23 +67,45 @@ class Foreign:
                 return previous(func, q, k, *args, **kwargs)
             return func(q, k, *args, **kwargs)
 
-        return self._put(model, override)
+        return self.put(model, override)
 
     @staticmethod
-    def _put(model: Any, override: Any) -> Any:
+    def put(model: Any, override: Any) -> Any:
+        """A clone with this override."""
         patched = model.clone()
-        options = patched.model_options["transformer_options"] = dict(patched.model_options["transformer_options"])
+        options = dict(patched.model_options.get("transformer_options", {}))
+        patched.model_options["transformer_options"] = options
         options[OVERRIDE] = override
         return patched
 
 
 def failing(error: BaseException) -> Any:
-    """Choices of a run whose backend raises."""
+    """A function that raises, whatever it is called with."""
 
-    def attend(*args: Any, **kwargs: Any) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> Any:
         raise error
 
-    return attend
+    return fail
+
+
+class Logged:
+    """Lines the pack logs within a `with` block, from INFO on."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.logger = logging.getLogger(host.PACK)
+
+    def __enter__(self) -> Logged:
+        self.handler = logging.Handler()
+        self.handler.emit = lambda record: self.lines.append(record.getMessage())  # type: ignore[method-assign]
+        self.level = self.logger.level
+        self.logger.setLevel(logging.INFO)
+        self.logger.addHandler(self.handler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.removeHandler(self.handler)
+        self.logger.setLevel(self.level)
 
 
 class BrokenCore:

@@ -1,15 +1,22 @@
-"""A node pack for tests only: stands in for the text encoders and VAEs, whose files no test machine has.
+"""A node pack for tests only: stands in for files that no test machine has, and for other packs.
 
 `StandInTextEncoder` and `StandInVAE` load nothing; their objects answer the host's own CLIPTextEncode, VAEDecode,
-VAEDecodeTiled and WanImageToVideo.
+VAEDecodeTiled and WanImageToVideo. `StandInModel` is a toy model with its conditioning, of a kind we know or not;
+`StandInForeignAttention` overwrites a model's attention, as other packs do.
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1]))
+import toy_runs
+import unknown_model
 
 WIDTHS = {"wan": (4096, 0), "hunyuan_video": (64, 768), "hunyuan_video_15": (64, 0)}
 
@@ -79,4 +86,39 @@ class StandInVAE:
         return (VAE(),)
 
 
-NODE_CLASS_MAPPINGS = {"StandInTextEncoder": StandInTextEncoder, "StandInVAE": StandInVAE}
+class StandInModel:
+    RETURN_TYPES = ("MODEL", "CONDITIONING")
+    FUNCTION = "make"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"kind": (["Wan", "unknown"],)}}
+
+    def make(self, kind: str) -> tuple[Any, Any]:
+        if kind == "unknown":
+            return unknown_model.flux(), unknown_model.TEXT
+        return toy_runs.wan(), toy_runs.TEXT
+
+
+class StandInForeignAttention:
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model: Any) -> tuple[Any]:
+        def attention(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+            return func(*args, **kwargs)
+
+        patched = model.clone()
+        options = dict(patched.model_options.get("transformer_options", {}))
+        patched.model_options["transformer_options"] = {**options, "optimized_attention_override": attention}
+        return (patched,)
+
+
+NODES = (StandInTextEncoder, StandInVAE, StandInModel, StandInForeignAttention)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
