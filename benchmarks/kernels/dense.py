@@ -46,10 +46,9 @@ def _clocks(a: Tensor, b: Tensor) -> Row:
         a @ b
     command = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw", "--format=csv,noheader,nounits", "--id=0"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split(",")
-        row = Row(
-            "ceiling", CLOCK, "timed", value=float(said[0]), note=f"memory {said[1].strip()} MHz, {said[2].strip()} W"
-        )
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        sm, memory, power = (value.strip() for value in said.split(",")[:3])
+        row = Row("ceiling", CLOCK, "timed", value=float(sm), note=f"memory {memory} MHz, {power} W")
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         row = Row("ceiling", CLOCK, "failed", note=first_line(error))
     torch.cuda.synchronize()
@@ -83,14 +82,7 @@ def dense_rows(shape: Shape, qkv: QKV, clock: Clock) -> Iterator[Row]:
         row = Row("dense", name, "failed", shape.name, density=1.0, executed=1.0, flops=shape.flops)
         row = replace(row, io_bytes=shape.bytes)
         poison(q)
-        row = measured(
-            row,
-            run,
-            clock,
-            off=lambda out: relative(out[0][:, rows], truth),
-            limit=FULL_SIZE_LIMITS[q.dtype],
-            memory=True,
-        )
+        row = measured(row, run, clock, off=off, limit=limit, memory=True)
         if row.status == "failed" and any(said in row.note for said in _NO_KERNEL):
             row = replace(row, status="skipped", note="torch has no kernel of this backend for the call")
         yield row
