@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..draftattn_core.charts import report_sheet
 from .apply import CATEGORY, Report
 from .pictures import to_image
-from .report_text import report_text
+from .report_text import predicted_saving, report_text
 from .runs import ReportHandle
 
 
@@ -59,7 +59,8 @@ class DraftAttentionReport(io.ComfyNode):
         run = report.report
         text = report_text(run)
         if save_json:
-            text += f"\n\nSaved as {_save(run.to_dict(), filename_prefix)}"
+            values = {**run.to_dict(), "predicted_saving": predicted_saving(run)}
+            text += f"\n\nSaved as {_save(values, filename_prefix)}"
         picture = to_image(report_sheet(run))
         shown = ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(text, picture, ui={**shown, "text": (text,)})
