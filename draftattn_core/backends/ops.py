@@ -18,8 +18,9 @@ from .reference import attend_reference
 from .request import AttendRequest, new_output
 
 
-@torch.library.custom_op("draftattention::attend", mutates_args=())
-def attend_op(
+@torch.library.custom_op("draftattention::attend", mutates_args=("out",))
+def attend_into(
+    out: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -40,10 +41,11 @@ def attend_op(
     q_block: int,
     k_block: int,
     in_order: bool,
-) -> Tensor:
-    """Output (B, H, L, D) of attention over kept block pairs; arguments as in `AttendRequest` and `Tail`.
+) -> None:
+    """Attention over kept block pairs; arguments as in `AttendRequest` and `Tail`.
 
     Args:
+        out: (B, H, L, D) to write, any strides.
         lists, counts: (B, H, q blocks, k blocks) and (B, H, q blocks) int32, `keep` as lists, if they are at hand.
         in_order: k and v hold tokens in block order already.
     """
@@ -53,18 +55,19 @@ def attend_op(
     if triton_door.runs_on(q):
         geometry = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm)
         selected = None if lists is None or counts is None else (lists, counts)
-        return triton_door.attend(q, k, v, geometry, keep, selected, tail, key_bias, scale, in_order)
+        triton_door.attend(q, k, v, geometry, keep, selected, tail, key_bias, scale, in_order, out)
+        return
     after = q.shape[2] - video_tokens - extra_before
     layout = Layout(TokenGrid(1, 1, video_tokens), extra_before, after, q_block, k_block, order="raster")
     tables = replace(build_tables(layout, q.device), perm=perm, inverse=torch.argsort(perm))
     if in_order:
         k, v = k.index_select(2, tables.inverse), v.index_select(2, tables.inverse)
-    return attend_reference(AttendRequest(q, k, v, tables, keep, tail, key_bias, scale))
+    out.copy_(attend_reference(AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)))
 
 
-@attend_op.register_fake
-def _(q: Tensor, *_: object) -> Tensor:
-    return new_output(q)
+@attend_into.register_fake
+def _(*_: object) -> None:
+    return None
 
 
 def call_op(
@@ -72,17 +75,21 @@ def call_op(
     *,
     lists: tuple[Tensor, Tensor] | None = None,
     in_order: tuple[Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """The op for a request.
+    """Output (B, H, L, D) of a request by the op.
 
     Args:
         lists: its selection as lists and counts, if they are at hand.
         in_order: copies of k and v in block order, read instead of them.
+        out: where to write it; None makes it.
     """
+    out = new_output(request.q) if out is None else out
     layout, tail = request.tables.layout, request.tail
     k, v = (request.k, request.v) if in_order is None else in_order
     parts = (None,) * 6 if tail is None else (tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w)
-    out: Tensor = attend_op(
+    attend_into(
+        out,
         request.q,
         k,
         v,

@@ -7,10 +7,7 @@ kernel, a kernel that does not compile or does not fit, or one whose one-time ch
 from __future__ import annotations
 
 import functools
-import logging
 import re
-import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,16 +17,16 @@ from ..grid import TokenGrid
 from ..layout import Layout, LayoutTables, build_tables
 from ..policy import Policy
 from ..selection import select_from_draft
-from ..tail import expand_blocks
+from ..tail import Tail, expand_blocks
 from . import triton_door
+from .head_groups import head_groups
 from .ops import call_op
 from .reference import attend_reference
-from .request import AttendRequest, BackendFailure
+from .request import AttendRequest, BackendFailure, new_output
+from .trust import OUT_OF_MEMORY, Trust, compiler_failed, in_short, kernel_key
 
 if TYPE_CHECKING:
     from .registry import Problem
-
-log = logging.getLogger(__name__)
 
 OLDEST_TRITON = (3, 3)
 HEAD_DIMS = (64, 128)
@@ -38,44 +35,7 @@ BLOCKS = (64, 128)
 _CHECK_LIMIT = 2e-2
 
 
-@dataclass
-class Trust:
-    """Which kernels have shown that they are right, and why others must not be used. Safe to share between threads.
-
-    Attributes:
-        verdicts: per (device, type, head size, blocks), None for a kernel that passed its check, or what is wrong.
-    """
-
-    verdicts: dict[tuple[object, ...], str | None] = field(default_factory=dict)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-
-    def reason_against(self, problem: Problem) -> str | None:
-        """Why the kernels cannot be used for `problem`; the first call per kernel runs the check."""
-        key = self._key(problem.device, problem.dtype, problem.head_dim, problem.q_block, problem.k_block)
-        with self._lock:
-            if key not in self.verdicts:
-                # The check itself calls the kernels; it must not ask for itself.
-                self.verdicts[key] = None
-                self.verdicts[key] = check(problem)
-            return self.verdicts[key]
-
-    def withdraw(self, kernel: tuple[torch.device, torch.dtype, int, int, int], reason: str) -> None:
-        """Stop using the kernels for such problems; says so once."""
-        key = self._key(*kernel)
-        with self._lock:
-            if self.verdicts.get(key) is None:
-                self.verdicts[key] = reason
-                log.warning("DraftAttention does without its Triton kernels: %s", reason)
-
-    @staticmethod
-    def _key(device: torch.device, *kernel: object) -> tuple[object, ...]:
-        index = device.index
-        if device.type == "cuda" and index is None:
-            index = torch.cuda.current_device()
-        return (device.type, index, *kernel)
-
-
-_TRUST = Trust()
+_TRUST = Trust("its Triton kernels")
 
 
 @functools.cache
@@ -91,16 +51,17 @@ def triton_missing() -> str | None:
     try:
         triton_door.kernel_module("attend_pointer")
     except Exception as error:
-        return f"the kernels cannot be imported: {type(error).__name__}: {error}"
+        return f"the kernels cannot be imported: {in_short(error)}"
     return None
 
 
 def triton_refuses(problem: Problem) -> str | None:
     """Why the kernels cannot serve `problem`, in words a user can act on; None if they can."""
+    kernel = kernel_key(problem.device, problem.dtype, problem.head_dim, problem.q_block, problem.k_block)
     if problem.device.type != "cuda":
         if problem.device.type != "cpu" or triton_missing() is not None or not triton_door.interpreted():
             return f"its kernels run on NVIDIA and AMD GPUs, not on {problem.device.type}"
-        return None
+        return _TRUST.reason_against(kernel, lambda: None)
     missing = triton_missing()
     if missing is not None:
         return missing
@@ -115,7 +76,7 @@ def triton_refuses(problem: Problem) -> str | None:
         triton_door.kernel_module("configs").attend_config(name, problem.head_dim, 0)
     except ValueError as error:
         return str(error)
-    return _TRUST.reason_against(problem)
+    return _TRUST.reason_against(kernel, lambda: check(problem))
 
 
 def attend_triton(request: AttendRequest) -> Tensor:
@@ -138,18 +99,59 @@ def run_triton(
         BackendFailure: if a kernel does not compile for this device or does not fit on it; the registry knows by then.
     """
     try:
-        draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True)
-        selected = triton_door.select(draft, tables, policy, scale)
-        request = AttendRequest(q, k, v, tables, selected.keep, tail, key_bias, scale)
-        return call_op(request, lists=(selected.lists, selected.counts), in_order=in_order), request
+        return _whole_call(q, k, v, tables, policy, key_bias, scale)
     except Exception as error:
-        # Triton's errors of compilation and of resources; anything else is a bug and not ours to hide.
-        if not type(error).__module__.startswith("triton."):
+        # Anything else is a bug and not ours to hide.
+        if not compiler_failed(error):
             raise
         layout = tables.layout
-        reason = f"a kernel does not run on {q.device}: {type(error).__name__}: {str(error).strip()[:200]}"
-        _TRUST.withdraw((q.device, q.dtype, q.shape[3], layout.q_block, layout.k_block), reason)
+        reason = f"a kernel does not run on {q.device}: {in_short(error)}"
+        _TRUST.withdraw(kernel_key(q.device, q.dtype, q.shape[3], layout.q_block, layout.k_block), reason)
         raise BackendFailure(reason) from error
+
+
+def _whole_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: LayoutTables,
+    policy: Policy,
+    key_bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, AttendRequest]:
+    """`run_triton`, a group of heads after the other; errors as they come."""
+    out, heads = new_output(q), q.shape[1]
+    keeps, tails = [], []
+    for part in head_groups(tables.layout, q.shape[0], heads):
+        draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True, part=part)
+        selected = triton_door.select(draft, tables, policy, scale, heads=heads, part=part)
+        request = AttendRequest(q[:, part], k[:, part], v[:, part], tables, selected.keep, tail, key_bias, scale)
+        call_op(request, lists=(selected.lists, selected.counts), in_order=in_order, out=out[:, part])
+        keeps.append(selected.keep)
+        tails.append(tail)
+        # Freed before the next group asks for the same.
+        del draft, in_order, selected, request
+    keep = keeps[0] if len(keeps) == 1 else torch.cat(keeps, dim=1)
+    return out, AttendRequest(q, k, v, tables, keep, _joined(tails), key_bias, scale)
+
+
+def _joined(tails: list[Tail | None]) -> Tail | None:
+    """The tail of all heads from those of groups, which have the same parts."""
+    known = [tail for tail in tails if tail is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+
+    def join(*parts: Tensor | None) -> Tensor | None:
+        found = [part for part in parts if part is not None]
+        return torch.cat(found, dim=1) if found else None
+
+    log_count = torch.cat([tail.log_count for tail in known])
+    k_mean, v_mean = (
+        torch.cat([tail.k_mean for tail in known], dim=1),
+        torch.cat([tail.v_mean for tail in known], dim=1),
+    )
+    cov, u, w = (join(*(getattr(tail, name) for tail in known)) for name in ("cov", "u", "w"))
+    return Tail(log_count, k_mean, v_mean, cov, u, w)
 
 
 def _off(found: Tensor, expected: Tensor) -> float:
@@ -171,7 +173,7 @@ def _tail_error(request: AttendRequest) -> float:
 
 
 def check(problem: Problem) -> str | None:
-    """Run a small call and compare it with the reference; what is wrong, or None."""
+    """Run a small call and compare it with the reference; what is wrong, or None. Raises where memory is short."""
     layout = Layout(TokenGrid(3, 9, 13), 7, 30, problem.q_block, problem.k_block)
     tables = build_tables(layout, problem.device)
     policy = Policy(density=0.4, tail="linear1")
@@ -181,15 +183,17 @@ def check(problem: Problem) -> str | None:
     key_bias = torch.linspace(-2, 0, layout.extra, device=problem.device)[None]
     scale = float(problem.head_dim) ** -0.5
     try:
-        out, request = run_triton(q, k, v, tables, policy, key_bias, scale)
+        out, request = _whole_call(q, k, v, tables, policy, key_bias, scale)
         gathered = attend_triton(request)
         draft, _, _ = triton_door.prepare(q, k, v, tables, policy, copy=False)
         expected_keep = select_from_draft(draft, tables, policy, scale)
         truth = attend_reference(request)
         errors = [_off(out, truth), _off(gathered, truth), _tail_error(request)]
         pairs = int((request.keep ^ expected_keep).sum())
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:
-        return f"a kernel does not run on {problem.device}: {type(error).__name__}: {str(error).strip()[:200]}"
+        return f"a kernel does not run on {problem.device}: {in_short(error)}"
     if pairs:
         return f"its selection differs from the reference's in {pairs} block pairs on {problem.device}"
     if not max(errors) < _CHECK_LIMIT:

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..draft import Draft, draft_logits
+from ..draft import Draft, draft_logits, spread_of_heads
 from ..layout import LayoutTables
 from ..policy import Policy, head_densities, head_tails, tail_rank
 from ..selection import forced_blocks
 from ..tail import Tail, log_counts
+from ..transfer import per_head
 
 # Plain power iterations in the kernel, where the core iterates with more rows: it takes more of them to get as close.
 POWER_ITERATIONS = 6
@@ -87,8 +88,9 @@ def attend(
     key_bias: Tensor | None,
     scale: float,
     in_order: bool,
-) -> Tensor:
-    """Launch `attend`; makes the lists if they are not given."""
+    out: Tensor,
+) -> None:
+    """Launch `attend` into `out`; makes the lists if they are not given."""
     if lists is None:
         selected = kernel_module("select").lists_of(keep)
         keep, lists = selected.keep, (selected.lists, selected.counts)
@@ -99,30 +101,39 @@ def attend(
     config = kernel_module("configs").attend_config(
         architecture(q.device), q.shape[3], 0 if tail is None else tail.ranks
     )
-    out: Tensor = kernel_module("attend_pointer").attend_pointer(
-        q, k, v, shape, *lists, keep, pooled, key_bias, scale, config, in_order=in_order
+    kernel_module("attend_pointer").attend_pointer(
+        q, k, v, shape, *lists, keep, pooled, key_bias, scale, config, in_order=in_order, out=out
     )
-    return out
 
 
 def prepare(
-    q: Tensor, k: Tensor, v: Tensor, tables: LayoutTables, policy: Policy, *, copy: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: LayoutTables,
+    policy: Policy,
+    *,
+    copy: bool,
+    part: slice = slice(None),
 ) -> tuple[Draft, Tail | None, tuple[Tensor, Tensor] | None]:
-    """Draft, tail (its products' operands in the dtype of q) and, if asked, K and V in block order."""
+    """Draft, tail (its products' operands in the dtype of q) and, if asked, K and V in block order.
+
+    `part` names the heads that are wanted; q, k, v and the policy are those of all.
+    """
     module, config = kernel_module("prepare"), kernel_module("configs").PrepareConfig()
     shape, heads, device = geometry_of(tables), q.shape[1], q.device
     names = head_tails(policy.tail, heads)
     log_count = ranks = None
     if policy.has_tail:
-        drops = torch.tensor([name == "none" for name in names]).to(device, non_blocking=True)
-        counts = tables.k.counts[: tables.k.video]
-        log_count = log_counts(counts, policy.tail_gain, heads).masked_fill(drops[:, None], -torch.inf).contiguous()
+        drops = per_head([name == "none" for name in names[part]], device, torch.bool)
+        counts = log_counts(tables.k.counts[: tables.k.video], policy.tail_gain, heads)[part]
+        log_count = counts.masked_fill(drops[:, None], -torch.inf).contiguous()
     if any(name.startswith("linear") for name in names):
-        used = [tail_rank(name) if name.startswith("linear") else -1 for name in names]
-        ranks = torch.tensor(used, dtype=torch.int32).to(device, non_blocking=True)
+        used = [tail_rank(name) if name.startswith("linear") else -1 for name in names[part]]
+        ranks = per_head(used, device, torch.int32)
     keys = module.prepare_keys(
-        k,
-        v,
+        k[:, part],
+        v[:, part],
         shape,
         config,
         log_count=log_count,
@@ -131,7 +142,8 @@ def prepare(
         copy=copy,
         iterations=POWER_ITERATIONS,
     )
-    draft = Draft(module.prepare_queries(q, shape, config), keys.k_mean, keys.spread if policy.spread else None)
+    q_mean = module.prepare_queries(q[:, part], shape, config)
+    draft = Draft(q_mean, keys.k_mean, spread_of_heads(keys.spread, policy.spreads(heads)[part]))
     tail = None
     if keys.tail is not None:
         x = keys.tail
@@ -139,39 +151,55 @@ def prepare(
     return draft, tail, (keys.k, keys.v) if copy else None
 
 
-def select(draft: Draft, tables: LayoutTables, policy: Policy, scale: float) -> Any:
-    """`kernels.select.Selected` of a call: what `select_from_draft` keeps."""
-    return select_scores(draft_logits(draft, tables, scale), tables, policy)
+def select(
+    draft: Draft,
+    tables: LayoutTables,
+    policy: Policy,
+    scale: float,
+    *,
+    heads: int | None = None,
+    part: slice = slice(None),
+) -> Any:
+    """`kernels.select.Selected` of a call: what `select_from_draft` keeps; of `part` of `heads` if `draft` is."""
+    return select_scores(draft_logits(draft, tables, scale), tables, policy, heads=heads, part=part)
 
 
-def select_scores(scores: Tensor, tables: LayoutTables, policy: Policy, **options: int) -> Any:
+def select_scores(
+    scores: Tensor,
+    tables: LayoutTables,
+    policy: Policy,
+    *,
+    heads: int | None = None,
+    part: slice = slice(None),
+    **options: int,
+) -> Any:
     """`select_blocks` by kernels, extra blocks and lists included. The same budgets, floors and promises."""
-    _, heads, rows, columns = scores.shape
-    densities = head_densities(policy.density, heads)
+    rows, columns = scores.shape[2:]
+    densities = head_densities(policy.density, scores.shape[1] if heads is None else heads)[part]
     forced, device = forced_blocks(tables, policy), scores.device
     run = functools.partial(
         kernel_module("select").select, scores, forced, geometry_of(tables), policy.method, **options
     )
     fewest = 1 if policy.drops else 0
 
-    def per_head(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32).to(device, non_blocking=True)
+    def integers(values: list[int]) -> Tensor:
+        return per_head(values, device, torch.int32)
 
     def least(wanted: list[int]) -> Tensor:
-        counts = per_head([max(fewest, count) for count in wanted])
+        counts = integers([max(fewest, count) for count in wanted])
         return torch.maximum(counts[:, None], forced.sum(-1, dtype=torch.int32)).contiguous()
 
     if policy.method == "draft":
         entries = rows * columns
         dropped = [int((1.0 - d) * entries) for d in densities]
         # The smallest of those kept is the largest of those dropped; with none dropped it is the smallest of all.
-        return run(head_counts=per_head([min(entries, entries - k + 1) for k in dropped]), rescue=policy.drops)
+        return run(head_counts=integers([min(entries, entries - k + 1) for k in dropped]), rescue=policy.drops)
     if policy.method == "top_p":
         return run(row_counts=least([math.ceil(policy.floor * d * columns) for d in densities]), top_p=policy.top_p)
     if policy.method == "row":
         return run(row_counts=least([round(d * columns) for d in densities]))
     promised = least([math.floor(policy.floor * d * columns) for d in densities])
     budgets = torch.maximum(
-        per_head([round(d * rows * columns) for d in densities]), promised.sum(-1, dtype=torch.int32)
+        integers([round(d * rows * columns) for d in densities]), promised.sum(-1, dtype=torch.int32)
     )
     return run(row_counts=promised, head_counts=budgets)

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from draftattn_core.attention import attend
-from draftattn_core.backends.ops import attend_op, call_op
+from draftattn_core.backends.ops import attend_into, call_op
 from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
+from draftattn_core.backends.request import AttendRequest, new_output
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout
 from draftattn_core.policy import Policy
@@ -36,21 +36,50 @@ def around(q: Tensor, k: Tensor, v: Tensor, perm: Tensor, keep: Tensor, parts: l
     """A piece of a model with the op in its middle."""
     video = q.shape[2] - EXTRA
     arguments = (None, None, *parts, None, 0.25, video, 0, 16, 16, False)
-    out = attend_op(q * 2, k, v, perm, keep, *arguments)
+    q = q * 2
+    out = new_output(q)
+    attend_into(out, q, k, v, perm, keep, *arguments)
     return out.transpose(1, 2).flatten(2).relu()
+
+
+def inputs_of(frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    request = request_of(frames)
+    tail = request.tail
+    assert tail is not None and tail.cov is not None and tail.u is not None and tail.w is not None
+    parts = [tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w]
+    return request.q, request.k, request.v, request.tables.perm, request.keep, parts
 
 
 def test_compiles_without_a_break_and_once_for_all_lengths() -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(around, backend=counter, fullgraph=True, dynamic=True)
     for frames in (3, 4, 6):
-        request = request_of(frames)
-        tail = request.tail
-        assert tail is not None and tail.cov is not None and tail.u is not None and tail.w is not None
-        parts = [tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w]
-        inputs = (request.q, request.k, request.v, request.tables.perm, request.keep, parts)
+        inputs = inputs_of(frames)
         assert torch.allclose(compiled(*inputs), around(*inputs), atol=1e-6)
     assert counter.frame_count == 1
+
+
+def test_a_length_that_is_marked_dynamic_stays_so() -> None:
+    """`mark_dynamic` raises if anything on the way ties the graph to one length."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(around, backend=counter, fullgraph=True)
+    for frames in (3, 4):
+        inputs = q, k, v, perm, keep, parts = inputs_of(frames)
+        for x in (q, k, v, keep):
+            torch._dynamo.mark_dynamic(x, 2)
+        torch._dynamo.mark_dynamic(keep, 3)
+        torch._dynamo.mark_dynamic(perm, 0)
+        torch._dynamo.mark_dynamic(parts[0], 1)
+        for x in (parts[1], parts[2], parts[4], parts[5]):
+            torch._dynamo.mark_dynamic(x, 2)
+        assert torch.allclose(compiled(*inputs), around(*inputs), atol=1e-6)
+    assert counter.frame_count == 1
+
+
+def test_runs_in_inference_mode() -> None:
+    with torch.inference_mode():
+        request = request_of(3)
+        assert torch.equal(call_op(request), attend_reference(request))
 
 
 def test_op_passes_torchs_own_checks() -> None:
@@ -60,7 +89,7 @@ def test_op_passes_torchs_own_checks() -> None:
     parts = (None, None, tail.log_count, tail.k_mean, tail.v_mean, None, None, None, None)
     arguments = (request.q, request.k, request.v, request.tables.perm, request.keep, *parts)
     torch.library.opcheck(
-        attend_op,
-        (*arguments, 0.25, request.tables.layout.grid.tokens, 0, 16, 16, False),
+        attend_into,
+        (new_output(request.q), *arguments, 0.25, request.tables.layout.grid.tokens, 0, 16, 16, False),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -15,7 +15,8 @@ from draftattn_core.attention import attend
 from draftattn_core.backends import registry, triton_backend, triton_door
 from draftattn_core.backends.registry import Backend, NoBackendError, Problem, attend_torch, choose_backend
 from draftattn_core.backends.request import BackendFailure
-from draftattn_core.backends.triton_backend import Trust, triton_missing, triton_refuses
+from draftattn_core.backends.triton_backend import triton_missing, triton_refuses
+from draftattn_core.backends.trust import Trust
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout
 from draftattn_core.policy import Policy
@@ -29,7 +30,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 as far as refusals look at it, whose kernels pass their check."""
     monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_90")
-    monkeypatch.setattr(triton_backend, "_TRUST", Trust())
+    monkeypatch.setattr(triton_backend, "_TRUST", Trust("kernels"))
     monkeypatch.setattr(triton_backend, "check", lambda problem: None)
 
 
