@@ -47,7 +47,7 @@ def _finish(acc, top, total, out_ptr, lse_ptr, rows, valid, o_n, o_d, DIM: tl.co
     divisor = tl.where(total == 0.0, 1.0, total)
     tl.store(
         out_ptr + row_offsets(rows, o_n)[:, None] + dims[None, :] * o_d,
-        (acc / divisor[:, None]).to(out_ptr.dtype.element_ty),
+        (acc * (1.0 / divisor)[:, None]).to(out_ptr.dtype.element_ty),
         mask=valid[:, None],
     )
     if LSE:
