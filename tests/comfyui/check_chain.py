@@ -141,10 +141,14 @@ def _() -> None:
     assert handle.report.calls_sparse == 2 * LAYERS and handle.report.notes == []
 
 
-@check("InfiniteTalk's audio attention stays what it was")
+@check("Multi/InfiniteTalk: self-attention sparse, the audio's attention as it was, one and two speakers")
 def _() -> None:
     try:
-        from comfy.ldm.wan.model_multitalk import MultiTalkCrossAttnPatch, SingleStreamMultiAttention
+        from comfy.ldm.wan.model_multitalk import (
+            MultiTalkCrossAttnPatch,
+            MultiTalkGetAttnMapPatch,
+            SingleStreamMultiAttention,
+        )
     except ImportError:
         raise host.Absent("this ComfyUI has no InfiniteTalk") from None
     import comfy.ops
@@ -163,14 +167,25 @@ def _() -> None:
         def models(self) -> list[Any]:
             return []  # nothing for the host to load
 
-    model = wan()
-    model.set_model_patch(Patch(SimpleNamespace(model=SimpleNamespace(blocks=blocks))), "attn2_patch")
-    model.model_options["transformer_options"]["audio_embeds"] = torch.rand(1, 3, 4, 32, generator=generator)
-    patched, handle = host.apply(model, schedule=almost_dense())
-    plain = run(model)
-    assert not torch.equal(plain, run(wan())), "the audio does nothing"
-    assert difference(run(patched), plain) < 1e-4
-    assert handle.report.calls_sparse == 2 * LAYERS
+    outputs = []
+    for speakers in (1, 2):
+        model = wan()
+        # The first frame's 3x5 tokens: left half one speaker, right half the other.
+        masks = None if speakers == 1 else torch.tensor([[1, 1, 0, 0, 0] * 3, [0, 0, 0, 1, 1] * 3]).float()
+        patch = Patch(SimpleNamespace(model=SimpleNamespace(blocks=blocks)), ref_target_masks=masks)
+        model.set_model_patch(patch, "attn2_patch")
+        model.set_model_patch(MultiTalkGetAttnMapPatch(masks), "attn1_patch")
+        embeds = torch.rand(1, 3, 4 * speakers, 32, generator=generator)
+        model.model_options["transformer_options"]["audio_embeds"] = embeds
+        patched, handle = host.apply(model, schedule=almost_dense())
+        plain = run(model)
+        assert difference(run(patched), plain) < 1e-4, speakers
+        assert handle.report.calls_sparse == 2 * LAYERS
+        # The audio's attention takes no transformer_options, so it reaches no node; what we see besides is the text's.
+        assert handle.report.calls_dense() == {"not self-attention": 2 * LAYERS}
+        outputs.append(plain)
+    silent = run(wan())
+    assert not any(torch.equal(out, silent) for out in outputs) and not torch.equal(*outputs), "the audio does nothing"
 
 
 @check("the host's record of allocations stops for our calls, not for its own")
