@@ -49,6 +49,14 @@ def test_a_child_that_never_answers_is_stopped() -> None:
     assert child._process.poll() is not None
 
 
+def test_no_child_outlives_its_bench() -> None:
+    child = Child(work_of("DEADLOCKS"), "cpu")
+    assert child._process.stdin is not None
+    child._process.stdin.write("go\n")
+    child._process.stdin.close()
+    assert child._process.wait(300) == 1
+
+
 def test_a_child_that_dies_leaves_its_rows_and_its_last_words() -> None:
     outcome = Child(work_of("DIES"), "cpu").work(300.0)
     assert outcome.verdict.startswith("exit code 7")

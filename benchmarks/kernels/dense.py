@@ -82,7 +82,7 @@ def dense_rows(shape: Shape, qkv: QKV, clock: Clock) -> Iterator[Row]:
         row = Row("dense", name, "failed", shape.name, density=1.0, executed=1.0, flops=shape.flops)
         row = replace(row, io_bytes=shape.bytes)
         poison(q)
-        row = measured(row, run, clock, off=off, limit=limit, memory=True)
+        row = measured(row, run, clock, off=off, limit=limit, error=off, memory=True)
         if row.status == "failed" and any(said in row.note for said in _NO_KERNEL):
             row = replace(row, status="skipped", note="torch has no kernel of this backend for the call")
         yield row

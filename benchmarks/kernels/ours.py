@@ -122,6 +122,8 @@ def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Cl
             clock,
             off=lambda out: relative(of(out), expected),
             limit=limit,
+            error=error,
+            memory=True,
         )
 
     poison(q)
@@ -146,7 +148,7 @@ def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Cl
             yield _tail_row(replace(blank, what=f"tail {name}"), whole(replace(policy, tail=name)), error)
     if shape.k_block != shape.q_block:
         del call
-        yield coarse_row(shape, qkv, density, variant, clock, blank)
+        yield coarse_row(shape, qkv, density, variant, clock, blank, error)
 
 
 def _tail_row(row: Row, out: Tensor, error: Callable[[Tensor], float]) -> Row:
@@ -167,12 +169,20 @@ def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock:
     }
     for what, run in parts.items():
         try:
-            yield timed(replace(blank, what=what), run, clock)
+            yield timed(replace(blank, what=what), run, clock, memory=True)
         except Exception as failure:
             yield after_failure(replace(blank, what=what), failure, clock)
 
 
-def coarse_row(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock, blank: Row) -> Row:
+def coarse_row(
+    shape: Shape,
+    qkv: QKV,
+    density: float,
+    variant: Variant,
+    clock: Clock,
+    blank: Row,
+    error: Callable[[Tensor], float],
+) -> Row:
     """attend with key blocks as large as query blocks, the form some peers need."""
     coarse = shape.with_blocks(shape.q_block, shape.q_block)
     row = replace(blank, what=names.COARSE)
@@ -189,4 +199,6 @@ def coarse_row(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: 
         clock,
         off=lambda out: relative(out[0][:, tables.perm[rows]], expected),
         limit=FULL_SIZE_LIMITS[qkv[0].dtype],
+        error=error,
+        memory=True,
     )
