@@ -51,6 +51,7 @@ def _never_answers(call: KeptBlocks) -> Run:
     return attend
 
 
+DENSE = (Peer("dense", "torch", "dense", (128, 128), _dense, needs_cuda=False),)
 RIGHT = _peer("right", _right)
 WRONG = _peer("ignores the selection", _dense)
 WRONG_AT_FULL_SIZE = _peer("wrong at full size", _wrong_at_full_size)

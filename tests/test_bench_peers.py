@@ -48,6 +48,12 @@ def test_a_right_peer_gets_a_row_per_density(shape: Shape) -> None:
         assert row.executed is not None and row.flops == pytest.approx(shape.flops * row.executed)
 
 
+def test_a_dense_peer_is_one_more_dense_row() -> None:
+    (row,) = rows_from("DENSE", WITH_TEXT)
+    assert (row.kind, row.status, row.density, row.executed, row.by) == ("dense", "unmeasured", 1.0, 1.0, "")
+    assert row.error is not None and row.error < 1e-6 and row.flops == WITH_TEXT.flops
+
+
 def test_a_peer_that_is_off_in_the_small_call_is_never_run_at_size() -> None:
     (row,) = rows_from("WRONG")
     assert row.status == "wrong" and row.shape == "" and row.seconds is None and "on a small call" in row.note

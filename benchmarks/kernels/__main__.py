@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     options = parser.parse_args(argv)
 
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error("--minutes must be positive")
     measured = torch.cuda.is_available() and not options.dry_run
     device = "cuda" if measured else "cpu"
     effort = QUICK if options.quick else FULL

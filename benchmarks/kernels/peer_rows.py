@@ -87,14 +87,14 @@ def gate(peer: Peer, shape: Shape, dtype: torch.dtype, clock: Clock) -> float:
     run = peer.all_exact(call) if peer.all_exact is not None else peer.make(call)
     out = run()
     clock.wait()
-    return relative(out, reference(call, dense=peer.selects != "kept"))
+    return relative(out, reference(call, dense=peer.selects != "kept", in_host_order=peer.selects == "own"))
 
 
-def reference(call: KeptBlocks, *, dense: bool) -> Tensor:
-    """`attend_reference` on a call in plain blocks (`dense`: on all of them, in the host's order)."""
+def reference(call: KeptBlocks, *, dense: bool, in_host_order: bool = False) -> Tensor:
+    """`attend_reference` on the kept blocks of a call (`dense`: on all), tokens in block order or in the host's."""
     shape = call.shape
     layout = Layout(TokenGrid(1, 1, shape.tokens), 0, 0, shape.q_block, shape.k_block, order="raster")
-    q, k, v = call.host if dense else (call.q, call.k, call.v)
+    q, k, v = call.host if in_host_order else (call.q, call.k, call.v)
     keep = torch.ones_like(call.keep) if dense else call.keep
     request = AttendRequest(q, k, v, build_tables(layout, q.device), keep, None, None, call.scale)
     return attend_reference(request)
