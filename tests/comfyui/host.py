@@ -43,7 +43,7 @@ def registry() -> tuple[dict[str, Check], Callable[[str], Callable[[Check], Chec
 
 
 def start(comfyui: str) -> None:
-    """Make `comfy` importable, on the CPU, and import the pack from its folder under a name of our choice."""
+    """Make `comfy` importable, on the CPU, and load the pack."""
     sys.path.insert(0, comfyui)
     sys.argv = ["main.py", "--cpu"]
     import comfy.options
@@ -51,6 +51,11 @@ def start(comfyui: str) -> None:
     comfy.options.enable_args_parsing()
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
+    load_pack()
+
+
+def load_pack() -> ModuleType:
+    """The pack imported as the host does it: from its folder, under a name of our choice."""
     spec = importlib.util.spec_from_file_location(
         PACK, PACK_ROOT / "__init__.py", submodule_search_locations=[str(PACK_ROOT)]
     )
@@ -58,6 +63,7 @@ def start(comfyui: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACK] = module
     spec.loader.exec_module(module)
+    return module
 
 
 def pack(name: str) -> ModuleType:

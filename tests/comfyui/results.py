@@ -40,6 +40,17 @@ def names(module: str) -> list[str]:
     return [str(ast.literal_eval(call.args[0])) for call in made]
 
 
+@lru_cache
+def start_up(install: ComfyUIInstall, folder: Path) -> dict[str, Any]:
+    """What start_up.py prints."""
+    (folder / "broken" / "triton").mkdir(parents=True, exist_ok=True)
+    (folder / "broken" / "triton" / "__init__.py").write_text("raise ImportError('no Triton here')\n", encoding="utf-8")
+    command = [str(install.python), str(HERE / "start_up.py"), str(install.path), str(folder / "broken")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {**printed, "complaints": done.stderr}
+
+
 def results(install: ComfyUIInstall, module: str, folder: Path) -> dict[str, Any]:
     """Outcomes by name of the module's checks, as run_checks.py writes them; under "" why it wrote nothing.
 
