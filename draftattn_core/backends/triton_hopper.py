@@ -8,8 +8,7 @@ and a device where a small call differs from the reference or where the compiler
 from __future__ import annotations
 
 import logging
-import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +19,11 @@ from ..layout import Layout, LayoutTables, build_tables
 from ..policy import Policy
 from ..tail import Tail
 from . import triton_door
+from .head_groups import head_groups
 from .reference import attend_reference
 from .request import AttendRequest, BackendFailure, new_output
-from .triton_backend import HEAD_DIMS, triton_missing
+from .triton_backend import HEAD_DIMS, _joined, triton_missing
+from .trust import OUT_OF_MEMORY, Trust, compiler_failed, in_short, kernel_key
 
 if TYPE_CHECKING:
     from .registry import Problem
@@ -38,52 +39,30 @@ K_BLOCKS = (64, 128)
 # Relative L2 error that tells rounding to bfloat16 (a few 1e-3) from a wrong kernel.
 _CHECK_LIMIT = 2e-2
 
-
-@dataclass
-class Verdicts:
-    """Per (device, type, head size, key block): None for kernels that passed their check, or why they are not used."""
-
-    reasons: dict[tuple[object, ...], str | None] = field(default_factory=dict)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-
-    def reason_against(self, problem: Problem) -> str | None:
-        """Why the kernels cannot be used for `problem`; the first call per kernel runs the check."""
-        key = self._key(problem.device, problem.dtype, problem.head_dim, problem.k_block)
-        with self._lock:
-            if key not in self.reasons:
-                self.reasons[key] = check(problem)
-                if self.reasons[key] is None and problem.device.type == "cuda":
-                    log.warning("DraftAttention: %s", UNPROVEN)
-            return self.reasons[key]
-
-    def withdraw(self, kernel: tuple[torch.device, torch.dtype, int, int], reason: str) -> None:
-        """Stop using the kernels for such problems; says so once."""
-        key = self._key(*kernel)
-        with self._lock:
-            if self.reasons.get(key) is None:
-                self.reasons[key] = reason
-                log.warning("DraftAttention does without its kernels for Hopper: %s", reason)
-
-    @staticmethod
-    def _key(device: torch.device, *kernel: object) -> tuple[object, ...]:
-        index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
-        return (device.type, index, *kernel)
-
-
-_VERDICTS = Verdicts()
+_TRUST = Trust("its kernels for Hopper")
 
 
 def hopper_refuses(problem: Problem) -> str | None:
     """Why the kernels cannot serve `problem`, in words a user can act on; None if they can."""
     why = unfit(problem.device, problem.head_dim)
-    if why is not None or problem.device.type == "cpu":
+    if why is not None:
         return why
+    kernel = kernel_key(problem.device, problem.dtype, problem.head_dim, problem.k_block)
+    if problem.device.type == "cpu":
+        return _TRUST.reason_against(kernel, lambda: None)
     if problem.dtype not in (torch.float16, torch.bfloat16):
         return f"its kernels take float16 and bfloat16, not {problem.dtype}"
     if problem.q_block != Q_BLOCK or problem.k_block not in K_BLOCKS:
         blocks = f"{problem.q_block}/{problem.k_block}"
         return f"its kernels take query blocks of {Q_BLOCK} and key blocks of {K_BLOCKS} tokens, not {blocks}"
-    return _VERDICTS.reason_against(problem)
+
+    def first_use() -> str | None:
+        reason = check(problem)
+        if reason is None:
+            log.warning("DraftAttention: %s", UNPROVEN)
+        return reason
+
+    return _TRUST.reason_against(kernel, first_use)
 
 
 def unfit(device: torch.device, head_dim: int) -> str | None:
@@ -105,6 +84,7 @@ def unfit(device: torch.device, head_dim: int) -> str | None:
 
 
 def launch(
+    out: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -115,7 +95,7 @@ def launch(
     key_bias: Tensor | None,
     scale: float,
 ) -> Any:
-    """`kernels.attend_hopper.Launched` of a call whose k and v are in block order; `shape` is a `Geometry`."""
+    """`kernels.attend_hopper.Launched` of a call into `out`, k and v in block order; `shape` is a `Geometry`."""
     pooled = None
     if tail is not None:
         pooled_type = triton_door.kernel_module("pooled").PooledTail
@@ -124,11 +104,12 @@ def launch(
         q.shape[3], shape.k_block, 0 if tail is None else tail.ranks
     )
     attend = triton_door.kernel_module("attend_hopper").attend_hopper
-    return attend(q, k, v, shape, *lists, keep, pooled, key_bias, scale, config)
+    return attend(q, k, v, shape, *lists, keep, pooled, key_bias, scale, config, out=out)
 
 
-@torch.library.custom_op("draftattention::attend_hopper", mutates_args=())
-def hopper_op(
+@torch.library.custom_op("draftattention::attend_hopper", mutates_args=("out",))
+def hopper_into(
+    out: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -147,37 +128,42 @@ def hopper_op(
     video_tokens: int,
     q_block: int,
     k_block: int,
-) -> Tensor:
-    """Output (B, H, L, D) of attention over listed block pairs, k and v in block order; see `ops.attend_op`."""
+) -> None:
+    """Attention over listed block pairs into `out` (B, H, L, D), k and v in block order; see `ops.attend_into`."""
     tail = None
     if log_count is not None and k_mean is not None and v_mean is not None:
         tail = Tail(log_count, k_mean, v_mean, cov, u, w)
     shape = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm)
-    out: Tensor = launch(q, k, v, shape, keep, (lists, counts), tail, key_bias, scale).out
-    return out
+    launch(out, q, k, v, shape, keep, (lists, counts), tail, key_bias, scale)
 
 
-@hopper_op.register_fake
-def _(q: Tensor, *_: object) -> Tensor:
-    return new_output(q)
+@hopper_into.register_fake
+def _(*_: object) -> None:
+    return None
 
 
 def attend_listed(
-    request: AttendRequest, lists: tuple[Tensor, Tensor] | None, in_order: tuple[Tensor, Tensor] | None
+    request: AttendRequest,
+    lists: tuple[Tensor, Tensor] | None,
+    in_order: tuple[Tensor, Tensor] | None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Output (B, H, L, D) of a request.
 
     Args:
         lists: its selection as lists and counts, made here if None.
         in_order: k and v in block order, made here if None: these kernels cannot gather them.
+        out: where to write it; None makes it.
     """
     tables, tail = request.tables, request.tail
+    out = new_output(request.q) if out is None else out
     if lists is None:
         selected = triton_door.kernel_module("select").lists_of(request.keep)
         lists = selected.lists, selected.counts
     k, v = in_order or (request.k.index_select(2, tables.perm), request.v.index_select(2, tables.perm))
     parts = (None,) * 6 if tail is None else (tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w)
-    out: Tensor = hopper_op(
+    hopper_into(
+        out,
         request.q,
         k,
         v,
@@ -208,37 +194,32 @@ def run_hopper(
     key_bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, AttendRequest]:
-    """A whole call on the device, like `run_triton`.
+    """A whole call on the device, like `run_triton`: a group of heads after the other.
 
     Raises:
         BackendFailure: if a kernel does not compile for this device or does not fit on it; the registry knows by then.
     """
+    out, heads = new_output(q), q.shape[1]
+    keeps, tails = [], []
     try:
-        request, lists, in_order = _make_call(q, k, v, tables, policy, key_bias, scale)
-        return attend_listed(request, lists, in_order), request
+        for part in head_groups(tables.layout, q.shape[0], heads):
+            draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True, part=part)
+            selected = triton_door.select(draft, tables, policy, scale, heads=heads, part=part)
+            request = AttendRequest(q[:, part], k[:, part], v[:, part], tables, selected.keep, tail, key_bias, scale)
+            attend_listed(request, (selected.lists, selected.counts), in_order, out[:, part])
+            keeps.append(selected.keep)
+            tails.append(tail)
+            # Freed before the next group asks for the same.
+            del draft, in_order, selected, request
     except Exception as error:
-        # Triton's errors of compilation and of resources; anything else is a bug and not ours to hide.
-        if not type(error).__module__.startswith("triton."):
+        # Anything else is a bug and not ours to hide.
+        if not compiler_failed(error):
             raise
-        reason = f"a kernel does not run on {q.device}: {type(error).__name__}: {str(error).strip()[:200]}"
-        _VERDICTS.withdraw((q.device, q.dtype, q.shape[3], tables.layout.k_block), reason)
+        reason = f"a kernel does not run on {q.device}: {in_short(error)}"
+        _TRUST.withdraw(kernel_key(q.device, q.dtype, q.shape[3], tables.layout.k_block), reason)
         raise BackendFailure(reason) from error
-
-
-def _make_call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    tables: LayoutTables,
-    policy: Policy,
-    key_bias: Tensor | None,
-    scale: float,
-) -> tuple[AttendRequest, tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-    """Draft, tail, selection and copies by the kernels of `triton`: the request, its lists, K and V in block order."""
-    draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True)
-    selected = triton_door.select(draft, tables, policy, scale)
-    request = AttendRequest(q, k, v, tables, selected.keep, tail, key_bias, scale)
-    return request, (selected.lists, selected.counts), in_order
+    keep = keeps[0] if len(keeps) == 1 else torch.cat(keeps, dim=1)
+    return out, AttendRequest(q, k, v, tables, keep, _joined(tails), key_bias, scale)
 
 
 def check(problem: Problem) -> str | None:
@@ -249,19 +230,24 @@ def check(problem: Problem) -> str | None:
     shape = (3, 1, 2, layout.tokens, problem.head_dim)
     q, k, v = torch.randn(shape, generator=generator).to(problem.device, problem.dtype)
     key_bias = torch.linspace(-2, 0, layout.extra, device=problem.device)[None]
-    geometry, scale = triton_door.geometry_of(tables), float(problem.head_dim) ** -0.5
+    policy, scale = Policy(density=0.4, tail="linear1"), float(problem.head_dim) ** -0.5
     try:
         full = triton_door.kernel_module("attend_hopper").SPECIALISED_WARPS
-        request, lists, in_order = _make_call(q, k, v, tables, Policy(density=0.4, tail="linear1"), key_bias, scale)
+        draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True)
+        selected = triton_door.select(draft, tables, policy, scale)
+        lists, geometry = (selected.lists, selected.counts), triton_door.geometry_of(tables)
         assert in_order is not None
+        request = AttendRequest(q, k, v, tables, selected.keep, tail, key_bias, scale)
         for asked in (request, replace(request, tail=None)):
-            done = launch(q, *in_order, geometry, asked.keep, lists, asked.tail, key_bias, scale)
+            done = launch(new_output(q), q, *in_order, geometry, asked.keep, lists, asked.tail, key_bias, scale)
             if any(warps not in (None, full) for warps in done.warps):
                 return f"Triton compiled it for {problem.device} without specialising its warps"
             truth = attend_reference(asked).double()
             off = float((done.out.double() - truth).norm() / truth.norm())
             if not off < _CHECK_LIMIT:
                 return f"its output is off by {off:.1e} from the reference on {problem.device}"
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:
-        return f"a kernel does not run on {problem.device}: {type(error).__name__}: {str(error).strip()[:200]}"
+        return f"a kernel does not run on {problem.device}: {in_short(error)}"
     return None

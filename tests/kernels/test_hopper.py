@@ -18,7 +18,8 @@ from benchmarks.aot_compile import Case, Planned, compile_case
 from benchmarks.aot_judge import judge
 from draftattn_core.backends import triton_door, triton_hopper
 from draftattn_core.backends.registry import NoBackendError, Problem, backends, choose_backend
-from draftattn_core.backends.triton_hopper import Verdicts, hopper_refuses, run_hopper
+from draftattn_core.backends.triton_hopper import hopper_refuses, run_hopper
+from draftattn_core.backends.trust import Trust
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout, build_tables
 from draftattn_core.policy import Policy, TailName
@@ -34,7 +35,7 @@ GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 as far as refusals look at it, whose kernels pass their check."""
     monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_90")
-    monkeypatch.setattr(triton_hopper, "_VERDICTS", Verdicts())
+    monkeypatch.setattr(triton_hopper, "_TRUST", Trust("its kernels for Hopper"))
     monkeypatch.setattr(triton_hopper, "check", lambda problem: None)
 
 
@@ -111,7 +112,8 @@ def test_it_says_that_it_is_unproven_and_a_failed_check_is_its_reason(
     assert [record.message for record in caplog.records] == [f"DraftAttention: {triton_hopper.UNPROVEN}"]
     monkeypatch.setattr(triton_hopper, "check", lambda problem: "its output is off by 1.0")
     assert hopper_refuses(replace(GPU, k_block=128)) == "its output is off by 1.0"
-    assert len(caplog.records) == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "does without its kernels for Hopper: its output is off by 1.0" in caplog.records[1].message
 
 
 # Grid, extra tokens before and after, heads, batch: numbers that are 1, odd, and multiples of 16, in turns.

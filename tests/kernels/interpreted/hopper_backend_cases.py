@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from draftattn_core.attention import attend
-from draftattn_core.backends import triton_hopper
+from draftattn_core.backends import head_groups, triton_hopper
 from draftattn_core.backends.reference import attend_reference
 from draftattn_core.backends.registry import Problem, choose_backend
 from draftattn_core.grid import TokenGrid
@@ -20,8 +20,9 @@ LAYOUT = Layout(TokenGrid(3, 5, 12), 3, 18, 128, 64)
 SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
 
 
-@pytest.mark.parametrize("tail", ["none", "linear1"])
-def test_a_whole_call_is_the_references(tail: TailName) -> None:
+@pytest.mark.parametrize(("tail", "halves"), [("none", False), ("linear1", True)])
+def test_a_whole_call_is_the_references(monkeypatch: pytest.MonkeyPatch, tail: TailName, halves: bool) -> None:
+    monkeypatch.setattr(head_groups, "LEAST_PROGRAMS", 1 if halves else 1 << 30)
     q, k, v = torch.randn(3, 1, 2, LAYOUT.tokens, 64, generator=torch.Generator().manual_seed(0))
     bias = torch.linspace(-2, 0, LAYOUT.extra)[None]
     policy = Policy(density=0.4, tail=tail)
