@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoTransformer3DModel,
+    WanAnimateTransformer3DModel,
     WanTransformer3DModel,
     WanVACETransformer3DModel,
 )
@@ -71,6 +72,36 @@ def _wan_inputs(batch: int) -> dict[str, Any]:
     }
 
 
+def _wan_animate() -> WanAnimateTransformer3DModel:
+    more = {
+        "in_channels": 12,
+        "latent_channels": 4,
+        "image_dim": 8,
+        "added_kv_proj_dim": HEADS * 24,
+        "motion_encoder_size": 16,
+        "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8},
+        "motion_style_dim": 8,
+        "motion_dim": 4,
+        "motion_encoder_dim": 8,
+        "face_encoder_hidden_dim": 16,
+        "face_encoder_num_heads": 2,
+        # A face adapter after every layer.
+        "inject_face_latents_blocks": 1,
+    }
+    return WanAnimateTransformer3DModel(**_wan(**more))
+
+
+def _wan_animate_inputs(batch: int) -> dict[str, Any]:
+    return {
+        **_wan_inputs(batch),
+        "hidden_states": _latent(batch, 12, 2),
+        "encoder_hidden_states_image": torch.randn(batch, 5, 8),
+        # The first frame of the latent is the character's picture.
+        "pose_hidden_states": _latent(batch, 4, 2)[:, :, 1:],
+        "face_pixel_values": torch.randn(batch, 3, 4 * (GRID[0] - 2) + 1, 16, 16),
+    }
+
+
 def _hunyuan(**more: Any) -> HunyuanVideoTransformer3DModel:
     return HunyuanVideoTransformer3DModel(
         in_channels=4,
@@ -119,6 +150,7 @@ MODELS: dict[str, TinyModel] = {
         lambda batch: {**_wan_inputs(batch), "control_hidden_states": _latent(batch, 6, 2)},
         5,
     ),
+    "wan_animate": TinyModel(_wan_animate, _wan_animate_inputs, 3),
     "hunyuan": TinyModel(_hunyuan, _hunyuan_inputs, 4, max(READ)),
     "hunyuan_i2v": TinyModel(lambda: _hunyuan(image_condition_type="token_replace"), _hunyuan_inputs, 4, max(READ)),
     "hunyuan15": TinyModel(

@@ -245,6 +245,12 @@ def test_what_cannot_be_served_is_refused_with_advice():
     with pytest.raises(TypeError, match="cannot be applied to Linear; it knows WanTransformer3DModel"):
         apply_draft_attention(torch.nn.Linear(2, 2))
 
+    class WanAnimate2Transformer3DModel(torch.nn.Module):
+        """A class of diffusers that is not served."""
+
+    with pytest.raises(TypeError, match="WanAnimate2Transformer3DModel; it knows .*HunyuanVideo15Transformer3DModel$"):
+        apply_draft_attention(WanAnimate2Transformer3DModel())
+
     class Pipeline:
         transformer = model
 

@@ -56,6 +56,7 @@ _HUNYUAN = _Family(
 _FAMILIES: Mapping[str, _Family] = {
     "WanTransformer3DModel": _WAN,
     "WanVACETransformer3DModel": _WAN,
+    "WanAnimateTransformer3DModel": _WAN,
     "HunyuanVideoTransformer3DModel": _HUNYUAN,
     "HunyuanVideo15Transformer3DModel": _HUNYUAN,
 }
@@ -189,7 +190,8 @@ def apply_draft_attention(
 
     Args:
         transformer: a WanTransformer3DModel, WanVACETransformer3DModel (its VACE layers count after the others),
-            HunyuanVideoTransformer3DModel or HunyuanVideo15Transformer3DModel; wrapped by `torch.compile` too.
+            WanAnimateTransformer3DModel, HunyuanVideoTransformer3DModel or HunyuanVideo15Transformer3DModel; wrapped by
+            `torch.compile` too.
         settings: None takes `Settings()`.
         scheduler: the pipeline's scheduler.
         timesteps: the timesteps of a run, noisiest first.
