@@ -17,11 +17,18 @@ import torch
 from torch import Tensor
 
 from .attention import Attention, attend
-from .backends.registry import NoBackendError, backend_names
+from .backends.registry import (
+    NoBackendError,
+    Problem,
+    backend_names,
+    choose_backend,
+    passed_over,
+    prepare_backend,
+)
 from .grid import TokenGrid
 from .layout import Layout, TableCache
 from .order import Tile
-from .policy import Density, Policy, WrongHeadsError
+from .policy import TAILS, Density, Policy, WrongHeadsError
 from .probe import HeadTails, probe_tails
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .schedule import Schedule
@@ -77,15 +84,22 @@ class Settings:
 
 @dataclass
 class Session:
-    """State of one patched model. Thread-safe; call `start_run` before and `finish_run` after each sampling run."""
+    """State of one patched model. Thread-safe; call `start_run` before and `finish_run` after each sampling run.
+
+    Attributes:
+        on_call: told every sparse call with its internals.
+        on_wait: told in words what keeps the run waiting before its first block: kernels that are being compiled.
+    """
 
     settings: Settings
     report: RunReport = field(default_factory=RunReport)
     cache: TableCache = field(default_factory=TableCache)
     on_call: Callable[[Attention, Position], None] | None = None
+    on_wait: Callable[[str], None] | None = None
     _levels: dict[float, int] = field(default_factory=dict)
     _tails: dict[tuple[int, int], HeadTails] = field(default_factory=dict)
     _checked: set[int] = field(default_factory=set)
+    _prepared: set[tuple[Problem, bool]] = field(default_factory=set)
     _errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -96,6 +110,7 @@ class Session:
             self._levels.clear()
             self._tails.clear()
             self._checked.clear()
+            self._prepared.clear()
             self._errors = 0
 
     def finish_run(self) -> RunReport:
@@ -171,6 +186,8 @@ class Session:
             The output in the host's form. Never raises on account of the sparse path.
         """
         settings = self.settings
+        if grid.tokens >= settings.min_tokens and not self.stood_aside:
+            self._prepare_backend(q, key_bias is not None)
         density = settings.schedule.density(position.progress, position.layer, position.layers)
         if density is None:
             dense_layer = settings.schedule.is_dense_layer(position.layer, position.layers)
@@ -213,6 +230,30 @@ class Session:
             except Exception as error:
                 self.failed(error)
         return out
+
+    def _prepare_backend(self, q: Tensor, biased: bool) -> None:
+        """Before the first block of a run: have its kernels compiled, and say which backend is going without."""
+        settings = self.settings
+        problem = Problem(q.device, q.dtype, q.shape[-1], settings.q_block, settings.k_block, settings.policy.has_tail)
+        with self._lock:
+            if (problem, biased) in self._prepared:
+                return
+            self._prepared.add((problem, biased))
+        try:
+            tails = TAILS if settings.auto_tail else ()
+            prepare_backend(settings.backend, problem, settings.policy, tails, biased=biased, report=self._wait)
+            if settings.backend == "auto":
+                reason = passed_over(choose_backend("auto", problem).name, problem)
+                if reason is not None and self.report.note(reason):
+                    log.info("DraftAttention: %s", reason)
+        except Exception as error:
+            # The calls that need it will meet the same and be counted for it.
+            log.debug("DraftAttention could not prepare its backend: %s", error)
+
+    def _wait(self, message: str) -> None:
+        log.info(message)
+        if self.on_wait is not None:
+            self.on_wait(message)
 
     def _sparse(
         self,

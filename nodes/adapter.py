@@ -89,7 +89,9 @@ class Adapter:
         session.on_call = self.handle.tell if self.handle.listeners else None
         session.start_run()
         self.handle.session, self.handle.report = session, session.report
-        return Run(session, trajectory, bypassed, self.tell_node)
+        run = Run(session, trajectory, bypassed, self.tell_node)
+        session.on_wait = run.show
+        return run
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Any:
         """APPLY_MODEL wrapper: serves models that have no DIFFUSION_MODEL wrapper; others overrule it there."""

@@ -190,7 +190,7 @@ class Run:
                 line = f"DraftAttention: {verdict}"
                 log.warning(line)
                 report.note(verdict)
-            self._tell_node("\n".join([line, *(note for note in report.notes if note not in line)]))
+            self.show("\n".join([line, *(note for note in report.notes if note not in line)]))
         except Exception:
             log.exception("DraftAttention: the report of this run could not be made")
 
@@ -219,9 +219,10 @@ class Run:
         unexpected = [r for r in report.calls_dense() if DenseReason(r) not in EXPECTED_REASONS]
         placed = sum(call.position is not None for call in report.calls)
         text = f"{report.calls_sparse} of {placed} self-attention calls sparse"
-        self._tell_node(text + (f"; dense: {', '.join(unexpected)}" if unexpected else ""))
+        self.show(text + (f"; dense: {', '.join(unexpected)}" if unexpected else ""))
 
-    def _tell_node(self, text: str) -> None:
+    def show(self, text: str) -> None:
+        """Put text under the node in the browser, in place of what was there. Never raises."""
         if self.tell_node is None:
             return
         try:

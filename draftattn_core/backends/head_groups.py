@@ -52,7 +52,7 @@ def extra_bytes(layout: Layout, batch: int, heads: int, head_dim: int, dtype: to
     group = largest * (copies + means + pooled + average) + max(largest * max(scoring, selected), sums)
     # What a finished group leaves for the request: its map and its tail; at the end both are joined.
     left = batch * heads * (pooled + average + all_pairs) if len(groups) > 1 else 0
-    return max(group + left // 2, 2 * left)
+    return int(max(group + left // 2, 2 * left))
 
 
 def _blocks(layout: Layout, size: int) -> int:

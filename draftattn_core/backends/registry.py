@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..policy import Policy, TailName
 from .chunks import attend_chunks
 from .flex import attend_flex, flex_refuses
 from .reference import attend_reference
 from .request import AttendRequest
 from .rows import attend_rows
-from .triton_backend import attend_triton, run_triton, triton_refuses
+from .triton_backend import attend_triton, run_triton, triton_refuses, warm_up_triton
 from .triton_hopper import attend_hopper, hopper_refuses, run_hopper
 
 
@@ -45,6 +46,9 @@ class Backend:
         by_name_on: device types where it serves only those who ask for it by name.
         run: computes a whole call from q, k, v, tables, policy, key bias and scale, draft, selection and tail included,
             and returns the output and the request it amounts to; None for backends that leave those to the core.
+        warm_up: compiles what a run needs beforehand, given a problem, the run's policy, further tails its heads may
+            take, whether extra tokens have a key bias, and what to tell the user with; None where nothing is compiled
+            or it cannot be done ahead.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Backend:
     automatic: bool = True
     by_name_on: tuple[str, ...] = ()
     run: Callable[..., tuple[Tensor, AttendRequest]] | None = None
+    warm_up: Callable[[Problem, Policy, Sequence[TailName], bool, Callable[[str], None]], None] | None = None
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -73,7 +78,7 @@ def backends() -> tuple[Backend, ...]:
     """All backends, best first."""
     return (
         # On the CPU only where Triton interprets its kernels, which is for tests.
-        Backend("triton", attend_triton, triton_refuses, by_name_on=("cpu",), run=run_triton),
+        Backend("triton", attend_triton, triton_refuses, by_name_on=("cpu",), run=run_triton, warm_up=warm_up_triton),
         # Has not yet run on a GPU.
         Backend("triton_hopper", attend_hopper, hopper_refuses, automatic=False, run=run_hopper),
         # On the CPU it compiles for longer than most runs would gain from it.
@@ -105,9 +110,49 @@ def choose_backend(name: str, problem: Problem) -> Backend:
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(backend_names())}")
     reasons = []
     for backend in known:
-        if backend.automatic and problem.device.type not in backend.by_name_on:
+        if _considers(backend, problem):
             reason = backend.refuses(problem)
             if reason is None:
                 return backend
             reasons.append(f"{backend.name}: {reason}")
     raise NoBackendError("no backend can serve this call: " + "; ".join(reasons))
+
+
+def prepare_backend(
+    name: str,
+    problem: Problem,
+    policy: Policy,
+    tails: Sequence[TailName] = (),
+    *,
+    biased: bool = False,
+    report: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Compile what the calls of a run will need, before the first of them; returns at once where that is done.
+
+    Args:
+        name: of the backend the calls will ask for, or "auto".
+        policy: of the run; its density does not matter.
+        tails: what heads may take beside the policy's own tail.
+        biased: whether extra tokens have a key bias.
+        report: told in words what is being compiled, before it is.
+    """
+    for backend in backends():
+        if not (_considers(backend, problem) if name == "auto" else backend.name == name):
+            continue
+        if backend.warm_up is not None:
+            backend.warm_up(problem, policy, tails, biased, report)
+        if name != "auto" or backend.refuses(problem) is None:
+            return
+
+
+def passed_over(taken: str, problem: Problem) -> str | None:
+    """Why `auto` did not take the first backend it considers on a GPU but `taken`; None if it did."""
+    best = next(backend for backend in backends() if _considers(backend, problem))
+    if problem.device.type != "cuda" or best.name == taken:
+        return None
+    return f"backend {taken} serves this run, not the faster {best.name}: {best.refuses(problem)}"
+
+
+def _considers(backend: Backend, problem: Problem) -> bool:
+    """Whether `auto` may take a backend where the problem is."""
+    return backend.automatic and problem.device.type not in backend.by_name_on

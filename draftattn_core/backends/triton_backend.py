@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..grid import TokenGrid
-from ..layout import Layout, LayoutTables, build_tables
-from ..policy import Policy
+from ..layout import LayoutTables, build_tables
+from ..policy import Policy, TailName
 from ..selection import select_from_draft
 from ..tail import Tail, expand_blocks
 from . import triton_door
@@ -24,6 +24,7 @@ from .ops import call_op
 from .reference import attend_reference
 from .request import AttendRequest, BackendFailure, new_output
 from .trust import OUT_OF_MEMORY, Trust, compiler_failed, in_short, kernel_key
+from .warm_up import Kernels, kernels_of, small_call, small_layout, warm_up
 
 if TYPE_CHECKING:
     from .registry import Problem
@@ -55,13 +56,12 @@ def triton_missing() -> str | None:
     return None
 
 
-def triton_refuses(problem: Problem) -> str | None:
-    """Why the kernels cannot serve `problem`, in words a user can act on; None if they can."""
-    kernel = kernel_key(problem.device, problem.dtype, problem.head_dim, problem.q_block, problem.k_block)
+def _unfit(problem: Problem) -> str | None:
+    """Why no kernel is made for `problem`, without trying any; None if one is."""
     if problem.device.type != "cuda":
         if problem.device.type != "cpu" or triton_missing() is not None or not triton_door.interpreted():
             return f"its kernels run on NVIDIA and AMD GPUs, not on {problem.device.type}"
-        return _TRUST.reason_against(kernel, lambda: None)
+        return None
     missing = triton_missing()
     if missing is not None:
         return missing
@@ -76,7 +76,40 @@ def triton_refuses(problem: Problem) -> str | None:
         triton_door.kernel_module("configs").attend_config(name, problem.head_dim, 0)
     except ValueError as error:
         return str(error)
-    return _TRUST.reason_against(kernel, lambda: check(problem))
+    return None
+
+
+def _key(problem: Problem) -> tuple[Hashable, ...]:
+    return kernel_key(problem.device, problem.dtype, problem.head_dim, problem.q_block, problem.k_block)
+
+
+def triton_refuses(problem: Problem) -> str | None:
+    """Why the kernels cannot serve `problem`, in words a user can act on; None if they can."""
+    unfit = _unfit(problem)
+    if unfit is not None:
+        return unfit
+    # Where Triton interprets, its kernels are under test.
+    checked = problem.device.type != "cpu"
+    return _TRUST.reason_against(_key(problem), lambda: check(problem) if checked else None)
+
+
+def warm_up_triton(
+    problem: Problem, policy: Policy, tails: Sequence[TailName], biased: bool, report: Callable[[str], None]
+) -> None:
+    """Check and compile the kernels of a run beforehand; see `Backend.warm_up`. A refusal is left to the calls."""
+    if _unfit(problem) is not None:
+        return
+    kernel = _key(problem)
+    if not _TRUST.knows(kernel):
+        report(f"DraftAttention checks its Triton kernels on {problem.device}")
+    if triton_refuses(problem) is not None:
+        return
+    blocks = (problem.q_block, problem.k_block)
+
+    def compute(kind: Kernels, policy: Policy) -> None:
+        small_call(run_triton, problem.device, problem.dtype, problem.head_dim, blocks, kind, policy)
+
+    warm_up(_TRUST, kernel, kernels_of(policy, tails, biased), compute, report)
 
 
 def attend_triton(request: AttendRequest) -> Tensor:
@@ -174,7 +207,7 @@ def _tail_error(request: AttendRequest) -> float:
 
 def check(problem: Problem) -> str | None:
     """Run a small call and compare it with the reference; what is wrong, or None. Raises where memory is short."""
-    layout = Layout(TokenGrid(3, 9, 13), 7, 30, problem.q_block, problem.k_block)
+    layout = small_layout(problem.q_block, problem.k_block)
     tables = build_tables(layout, problem.device)
     policy = Policy(density=0.4, tail="linear1")
     generator = torch.Generator().manual_seed(0)

@@ -38,6 +38,11 @@ class Trust:
                 self._pass(kernel, check())
             return self.verdicts[kernel]
 
+    def knows(self, kernel: Hashable) -> bool:
+        """Whether there is a verdict already."""
+        with self._lock:
+            return kernel in self.verdicts
+
     def withdraw(self, kernel: Hashable, reason: str) -> None:
         """Stop using a kernel; says so once."""
         with self._lock:
@@ -50,7 +55,7 @@ class Trust:
             log.warning("DraftAttention does without %s: %s", self.name, reason)
 
 
-def kernel_key(device: torch.device, *kernel: Hashable) -> Hashable:
+def kernel_key(device: torch.device, *kernel: Hashable) -> tuple[Hashable, ...]:
     """What verdicts go by: a device with its number, so that two GPUs of one process are judged apart."""
     index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
     return (device.type, index, *kernel)

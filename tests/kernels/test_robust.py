@@ -143,6 +143,15 @@ def test_short_memory_leaves_the_check_as_what_it_is(launches: Launches, monkeyp
     monkeypatch.setattr(triton_door, "prepare", short)
     with pytest.raises(OUT_OF_MEMORY):
         check(replace(GPU, device=torch.device("cpu")))
+
+
+def test_short_memory_during_a_launch_is_not_the_compilers(
+    launches: Launches, trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise OUT_OF_MEMORY("busy")
+
+    monkeypatch.setattr(Launches, "run", short)
     with pytest.raises(OUT_OF_MEMORY):
         call(backend="triton")
 

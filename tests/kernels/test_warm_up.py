@@ -1,0 +1,141 @@
+"""Compiling before the first block: what is compiled, once, what is said of it, and that nothing is left for later."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from triton.runtime.errors import OutOfResources
+
+from draftattn_core.backends import registry, triton_backend
+from draftattn_core.backends.registry import Problem, passed_over, prepare_backend
+from draftattn_core.backends.triton_backend import run_triton
+from draftattn_core.backends.trust import Trust
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import Layout, build_tables
+from draftattn_core.policy import METHODS, TAILS, Method, Policy
+from draftattn_core.report import DenseReason, Position
+from draftattn_core.schedule import constant
+from draftattn_core.session import Session, Settings
+from tests.kernels.launches import Launches
+
+PROBLEM = Problem(torch.device("cpu"), torch.bfloat16, 64, 128, 64)
+
+
+@pytest.fixture(autouse=True)
+def trust(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> Trust:
+    """Kernels that nobody has used yet, and that are noted instead of run."""
+    fresh = Trust("its Triton kernels")
+    monkeypatch.setattr(triton_backend, "_TRUST", fresh)
+    return fresh
+
+
+def call(policy: Policy, heads: int, biased: bool) -> None:
+    layout = Layout(TokenGrid(5, 8, 11), 3, 60)
+    q, k, v = torch.zeros(3, 1, layout.tokens, heads, 64, dtype=torch.bfloat16).transpose(2, 3)
+    bias = torch.zeros(1, layout.extra) if biased else None
+    run_triton(q, k, v, build_tables(layout), policy, bias, 0.1)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_left_to_compile(launches: Launches, method: Method, biased: bool) -> None:
+    policy = Policy(density=0.3, method=method)
+    prepare_backend("triton", PROBLEM, policy, TAILS, biased=biased)
+    compiled = launches.binaries
+    for tails in [("mean", "mean"), ("none", "none"), ("linear2", "none"), ("mean", "linear0"), ("linear1", "linear0")]:
+        call(replace(policy, tail=tails, tail_gain=(0.5, 0.0)), 2, biased)
+    assert launches.binaries == compiled
+
+
+def test_a_run_whose_tail_is_fixed_compiles_that_one_only(launches: Launches) -> None:
+    told: list[str] = []
+    prepare_backend("triton", PROBLEM, Policy(tail="mean"), report=told.append)
+    assert len(told) == 2 and "checks its Triton kernels" in told[0] and "1 of 1 (tail mean)" in told[1]
+    assert len(launches.binaries) == len({name for name, _ in launches.binaries})
+
+
+def test_it_is_done_once(launches: Launches) -> None:
+    told: list[str] = []
+    for _ in range(2):
+        prepare_backend("triton", PROBLEM, Policy(), TAILS, report=told.append)
+    assert len(told) == 1 + len(TAILS)
+    assert "5 of 5" in told[-1]
+
+
+def test_kernels_that_do_not_compile_are_said_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OutOfResources(232448, 101376, "shared memory")
+
+    monkeypatch.setattr(Launches, "run", fail)
+    prepare_backend("triton", PROBLEM, Policy(), TAILS)
+    assert len(caplog.records) == 1
+    assert "shared memory" in str(triton_backend.triton_refuses(PROBLEM))
+
+
+def test_backends_without_kernels_are_ready() -> None:
+    told: list[str] = []
+    prepare_backend("auto", PROBLEM, Policy(), report=told.append)
+    assert not told
+
+
+def serve(session: Session, progress: float) -> None:
+    q, k, v = torch.randn(3, 1, 2, 3 * 9 * 13, 64)
+    session.attention(q, k, v, grid=TokenGrid(3, 9, 13), position=Position(0, progress, 0, 1), dense=lambda: q.clone())
+
+
+def test_a_run_waits_before_its_first_block_though_that_is_dense(
+    launches: Launches, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = Session(Settings(schedule=constant(0.3, warmup=0.5), backend="triton", auto_gain=False))
+    told: list[str] = []
+    session.on_wait = told.append
+    session.start_run()
+    with caplog.at_level(logging.INFO):
+        serve(session, 0.0)
+    assert session.report.calls_dense() == {DenseReason.SCHEDULE.value: 1}
+    assert len(told) == 2 and [record.getMessage() for record in caplog.records] == told
+    before = launches.binaries
+    assert before
+    serve(session, 0.1)
+    run_triton(*torch.zeros(3, 1, 2, 351, 64), build_tables(Layout(TokenGrid(3, 9, 13))), Policy(), None, 0.1)
+    assert launches.binaries == before and len(told) == 2
+
+
+@pytest.mark.parametrize("changes", [{"min_tokens": 10_000}, {"backend": "torch"}])
+def test_a_run_that_will_not_use_the_kernels_does_not_wait(launches: Launches, changes: dict[str, Any]) -> None:
+    session = Session(Settings(**{"schedule": constant(0.3, warmup=0.5), "backend": "triton", **changes}))
+    session.start_run()
+    serve(session, 0.0)
+    assert not launches.keys
+
+
+def test_a_preparation_that_fails_is_left_to_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr("draftattn_core.session.prepare_backend", fail)
+    session = Session(Settings(schedule=constant(0.3)))
+    session.start_run()
+    serve(session, 0.0)
+    assert session.report.calls_sparse == 1
+
+
+def test_a_run_on_a_gpu_says_once_why_a_slower_backend_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "Triton is not installed (on Windows: pip install triton-windows)"
+    known = [replace(x, refuses=lambda _: missing) if x.name == "triton" else x for x in registry.backends()]
+    monkeypatch.setattr(registry, "backends", lambda: tuple(known))
+    gpu = replace(PROBLEM, device=torch.device("cuda", 0))
+    assert passed_over("torch", gpu) == f"backend torch serves this run, not the faster triton: {missing}"
+    assert passed_over("triton", gpu) is None
+    assert passed_over("torch", PROBLEM) is None
