@@ -43,16 +43,16 @@ def token_map(case: Case, model: Any) -> tuple[list[int], list[dict[str, Any]]]:
     noise = host.noise_like(latent)
     started = streams(case, latent)
     (_, t, h, w), (p_t, p_h, p_w) = case.latent, case.patch
-    grid = (t // p_t, -(-h // p_h), -(-w // p_w))
+    grid = (-(-t // p_t), -(-h // p_h), -(-w // p_w))
 
     def first_queries(mark: Callable[[int], bool] | None) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         marked = noise.clone()
         for index in range(grid[0] * grid[1] * grid[2] if mark else 0):
             if mark and mark(index):
                 i_t, i_h, i_w = index // (grid[1] * grid[2]), index // grid[2] % grid[1], index % grid[2]
-                # The last row and column of the patch: the host pads odd sizes with copies of the first ones.
-                row, column = min(h - 1, i_h * p_h + p_h - 1), min(w - 1, i_w * p_w + p_w - 1)
-                marked[:, :, i_t * p_t, row, column] += 1.0
+                # The last frame, row and column of the patch: the host pads odd sizes with copies of the first ones.
+                frame, row, column = min(t, (i_t + 1) * p_t), min(h, (i_h + 1) * p_h), min(w, (i_w + 1) * p_w)
+                marked[:, :, frame - 1, row - 1, column - 1] += 1.0
         with Spy() as spy:
             noised = streams(case, marked)
             host.sample(patched, started, case.conditioning(), steps=1, noise=noised, noise_mask=noise_mask(case))
