@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from demo.comfyui_path import ComfyUIInstall
 from tests import run as test_command
 
 REPORT = """<testsuites><testsuite>
@@ -50,3 +52,42 @@ def test_a_comfyui_that_is_not_there_is_bad_input(
         test_command.main([])
     assert ended.value.code == 2
     assert f"COMFYUI_PATH names {tmp_path}, which is not a ComfyUI folder" in capsys.readouterr().err
+
+
+def hosts(tmp_path: Path, versions: list[str]) -> list[ComfyUIInstall]:
+    """Folders that say which version of ComfyUI they are."""
+    made = []
+    for version in versions:
+        folder = tmp_path / version
+        folder.mkdir()
+        (folder / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+        made.append(ComfyUIInstall(folder, Path(sys.executable), "COMFYUI_PATHS"))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("host_only", "selections"), [(False, [[], ["-m", "comfyui"]]), (True, [["-m", "comfyui"]] * 2)]
+)
+def test_every_host_has_a_run_of_its_own_and_the_other_tests_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host_only: bool, selections: list[list[str]]
+) -> None:
+    runs: list[tuple[str, ComfyUIInstall | None, list[str]]] = []
+
+    def run_pytest(name: str, host: ComfyUIInstall | None, arguments: list[str]) -> test_command.Stage:
+        runs.append((name, host, arguments))
+        return test_command.Stage(name, True, passed=1)
+
+    monkeypatch.setattr(test_command, "run_pytest", run_pytest)
+    found = hosts(tmp_path, ["0.14.0", "0.33.0"])
+    stages = test_command.run_pytest_per_host(found, host_only, ["-x"])
+    assert len(stages) == 2 and [host for _, host, _ in runs] == found
+    assert [arguments for _, _, arguments in runs] == [[*selection, "-x"] for selection in selections]
+    assert "ComfyUI 0.14.0" in runs[0][0] and "ComfyUI 0.33.0" in runs[1][0]
+
+
+def test_host_tests_alone_need_a_comfyui(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(test_command, "find_all_comfyui", list)
+    with pytest.raises(SystemExit) as ended:
+        test_command.main(["--host"])
+    assert ended.value.code == 2
+    assert "set COMFYUI_PATH to its folder" in capsys.readouterr().err
