@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from model_cases import HUNYUAN, HUNYUAN15, WAN
 
 
 def randomised(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -40,45 +41,17 @@ def build(cls: type[torch.nn.Module], named_in: Callable[..., Any], **arguments:
 def wan(channels: int, inputs: int) -> torch.nn.Module:
     from comfy.ldm.wan.model import WanModel
 
-    return build(
-        WanModel,
-        WanModel.__init__,
-        model_type="t2v",
-        dim=256,
-        ffn_dim=256,
-        num_heads=2,
-        num_layers=2,
-        in_dim=inputs,
-        out_dim=channels,
-    )
+    # The host reads the number of heads off the width, and takes the width of the text for given.
+    sizes = {"model_type": "t2v", "dim": 256, "text_dim": 4096, "in_dim": inputs, "out_dim": channels}
+    return build(WanModel, WanModel.__init__, **{**WAN, **sizes})
 
 
 def hunyuan(version_15: bool) -> torch.nn.Module:
     from comfy.ldm.hunyuan_video.model import HunyuanVideo, HunyuanVideoParams
 
-    return build(
-        HunyuanVideo,
-        HunyuanVideoParams,
-        in_channels=65 if version_15 else 16,
-        out_channels=32 if version_15 else 16,
-        vec_in_dim=None if version_15 else 768,
-        context_in_dim=64,
-        hidden_size=128,
-        mlp_ratio=4.0,
-        num_heads=1,
-        depth=2,
-        depth_single_blocks=0 if version_15 else 2,
-        axes_dim=[16, 56, 56],
-        theta=256,
-        patch_size=[1, 1, 1] if version_15 else [1, 2, 2],
-        qkv_bias=True,
-        guidance_embed=not version_15,
-        byt5=version_15,
-        meanflow=False,
-        use_cond_type_embedding=version_15,
-        vision_in_dim=1152 if version_15 else None,
-        meanflow_sum=version_15,
-    )
+    # Sizes the host takes for given.
+    sizes = {"mlp_ratio": 4.0} if version_15 else {"mlp_ratio": 4.0, "vec_in_dim": 768}
+    return build(HunyuanVideo, HunyuanVideoParams, **{**(HUNYUAN15 if version_15 else HUNYUAN), **sizes})
 
 
 def lora() -> dict[str, torch.Tensor]:
