@@ -39,11 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     parser.add_argument("--fresh", action="store_true", help="compile again what is known from earlier runs")
     parser.add_argument("--accept", action="store_true", help="list the stack that was found as known")
+    parser.add_argument("--publish", action="store_true", help="compile nothing, write results and tables so far")
     parser.add_argument("--inner", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.jobs < 1:
         parser.error("--jobs needs at least 1")
-    whole = options.all and not options.target and not options.kernel
+    whole = options.publish or (options.all and not options.target and not options.kernel)
     if options.accept and not whole:
         parser.error("--accept goes with a whole run: --all without --target and --kernel")
     if options.triton:
@@ -65,9 +66,12 @@ def run(options: argparse.Namespace, whole: bool) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = [
         planned
-        for planned in (all_cases() if options.all else representative_cases())
+        for planned in (all_cases() if options.all or options.publish else representative_cases())
         if (not options.target or planned.target in options.target) and options.kernel in planned.case.name
     ]
+    if options.publish:
+        store = work_store()
+        plan = [planned for planned in plan if store.get(planned) is not None]
     start = time.monotonic()
     try:
         results = compile_plan(plan, options.jobs, options.fresh)

@@ -29,7 +29,8 @@ class Store:
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     row = json.loads(line)
-                    self._found[row.pop("fingerprint")] = Compiled(**{**row, "wants": tuple(row["wants"])})
+                    key = row.pop("fingerprint")
+                    self._found[key] = Compiled(**{**row, "wants": tuple(row["wants"])})
                 except (ValueError, KeyError, TypeError):
                     continue  # the line a stopped run was writing, or one of an older form: compiled again
 

@@ -194,8 +194,8 @@ def attend_kernel(
         # the head size: whole, Q and the matrix would not fit beside the accumulator.
         share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
         q_slices = q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None]
-        # The bound is known at run time only: unrolled, the loop would spill.
-        for start in tl.range(0, tl.where(row < q_video, DIM, 0), 2 * COV_SLICE, num_stages=1):
+        # DIM or nothing, written so that the compiler does not see it: unrolled, the loop would spill.
+        for start in tl.range(0, tl.minimum((q_video - row) * DIM, DIM), 2 * COV_SLICE, num_stages=1):
             # Two products that depend on each other: Triton then gives both the accumulator's own layout.
             for half in tl.static_range(2):
                 some = start + half * COV_SLICE + tl.arange(0, COV_SLICE)
