@@ -24,35 +24,27 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Kernels:
-    """What decides which binaries a call takes, beside those of `Problem`; all hashable.
+    """What decides which binaries a call takes, beside those of `Problem`; hashable.
 
     Attributes:
         method: of the selection.
-        drops: whether some head has no tail.
         tail: the dearest tail of a head.
         biased: whether extra tokens have a key bias.
     """
 
     method: str
-    drops: bool
     tail: TailName
     biased: bool
 
 
 def kernels_of(policy: Policy, tails: Iterable[TailName], biased: bool) -> Iterator[tuple[Kernels, Policy]]:
-    """The kernels of a run whose heads may take any of `tails`, each with a policy for two heads that launches them."""
+    """The kernels of a run whose heads may take any of `tails`, each with a policy that launches them.
+
+    Heads with different tails share the binaries of the dearest of them.
+    """
     asked = policy.tail if isinstance(policy.tail, tuple) else (policy.tail,)
-    possible = sorted({*asked, *tails}, key=TAILS.index)
-    for dearest in possible:
-        for drops in (False, True) if "none" in possible and dearest != "none" else (dearest == "none",):
-            # Only the published rule's lists are written differently where a head drops its blocks.
-            if drops and dearest != "none" and policy.method != "draft":
-                continue
-            names: tuple[TailName, TailName] = ("none" if drops else dearest, dearest)
-            yield (
-                Kernels(policy.method, drops, dearest, biased),
-                replace(policy, density=0.4, tail=names, tail_gain=0.0),
-            )
+    for tail in sorted({*asked, *tails}, key=TAILS.index):
+        yield Kernels(policy.method, tail, biased), replace(policy, density=0.4, tail=tail, tail_gain=0.0)
 
 
 def warm_up(
