@@ -1,6 +1,7 @@
-"""python -m tests.comfyui.matrix: run every check on each ComfyUI of COMFYUI_PATHS.
+"""python -m tests.comfyui.matrix [FOLDER]: run every check on each ComfyUI of COMFYUI_PATHS.
 
-Writes docs/compatibility.md, and its table of models into the README.
+Writes docs/compatibility.md, and its table of models into the README. With a FOLDER the results stay there, and those
+it holds already are not made again: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def main() -> int:
     if not installs:
         print(NOT_FOUND, file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = sys.argv[1] if len(sys.argv) > 1 else temporary
+        Path(folder).mkdir(parents=True, exist_ok=True)
         found = {
             (install, module): results(install, module, Path(folder)) for install in installs for module in MODULES
         }

@@ -13,7 +13,7 @@ from typing import Any
 from demo.comfyui_path import ComfyUIInstall
 
 HERE = Path(__file__).parent
-TIMEOUT = 1800
+TIMEOUT = 3600
 # One process per group and host; compiling comes last, for what it imports changes paths of ours.
 GROUPS = (
     ("check_models", "check_hunyuan15"),
@@ -42,20 +42,24 @@ def names(module: str) -> list[str]:
 
 @lru_cache
 def start_up(install: ComfyUIInstall, folder: Path) -> dict[str, Any]:
-    """What start_up.py prints."""
-    (folder / "broken" / "triton").mkdir(parents=True, exist_ok=True)
-    (folder / "broken" / "triton" / "__init__.py").write_text("raise ImportError('no Triton here')\n", encoding="utf-8")
-    command = [str(install.python), str(HERE / "start_up.py"), str(install.path), str(folder / "broken")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=True)
-    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**printed, "complaints": done.stderr}
+    """What start_up.py prints, and under "complaints" what it wrote to stderr; kept in the folder."""
+    out = folder / f"start-up-{install.path.name}.json"
+    if not out.exists():
+        (folder / "broken" / "triton").mkdir(parents=True, exist_ok=True)
+        (folder / "broken" / "triton" / "__init__.py").write_text("raise ImportError('no Triton here')\n")
+        command = [str(install.python), str(HERE / "start_up.py"), str(install.path), str(folder / "broken")]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        printed = json.loads(done.stdout.splitlines()[-1])
+        out.write_text(json.dumps({**printed, "complaints": done.stderr}), encoding="utf-8")
+    kept: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return kept
 
 
 def results(install: ComfyUIInstall, module: str, folder: Path) -> dict[str, Any]:
     """Outcomes by name of the module's checks, as run_checks.py writes them; under "" why it wrote nothing.
 
     Args:
-        folder: where the process runs and writes.
+        folder: where the process runs and writes; results that an earlier one has left there are not made again.
     """
     group = next(group for group in GROUPS if module in group)
     found = _run(install, group, folder)
@@ -65,10 +69,19 @@ def results(install: ComfyUIInstall, module: str, folder: Path) -> dict[str, Any
 @lru_cache
 def _run(install: ComfyUIInstall, modules: tuple[str, ...], folder: Path) -> dict[str, Any]:
     out = folder / f"{modules[0]}-{install.path.name}.json"
+    missing = [name for module in modules for name in names(module) if name not in _read(out)]
+    if not missing:
+        return _read(out)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     command = [str(install.python), str(HERE / "run_checks.py"), str(install.path), ",".join(modules), str(out)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
+    done = subprocess.run(
+        [*command, *missing], env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT
+    )
     if not out.exists():
         return {"": f"ComfyUI {install.version} did not start:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"}
-    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["results"]
-    return found
+    return _read(out)
+
+
+def _read(out: Path) -> dict[str, Any]:
+    """Results by name in a file of run_checks.py; none if it is not there."""
+    return dict(json.loads(out.read_text(encoding="utf-8"))["results"]) if out.exists() else {}

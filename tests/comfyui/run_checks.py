@@ -1,6 +1,7 @@
 """Runs in ComfyUI's Python: python run_checks.py COMFYUI MODULE[,MODULE...] OUT.json [NAME...]
 
-Runs the CHECKS of the modules; writes {"version": ..., "results": {name: {"outcome", "detail", "seconds"}}}.
+Runs the CHECKS of the modules, all or those named; writes {"version": ..., "results": {name: {"outcome", "detail",
+"seconds"}}}, beside what the file held before.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def main() -> None:
     host.start(comfyui)
     from comfyui_version import __version__
 
-    results: dict[str, dict[str, object]] = {}
+    kept = Path(out)
+    results: dict[str, dict[str, object]] = json.loads(kept.read_text())["results"] if kept.exists() else {}
     checks = [item for module in modules.split(",") for item in importlib.import_module(module).CHECKS.items()]
     for name, check in checks:
         if names and name not in names:
@@ -35,7 +37,7 @@ def main() -> None:
         except Exception:
             outcome, detail = "failed", traceback.format_exc()
         results[name] = {"outcome": outcome, "detail": detail, "seconds": round(time.perf_counter() - began, 2)}
-        Path(out).write_text(json.dumps({"version": __version__, "results": results}, indent=1), encoding="utf-8")
+        kept.write_text(json.dumps({"version": __version__, "results": results}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
