@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,3 +146,18 @@ def test_the_chain_puts_us_first_and_only_once(part) -> None:
     assert options[chain.OVERRIDE] is first
     chain.restore(options, None)
     assert options == {}
+
+
+def test_what_a_run_waits_for_is_shown_under_the_node(part) -> None:
+    told: list[str] = []
+    patcher = SimpleNamespace(
+        get_model_object=lambda name: SimpleNamespace(percent_to_sigma=flow(1.0)),
+        model=SimpleNamespace(diffusion_model=object()),
+        object_patches={},
+    )
+    adapter = part("nodes.adapter").Adapter(part("nodes.presets").Choices(), tell_node=told.append)
+    run = adapter._open(
+        SimpleNamespace(model_patcher=patcher), torch.zeros(1, 4, 1, 8, 8), torch.tensor([1.0, 0.0]), None
+    )
+    run.session.on_wait("kernels are compiled")
+    assert told == ["kernels are compiled"]
