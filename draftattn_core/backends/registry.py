@@ -15,7 +15,7 @@ from .reference import attend_reference
 from .request import AttendRequest
 from .rows import attend_rows
 from .triton_backend import attend_triton, run_triton, triton_refuses, warm_up_triton
-from .triton_hopper import attend_hopper, hopper_refuses, run_hopper
+from .triton_hopper import attend_hopper, hopper_refuses, run_hopper, warm_up_hopper
 
 
 class NoBackendError(ValueError):
@@ -80,7 +80,9 @@ def backends() -> tuple[Backend, ...]:
         # On the CPU only where Triton interprets its kernels, which is for tests.
         Backend("triton", attend_triton, triton_refuses, by_name_on=("cpu",), run=run_triton, warm_up=warm_up_triton),
         # Has not yet run on a GPU.
-        Backend("triton_hopper", attend_hopper, hopper_refuses, automatic=False, run=run_hopper),
+        Backend(
+            "triton_hopper", attend_hopper, hopper_refuses, automatic=False, run=run_hopper, warm_up=warm_up_hopper
+        ),
         # On the CPU it compiles for longer than most runs would gain from it.
         Backend("flex", attend_flex, flex_refuses, by_name_on=("cpu",)),
         Backend("torch", attend_torch, _needs_float),

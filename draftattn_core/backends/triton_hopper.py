@@ -8,15 +8,15 @@ and a device where a small call differs from the reference or where the compiler
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..grid import TokenGrid
-from ..layout import Layout, LayoutTables, build_tables
-from ..policy import Policy
+from ..layout import LayoutTables, build_tables
+from ..policy import Policy, TailName
 from ..tail import Tail
 from . import triton_door
 from .head_groups import head_groups
@@ -24,6 +24,7 @@ from .reference import attend_reference
 from .request import AttendRequest, BackendFailure, new_output
 from .triton_backend import HEAD_DIMS, _joined, triton_missing
 from .trust import OUT_OF_MEMORY, Trust, compiler_failed, in_short, kernel_key
+from .warm_up import Kernels, kernels_of, small_call, small_layout, warm_up
 
 if TYPE_CHECKING:
     from .registry import Problem
@@ -44,25 +45,52 @@ _TRUST = Trust("its kernels for Hopper")
 
 def hopper_refuses(problem: Problem) -> str | None:
     """Why the kernels cannot serve `problem`, in words a user can act on; None if they can."""
+    return _unfit(problem) or _TRUST.reason_against(_key(problem), lambda: _first_use(problem))
+
+
+def warm_up_hopper(
+    problem: Problem, policy: Policy, tails: Sequence[TailName], biased: bool, report: Callable[[str], None]
+) -> None:
+    """Check and compile the kernels of a run beforehand; see `Backend.warm_up`. A refusal is left to the calls."""
+    if _unfit(problem) is not None:
+        return
+    if not _TRUST.knows(_key(problem)):
+        report(f"DraftAttention checks its kernels for Hopper on {problem.device}")
+    if hopper_refuses(problem) is not None:
+        return
+
+    def compute(kind: Kernels, policy: Policy) -> None:
+        blocks = problem.q_block, problem.k_block
+        small_call(run_hopper, problem.device, problem.dtype, problem.head_dim, blocks, kind, policy)
+
+    warm_up(_TRUST, _key(problem), kernels_of(policy, tails, biased), compute, report)
+
+
+def _key(problem: Problem) -> tuple[Hashable, ...]:
+    return kernel_key(problem.device, problem.dtype, problem.head_dim, problem.k_block)
+
+
+def _unfit(problem: Problem) -> str | None:
+    """Why no kernel is made for `problem`, without trying any; None if one is."""
     why = unfit(problem.device, problem.head_dim)
-    if why is not None:
+    if why is not None or problem.device.type == "cpu":
         return why
-    kernel = kernel_key(problem.device, problem.dtype, problem.head_dim, problem.k_block)
-    if problem.device.type == "cpu":
-        return _TRUST.reason_against(kernel, lambda: None)
     if problem.dtype not in (torch.float16, torch.bfloat16):
         return f"its kernels take float16 and bfloat16, not {problem.dtype}"
     if problem.q_block != Q_BLOCK or problem.k_block not in K_BLOCKS:
         blocks = f"{problem.q_block}/{problem.k_block}"
         return f"its kernels take query blocks of {Q_BLOCK} and key blocks of {K_BLOCKS} tokens, not {blocks}"
+    return None
 
-    def first_use() -> str | None:
-        reason = check(problem)
-        if reason is None:
-            log.warning("DraftAttention: %s", UNPROVEN)
-        return reason
 
-    return _TRUST.reason_against(kernel, first_use)
+def _first_use(problem: Problem) -> str | None:
+    """The check, and a word of caution to those whose GPU passes it; nothing where Triton interprets, for tests."""
+    if problem.device.type == "cpu":
+        return None
+    reason = check(problem)
+    if reason is None:
+        log.warning("DraftAttention: %s", UNPROVEN)
+    return reason
 
 
 def unfit(device: torch.device, head_dim: int) -> str | None:
@@ -224,7 +252,7 @@ def run_hopper(
 
 def check(problem: Problem) -> str | None:
     """Run small calls with and without a tail and compare them with the reference; what is wrong, or None."""
-    layout = Layout(TokenGrid(3, 9, 13), 7, 30, problem.q_block, problem.k_block)
+    layout = small_layout(problem.q_block, problem.k_block)
     tables = build_tables(layout, problem.device)
     generator = torch.Generator().manual_seed(0)
     shape = (3, 1, 2, layout.tokens, problem.head_dim)

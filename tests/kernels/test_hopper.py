@@ -17,7 +17,7 @@ from benchmarks.aot_cases_hopper import CLAIMS, all_cases, listed_case, represen
 from benchmarks.aot_compile import Case, Planned, compile_case
 from benchmarks.aot_judge import judge
 from draftattn_core.backends import triton_door, triton_hopper
-from draftattn_core.backends.registry import NoBackendError, Problem, backends, choose_backend
+from draftattn_core.backends.registry import NoBackendError, Problem, backends, choose_backend, prepare_backend
 from draftattn_core.backends.triton_hopper import hopper_refuses, run_hopper
 from draftattn_core.backends.trust import Trust
 from draftattn_core.grid import TokenGrid
@@ -143,3 +143,13 @@ def key_of(case: Case) -> tuple[str, str]:
         aligned = kind.startswith("*") or name in case.aligned
         seen.append((kind, case.constants[name] if kind == "constexpr" else "D" if aligned else None))
     return case.kernel.fn.__name__, f"{seen}{[('num_stages', case.stages), ('num_warps', case.warps)]}"
+
+
+def test_it_is_compiled_before_a_run_and_that_is_said(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_hopper, "_TRUST", Trust("its kernels for Hopper"))
+    problem, told = replace(GPU, device=torch.device("cpu")), []
+    for _ in range(2):
+        prepare_backend("triton_hopper", problem, Policy(tail="linear1"), ("none",), report=told.append)
+    assert [name for name, _ in launches.keys].count("listed_kernel") == 2
+    assert told[0] == "DraftAttention checks its kernels for Hopper on cpu"
+    assert [message.partition(",")[0] for message in told[1:]] == ["DraftAttention compiles its kernels"] * 2
