@@ -155,7 +155,7 @@ def kept_blocks(shape: Shape, qkv: QKV, density: float) -> KeptBlocks:
     q, k, _ = qkv
     tables: LayoutTables = build_tables(shape.layout, q.device)
     policy, scale = Policy(density=density), shape.dim**-0.5
-    draft = make_draft(q, k, tables, spread=policy.spread)
+    draft = make_draft(q, k, tables, spread=policy.spreads(shape.heads))
     ours = select_from_draft(draft, tables, policy, scale)
     keep = ours
     if shape.extra:

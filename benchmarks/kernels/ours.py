@@ -12,8 +12,10 @@ from draftattn_core import Policy
 from draftattn_core.attention import Attention
 from draftattn_core.backends import triton_door
 from draftattn_core.backends.request import AttendRequest
+from draftattn_core.draft import Draft, draft_logits
 from draftattn_core.layout import LayoutTables, build_tables
 from draftattn_core.policy import TailName
+from draftattn_core.selection import select_blocks
 
 from . import row as names
 from .inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
@@ -45,19 +47,22 @@ class Call:
     def bare(self) -> AttendRequest:
         return replace(self.request, tail=None)
 
-    def executed(self) -> float:
-        return float(Attention(self.request.q, self.request, "").density())
 
-    def expected(self, rows: Tensor, request: AttendRequest) -> Tensor:
-        """Rows (block order) of the call by its definition: (H, rows, D)."""
-        tables = request.tables
-        kept = request.keep[0][:, tables.q.of_token[rows]]
-        tokens, block_of_key = tables.perm[rows], tables.k.of_token[tables.inverse]
-        return defined_rows((request.q, request.k, request.v), tokens, request.scale, kept, block_of_key, request.tail)
+def executed_of(request: AttendRequest) -> float:
+    """Share of all token pairs that a request computes exactly."""
+    return float(Attention(request.q, request, "").density())
+
+
+def expected_of(request: AttendRequest, rows: Tensor) -> Tensor:
+    """Rows (block order) of a request by its definition: (H, rows, D)."""
+    tables = request.tables
+    kept = request.keep[0][:, tables.q.of_token[rows]]
+    tokens, block_of_key = tables.perm[rows], tables.k.of_token[tables.inverse]
+    return defined_rows((request.q, request.k, request.v), tokens, request.scale, kept, block_of_key, request.tail)
 
 
 def make_call(qkv: QKV, tables: LayoutTables, policy: Policy, key_bias: Tensor | None = None) -> Call:
-    """prepare and select, as the backend calls them."""
+    """prepare and select, as the backend calls them, of all heads at once."""
     q, k, v = qkv
     scale = q.shape[3] ** -0.5
     draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True)
@@ -99,17 +104,19 @@ def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Cl
         return relative(of(out), dense)
 
     def whole(policy: Policy = policy) -> Tensor:
-        made = make_call(qkv, tables, policy)
-        return variant.attend(made.request, made.lists, made.in_order)
+        return variant.run(*qkv, tables, policy, None, shape.dim**-0.5)[0]
 
     try:
+        # What the backend does with its heads in groups is judged by the request it says this amounts to.
+        _, asked = variant.run(*qkv, tables, policy, None, shape.dim**-0.5)
+        executed, asked_truth = executed_of(asked), expected_of(asked, rows)
+        del asked
         call = make_call(qkv, tables, policy)
-        executed = call.executed()
     except Exception as failure:
         yield after_failure(replace(blank, what=names.WHOLE), failure, clock)
         return
     blank = replace(blank, executed=executed, flops=shape.flops * executed)
-    truth, bare_truth = (call.expected(rows, request) for request in (call.request, call.bare))
+    truth, bare_truth = (expected_of(request, rows) for request in (call.request, call.bare))
 
     def attend(
         what: str, request: AttendRequest, expected: Tensor, lists: Lists | None = None, gathered: bool = False
@@ -131,7 +138,7 @@ def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Cl
         replace(blank, what=names.WHOLE),
         whole,
         clock,
-        off=lambda out: relative(of(out), truth),
+        off=lambda out: relative(of(out), asked_truth),
         limit=limit,
         error=error,
         memory=True,
@@ -157,7 +164,7 @@ def _tail_row(row: Row, out: Tensor, error: Callable[[Tensor], float]) -> Row:
 
 
 def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock: Clock) -> Iterator[Row]:
-    """prepare, prepare without a tail, and select. What they make is compared where whole calls are."""
+    """prepare, prepare without a tail, and select. What prepare makes is compared where whole calls are."""
     q, k, v = qkv
     scale = q.shape[3] ** -0.5
     none = replace(policy, tail="none")
@@ -169,9 +176,21 @@ def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock:
     }
     for what, run in parts.items():
         try:
+            wrong = misplaced(draft, tables, policy, scale) if what == names.SELECT else 0
+            if wrong:
+                said = f"{wrong} block pairs of four heads are not those of the reference"
+                yield replace(blank, what=what, status="wrong", note=said)
+                continue
             yield timed(replace(blank, what=what), run, clock, memory=True)
         except Exception as failure:
             yield after_failure(replace(blank, what=what), failure, clock)
+
+
+def misplaced(draft: Draft, tables: LayoutTables, policy: Policy, scale: float) -> int:
+    """Block pairs of four heads in which the kernels' selection differs from the core's on the same scores."""
+    scores = draft_logits(draft.of_heads(slice(0, 4)), tables, scale)
+    ours = triton_door.select_scores(scores, tables, policy).keep
+    return int((ours ^ select_blocks(scores, tables, policy)).sum())
 
 
 def coarse_row(
@@ -190,7 +209,7 @@ def coarse_row(
         tables = build_tables(coarse.layout, qkv[0].device)
         call = make_call(qkv, tables, Policy(density=density, tail="none"))
         rows = sampled(shape.tokens, shape.layout.grid.tokens).to(qkv[0].device)
-        executed, expected = call.executed(), call.expected(rows, call.bare)
+        executed, expected = executed_of(call.bare), expected_of(call.bare, rows)
     except Exception as failure:
         return after_failure(row, failure, clock)
     return measured(

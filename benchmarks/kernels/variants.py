@@ -10,7 +10,8 @@ from torch import Tensor
 
 from draftattn_core.backends.ops import call_op
 from draftattn_core.backends.request import AttendRequest
-from draftattn_core.backends.triton_hopper import attend_listed, unfit
+from draftattn_core.backends.triton_backend import run_triton
+from draftattn_core.backends.triton_hopper import attend_listed, run_hopper, unfit
 
 Lists = tuple[Tensor, Tensor]
 Attend = Callable[[AttendRequest, Lists, "tuple[Tensor, Tensor] | None"], Tensor]
@@ -23,6 +24,7 @@ class Variant:
     Attributes:
         name: as in the results.
         backend: the registry's name for it.
+        run: a whole call as the backend makes it, and the request it amounts to; see `Backend.run`.
         attend: output (B, H, L, D) of a request, its lists and counts, and K and V in block order if they are at hand.
         refuses: why it cannot run on a device at a head size; None if it can.
         required: whether the bench tells no speed at all while this one is wrong. One that is opt-in only loses its
@@ -32,6 +34,7 @@ class Variant:
 
     name: str
     backend: str
+    run: Callable[..., tuple[Tensor, AttendRequest]]
     attend: Attend
     refuses: Callable[[torch.device, int], str | None]
     required: bool = True
@@ -45,7 +48,7 @@ def _pointer(request: AttendRequest, lists: Lists, in_order: tuple[Tensor, Tenso
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("pointer", "triton", _pointer, lambda device, dim: None),
-        Variant("hopper", "triton_hopper", attend_listed, unfit, required=False, gathers=False),
+        Variant("pointer", "triton", run_triton, _pointer, lambda device, dim: None),
+        Variant("hopper", "triton_hopper", run_hopper, attend_listed, unfit, required=False, gathers=False),
     )
 }

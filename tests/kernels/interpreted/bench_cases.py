@@ -63,7 +63,11 @@ def test_a_wrong_variant_gets_no_speed() -> None:
     def wrong(*arguments: object) -> Tensor:
         return right.attend(*arguments) * 1.001  # type: ignore[arg-type]
 
-    rows = rows_of(replace(right, attend=wrong, required=False, gathers=False))
+    def wrong_run(*arguments: object) -> tuple[Tensor, object]:
+        out, request = right.run(*arguments)
+        return out * 1.001, request
+
+    rows = rows_of(replace(right, run=wrong_run, attend=wrong, required=False, gathers=False))  # type: ignore[arg-type]
     assert all(row.status == "wrong" and row.seconds is None for row in rows.values())
     assert rows[names.WHOLE].note.startswith("off by 1.0e-03")
     assert names.GATHERED not in rows and names.PREPARE not in rows
