@@ -48,8 +48,8 @@ class Position:
         step: index of the model evaluation's noise level in the run, from 0.
         progress: 0 at the noisiest end of sampling, 1 at the clean end.
         layer: index of the attention layer; layers: how many there are, 0 if unknown.
-        branch: which condition the call serves ("cond", "uncond", "both", ...) where the host tells the model; diffusers
-            does not. For listeners: nothing is decided or counted by it.
+        branch: which condition the call serves ("cond", "uncond", "both", ...) where the host says so; diffusers does
+            not. For listeners: nothing is decided or counted by it.
     """
 
     step: int
