@@ -9,12 +9,12 @@ from torch import Tensor
 
 from .backends.registry import Backend, NoBackendError, Problem, choose_backend
 from .backends.request import AttendRequest, BackendFailure
-from .blocks import without_autocast
-from .draft import make_draft
+from .blocks import block_means, without_autocast
+from .draft import Draft, make_draft, spread_of_heads
 from .layout import Layout, LayoutTables, TableCache, build_tables
-from .policy import Policy
+from .policy import Policy, head_tails
 from .selection import select_from_draft
-from .tail import make_tail
+from .tail import Tail, expand_blocks, tail_from
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,22 @@ def attend(
             except BackendFailure:
                 # It refuses from now on, and says why.
                 chosen = choose_backend(backend, problem)
-        draft = make_draft(q, k, tables, spread=policy.spreads(q.shape[1]))
+        draft, tail = _draft_and_tail(q, k, v, tables, policy)
         keep = select_from_draft(draft, tables, policy, scale)
-        tail = make_tail(k, v, tables, policy.tail, gain=policy.tail_gain, k_mean=draft.k_mean)
         request = AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)
         return Attention(chosen.attend(request), request, chosen.name)
+
+
+def _draft_and_tail(q: Tensor, k: Tensor, v: Tensor, tables: LayoutTables, policy: Policy) -> tuple[Draft, Tail | None]:
+    """Draft and tail of a call, from one pass over K."""
+    wanted = policy.spreads(q.shape[1])
+    if not policy.has_tail:
+        return make_draft(q, k, tables, spread=wanted), None
+    names = head_tails(policy.tail, q.shape[1])
+    found = expand_blocks(k, v, tables, names, spread=any(wanted))
+    k_spread = None if found.k_spread is None else spread_of_heads(found.k_spread, wanted)
+    draft = Draft(block_means(q, tables.perm, tables.q), found.k_mean, k_spread)
+    return draft, tail_from(found, names, policy.tail_gain)
 
 
 def draft_attention(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .blocks import block_means, centre, head_chunks, video_in_order
-from .layout import BlockTable, LayoutTables
+from .blocks import block_means, block_means_and_spread, centre, head_chunks, statistics_dtype, video_in_order
+from .layout import LayoutTables
 from .policy import TailName, head_gains, head_tails, tail_rank
 from .transfer import per_head
 
@@ -69,6 +69,7 @@ class Expansion:
         counts: (g,) tokens per block.
         total: (B, H, D, D) sum over blocks of n_j C_j; None if no linear term is wanted.
         u, w: as many singular pairs as the highest rank wanted; None for none.
+        k_spread: (B, H, g) mean squared distance of a block's keys from their mean; None if not asked for.
     """
 
     counts: Tensor
@@ -77,6 +78,7 @@ class Expansion:
     total: Tensor | None = None
     u: Tensor | None = None
     w: Tensor | None = None
+    k_spread: Tensor | None = None
 
 
 def singular_pairs(keys: Tensor, values: Tensor, counts: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
@@ -145,17 +147,28 @@ def _leading_vectors(gram: Tensor, count: int) -> Tensor:
 
 
 def _linear_terms(
-    k: Tensor, v: Tensor, k_mean: Tensor, perm: Tensor, table: BlockTable, ranks: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """In one pass: v_mean (B, H, g, D), the sum over blocks of n_j C_j (B, H, D, D), u and w (B, H, g, ranks, D)."""
-    batch, heads, blocks, dim = k_mean.shape
-    v_mean = torch.empty_like(k_mean)
-    total = k_mean.new_empty(batch, heads, dim, dim)
-    u = k_mean.new_zeros(batch, heads, blocks, ranks, dim)
-    w = torch.zeros_like(u)
-    counts = table.counts[:blocks].to(k_mean.dtype)
+    k: Tensor, v: Tensor, tables: LayoutTables, ranks: int, k_mean: Tensor | None, spread: bool
+) -> Expansion:
+    """`expand_blocks` for linear tails: each of k and v is brought into block order once."""
+    perm, table = tables.perm, tables.k
+    dtype = statistics_dtype(k)
+    counts = table.counts[: table.video].to(dtype)
+
+    def new(*shape: int) -> Tensor:
+        return torch.zeros(*k.shape[:2], *shape, dtype=dtype, device=k.device)
+
+    blocks, dim = table.video, k.shape[3]
+    means = new(blocks, dim) if k_mean is None else k_mean
+    k_spread = new(blocks) if spread else None
+    v_mean, total = new(blocks, dim), new(dim, dim)
+    u, w = new(blocks, ranks, dim), new(blocks, ranks, dim)
     for part in head_chunks(k):
-        keys = centre(video_in_order(k[:, part], perm, table), k_mean[:, part], table)
+        keys = video_in_order(k[:, part], perm, table)
+        if k_mean is None:
+            means[:, part] = keys.sum(3) / counts[:, None]
+        keys = centre(keys, means[:, part], table)
+        if k_spread is not None:
+            k_spread[:, part] = keys.square().sum((3, 4)) / counts
         values = video_in_order(v[:, part], perm, table)
         v_mean[:, part] = values.sum(3) / counts[:, None]
         values = centre(values, v_mean[:, part], table)
@@ -164,25 +177,34 @@ def _linear_terms(
             found_u, found_w = singular_pairs(keys, values, counts, ranks)
             u[:, part, :, : found_u.shape[3]] = found_u
             w[:, part, :, : found_w.shape[3]] = found_w
-    return v_mean, total, u, w
+    return Expansion(counts, means, v_mean, total, u if ranks else None, w if ranks else None, k_spread)
 
 
 def expand_blocks(
-    k: Tensor, v: Tensor, tables: LayoutTables, names: Sequence[TailName], *, k_mean: Tensor | None = None
+    k: Tensor,
+    v: Tensor,
+    tables: LayoutTables,
+    names: Sequence[TailName],
+    *,
+    k_mean: Tensor | None = None,
+    spread: bool = False,
 ) -> Expansion:
     """Statistics of every video key block of k, v (B, H, L, D): enough for each tail in `names`.
 
-    `k_mean` (B, H, g, D) is taken from the draft where it is at hand.
+    Args:
+        k_mean: (B, H, g, D) if it is at hand.
+        spread: also the spread of the keys, as the draft wants it.
     """
     table = tables.k
-    if k_mean is None:
+    if any(name.startswith("linear") for name in names):
+        return _linear_terms(k, v, tables, max(tail_rank(name) for name in names), k_mean, spread)
+    k_spread = None
+    if spread:
+        k_mean, k_spread = block_means_and_spread(k, tables.perm, table)
+    elif k_mean is None:
         k_mean = block_means(k, tables.perm, table)
     counts = table.counts[: table.video].to(k_mean.dtype)
-    if not any(name.startswith("linear") for name in names):
-        return Expansion(counts, k_mean, block_means(v, tables.perm, table))
-    ranks = max(tail_rank(name) for name in names)
-    v_mean, total, u, w = _linear_terms(k, v, k_mean, tables.perm, table, ranks)
-    return Expansion(counts, k_mean, v_mean, total, u, w) if ranks else Expansion(counts, k_mean, v_mean, total)
+    return Expansion(counts, k_mean, block_means(v, tables.perm, table), k_spread=k_spread)
 
 
 def tail_from(

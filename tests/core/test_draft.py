@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from draftattn_core import blocks as blocks_module
 from draftattn_core.attention import attend
 from draftattn_core.blocks import block_means, block_means_and_spread
 from draftattn_core.draft import draft_logits, make_draft
+from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import Policy
+from draftattn_core.policy import TAILS, Policy, TailName
 from tests.core.cases import blocks_of, small_layout, smooth_qkv
 
 LAYOUTS = [
@@ -123,3 +126,21 @@ def test_scores_that_are_not_numbers_rank_last_and_infinities_stay_below_what_is
     assert not scores.isnan().any()
     assert (scores[..., 2] == -torch.inf).all()
     assert (scores[..., 3] == torch.finfo(scores.dtype).max).all()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_keys_are_brought_into_block_order_once_for_draft_and_tail(tail: TailName) -> None:
+    layout = Layout(TokenGrid(3, 5, 7), 0, 4, 16, 16)
+    q, k, v = (torch.randn(1, 2, layout.tokens, 16) for _ in range(3))
+
+    class Gathers(TorchFunctionMode):
+        seen = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is Tensor.index_select and args[0].dim() == 4 and args[0].data_ptr() == k.data_ptr():
+                self.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    with Gathers() as gathers:
+        attend(q, k, v, layout, Policy(tail=tail), backend="reference")
+    assert gathers.seen == 1
