@@ -74,7 +74,7 @@ def test_a_wrong_variant_gets_no_speed() -> None:
 
 
 def test_a_check_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = Check("pointer", 64, "float32", 64, "linear1")
+    check = Check("pointer", 64, "float32", 64, "none")
     right = VARIANTS["pointer"]
     (row,) = check_rows(check, CPU)
     assert row.status == "unmeasured" and row.off is not None and row.off < 2e-6
