@@ -24,6 +24,8 @@ from .aot_pool import compile_all
 from .aot_store import work_store, write_results
 from .aot_triton import InstallError, run_with
 
+STOPPED = 130
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py bench aot", description="Compile the GPU kernels without a GPU.")
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.exit(2, f"{error}\n")
     else:
         code = run(options, whole)
-    if whole and not options.inner:
+    if whole and not options.inner and code != STOPPED:
         for path in write_pages():
             print(f"wrote {path}")
     return code
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace, whole: bool) -> int:
         results = compile_plan(plan, options.jobs, options.fresh)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return STOPPED
     if options.accept:
         save_known(triton.__version__, results)
     failed = report(results)

@@ -1,8 +1,11 @@
-"""The kernels compiled for GPUs that are not here: nothing spills, everything fits, the matrix units are used."""
+"""The kernels compiled for GPUs that are not here: none spills unlisted, all fit, all use the units they should."""
 
 from __future__ import annotations
 
 import importlib.util
+import linecache
+import types
+from collections import Counter
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -11,28 +14,167 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from benchmarks.aot_cases import Planned, attend_case, representative_cases
-from benchmarks.aot_compile import Compiled, compile_case
+import triton
+
+from benchmarks.aot_cases import attend_case
+from benchmarks.aot_compile import Case, Compiled, Planned, compile_case, fingerprint
+from benchmarks.aot_judge import judge, load_known
+from benchmarks.aot_pages import main_version, pages
+from benchmarks.aot_plan import all_cases, representative_cases
+from benchmarks.aot_store import Store, committed_versions, results_file
 from kernels.configs import ATTEND, attend_config
 
+ROOT = Path(__file__).resolve().parents[2]
+needs_main_version = pytest.mark.skipif(
+    triton.__version__ != main_version(), reason=f"results are committed for Triton {main_version()}"
+)
 
+
+def known(version: str, target: str, name: str) -> int:
+    return load_known().get(version, {}).get(target, {}).get(name, 0)
+
+
+@needs_main_version
 @pytest.mark.parametrize(
     "planned", representative_cases(), ids=lambda planned: f"{planned.target}: {planned.case.name}"
 )
-def test_what_ships_compiles_without_spills_and_fits(planned: Planned) -> None:
-    result: Compiled = compile_case(planned.case, planned.target)
-    assert not result.problems
+def test_what_ships_fits_and_spills_no_more_than_is_listed(planned: Planned) -> None:
+    result = compile_case(planned)
+    assert not judge(result, known(triton.__version__, planned.target, planned.case.name)).problems
     assert result.registers > 8
 
 
-def test_a_configuration_that_does_not_fit_is_seen() -> None:
-    greedy = replace(attend_config("sm_86", 128, 0), stages=6)
-    result = compile_case(attend_case(greedy, 128, tail="none"), "sm_86")
-    assert any("shared memory" in problem for problem in result.problems)
+class TestCommittedResults:
+    def test_every_name_occurs_once_per_target(self) -> None:
+        names = Counter((planned.target, planned.case.name) for planned in all_cases())
+        assert not [name for name, count in names.items() if count > 1]
+
+    @needs_main_version
+    def test_they_are_those_of_the_kernels_as_they_are(self) -> None:
+        current = {fingerprint(planned) for planned in all_cases()}
+        store = Store(results_file(main_version()))
+        stale = len(set(store.fingerprints) - current)
+        advice = "`python run.py bench aot --all` compiles them, --publish writes what there is; commit what they write"
+        assert not stale, f"{stale} results are older than their kernels: {advice}"
+        assert all(store.get(planned) is not None for planned in representative_cases()), advice
+        missing = len(current - set(store.fingerprints))
+        if missing:
+            pytest.skip(f"{missing} of {len(current)} cases have no committed result yet: {advice}")
+
+    @pytest.mark.parametrize("version", committed_versions())
+    def test_none_has_a_problem(self, version: str) -> None:
+        results = Store(results_file(version)).results
+        verdicts = {(r.target, r.name): judge(r, known(version, r.target, r.name)) for r in results}
+        assert not {case: verdict.problems for case, verdict in verdicts.items() if verdict.problems}
+
+    def test_stack_is_listed_only_where_there_is_some(self) -> None:
+        listed = {
+            (version, target, name)
+            for version, targets in load_known().items()
+            for target, names in targets.items()
+            for name in names
+        }
+        found = {
+            (version, result.target, result.name)
+            for version in committed_versions()
+            for result in Store(results_file(version)).results
+            if result.stack
+        }
+        assert listed <= found
+
+    @needs_main_version
+    @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
+    def test_the_tables_show_them(self, path: Path) -> None:
+        assert path.read_text(encoding="utf-8") == pages()[path]
+
+
+class TestFaultsAreSeen:
+    def test_a_configuration_that_does_not_fit(self) -> None:
+        greedy = replace(attend_config("sm_86", 128, 0), stages=6)
+        result = compile_case(Planned("sm_86", attend_case(greedy, 128, tail="none")))
+        assert judge(result).problems == (f"{result.shared} B of shared memory, the limit is 101376",)
+        assert result.shared > 101_376
+
+    def test_a_configuration_that_spills(self) -> None:
+        crowded = replace(attend_config("sm_80", 128, 0), block_n=128, warps=4, stages=2)
+        result = compile_case(Planned("sm_80", attend_case(crowded, 128, tail="none", k_block=128)))
+        assert judge(result).problems == (f"{result.stack} B of stack per thread",)
+        assert result.stack > 100
+
+    def test_products_that_miss_the_matrix_units(self) -> None:
+        config = replace(attend_config("sm_86", 64, 0), block_n=32, stages=1)
+        result = compile_case(Planned("sm_86", attend_case(config, 64, tail="none", dtype="fp32")))
+        assert "no HMMA instruction" in judge(result).problems
+
+    def test_a_kernel_that_does_not_compile(self) -> None:
+        config = replace(attend_config("sm_86", 64, 0), block_n=48)
+        result = compile_case(Planned("sm_86", attend_case(config, 64, tail="none")))
+        assert judge(result).problems[0].startswith("does not compile: ")
+
+    def test_lost_warp_specialisation(self) -> None:
+        result = Compiled("sm_90", "x", 168, instructions={"HGMMA": 8, "UTMALDG": 4}, wants=("HGMMA", "USETMAXREG"))
+        assert judge(result).problems == ("no USETMAXREG instruction",)
+
+    @pytest.mark.parametrize(
+        ("stack", "listed", "fine"), [(16, 16, True), (24, 16, False), (8, 16, False), (0, 16, False)]
+    )
+    def test_stack_that_is_not_what_is_listed(self, stack: int, listed: int, fine: bool) -> None:
+        verdict = judge(Compiled("gfx1100", "x", 256, stack=stack), listed)
+        assert (not verdict.problems) is fine
+        assert verdict.known == (listed if fine else 0)
+
+
+class TestResultsOnDisk:
+    def test_a_stopped_run_keeps_what_it_had(self, tmp_path: Path) -> None:
+        first, second = all_cases()[:2]
+        result = Compiled(first.target, first.case.name, 40, 8, 1024, 4, {"HMMA": 3}, ("HMMA",))
+        store = Store(tmp_path / "results.jsonl")
+        store.add(first, result)
+        store.close()
+        with store.path.open("a", encoding="utf-8") as file:
+            file.write('{"fingerprint": "12')
+        again = Store(store.path)
+        assert again.get(first) == result
+        assert again.get(second) is None
+
+    def test_a_change_of_the_code_is_noticed_and_a_comment_is_not(self, tmp_path: Path) -> None:
+        source = "\n".join(
+            [
+                "import triton, triton.language as tl",
+                "@triton.jit",
+                "def inner(x):",
+                "    return x + 1",
+                "@triton.jit",
+                "def outer(x_ptr):",
+                "    tl.store(x_ptr, inner(tl.load(x_ptr)))",
+            ]
+        )
+
+        def of(text: str, name: str) -> str:
+            path = tmp_path / f"{name}.py"
+            path.write_text(text, encoding="utf-8")
+            linecache.checkcache()
+            spec = importlib.util.spec_from_file_location("some_kernels", path)
+            assert spec is not None and spec.loader is not None
+            module: types.ModuleType = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return fingerprint(Planned("sm_80", Case("outer", module.outer, {"x_ptr": "*fp32"}, {}, 4, 3)))
+
+        plain = of(source, "plain")
+        assert of("# first\n\n" + source.replace("return x + 1", "return x + 1  # one more"), "commented") == plain
+        assert of(source.replace("x + 1", "x + 2"), "changed") != plain
+
+    def test_a_change_of_the_case_is_noticed(self) -> None:
+        case = attend_case(attend_config("sm_86", 64, 1), 64)
+        plain = fingerprint(Planned("sm_86", case))
+        changed = (replace(case, warps=4), replace(case, stages=2), replace(case, aligned=frozenset()))
+        assert (
+            len({plain, fingerprint(Planned("sm_89", case)), *(fingerprint(Planned("sm_86", x)) for x in changed)}) == 5
+        )
 
 
 def test_the_documented_configurations_are_those_that_ship() -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
     documented = [line for line in page.splitlines() if line.startswith(("| sm_", "| gfx"))]
     expected = [(target, dim, *astuple(config)) for (target, dim), config in ATTEND.items()]
     assert documented == ["| " + " | ".join(map(str, row)) + " |" for row in expected]
