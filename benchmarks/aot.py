@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         "--triton",
         action="append",
         metavar="VERSION",
-        help="with this Triton, installed beside the one that is here (may be repeated; AMD on 3.3 needs ld.lld)",
+        help="with this Triton, installed beside the one that is here (may be repeated)",
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     parser.add_argument("--fresh", action="store_true", help="compile again what is known from earlier runs")
@@ -96,7 +96,8 @@ def compile_plan(plan: list[Planned], jobs: int = 1, fresh: bool = False) -> lis
     """Results in the order of the plan: those on disk, and the rest compiled now and added to them."""
     store = work_store()
     try:
-        todo = [planned for planned in plan if fresh or store.get(planned) is None]
+        # An error may have been the machine's: it is tried again.
+        todo = [planned for planned in plan if fresh or (old := store.get(planned)) is None or old.error]
         with tqdm(
             total=len(plan), initial=len(plan) - len(todo), unit="case", desc=f"Triton {triton.__version__}"
         ) as bar:
