@@ -20,7 +20,7 @@ from draftattn_core.probe import HeadTails
 
 from .capture import attention_replaced, dense_attention, prompt_of
 from .peer import load_peer, peer_itself
-from .plan import DENSE_FEWER, Clock, EndToEndPlan, Scenario
+from .plan import DENSE_FEWER, Clock, EndToEndPlan, Scenario, name_scenarios
 from .raw import WHOLE, Raw, Shard, definition, name_rounds, significant
 from .rows import Row
 from .selection import Source, choose, probed_tails
@@ -302,5 +302,6 @@ def collect(plan: EndToEndPlan, rows: dict[str, Row], raw: Raw, *, share: float)
             f"{plan.name} grids: {len(whole)} of {len(plan.rounds)} rounds measured; left out (grid, seed): "
             + name_rounds(run for run in plan.rounds if run not in whole)
             + (f"; of these measured in part and not in the table: {name_rounds(started)}" if started else "")
+            + ("" if whole else f"; with them {name_scenarios(plan.scenarios)}")
         )
     return cells, left_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from draftattn_core import TokenGrid
@@ -155,14 +156,19 @@ def quick() -> Plan:
 
 def _missing(some: tuple[Scenario, ...], every: tuple[Scenario, ...]) -> list[str]:
     """In words, per steps and warm-up, which of `every` is not in `some`."""
-    gone: dict[tuple[int, float], list[str]] = {}
-    for row, target, steps, warmup in every:
-        if (row, target, steps, warmup) not in some:
-            gone.setdefault((steps, warmup), []).append(f"{row} {target:.0%}")
-    return [
-        f"end to end, {steps} steps, warm-up {warmup:.0%}: {', '.join(names)}"
-        for (steps, warmup), names in gone.items()
-    ]
+    return [f"end to end, {text}" for text in _by_setting(s for s in every if s not in some)]
+
+
+def name_scenarios(scenarios: Iterable[Scenario]) -> str:
+    """Rows and targets in words, per steps and warm-up."""
+    return "; ".join(_by_setting(scenarios))
+
+
+def _by_setting(scenarios: Iterable[Scenario]) -> list[str]:
+    groups: dict[tuple[int, float], list[str]] = {}
+    for row, target, steps, warmup in scenarios:
+        groups.setdefault((steps, warmup), []).append(f"{row} {target:.0%}")
+    return [f"{steps} steps, warm-up {warmup:.0%}: {', '.join(names)}" for (steps, warmup), names in groups.items()]
 
 
 def full(on_gpu: bool = False) -> Plan:
