@@ -26,7 +26,7 @@ from draftattn_core.charts import (
 )
 from draftattn_core.charts.canvas import ACCENT, LINES, on, ramp, ramp_colour, wrapped
 from draftattn_core.charts.curve import AREA, DENSE, dense_stretches, trace
-from draftattn_core.charts.density import REASON_COLOURS, UNSEEN, cells, scale_top
+from draftattn_core.charts.density import REASON_COLOURS, UNSEEN, cells, scale_top, tails_per_layer
 from draftattn_core.report import Call, DenseReason
 from draftattn_core.schedule import LayerBand, constant, preset
 
@@ -112,6 +112,17 @@ def test_every_dense_reason_has_a_colour_of_its_own() -> None:
 def test_an_empty_run_gets_a_picture_that_says_so() -> None:
     assert density_map(RunReport()).size[0] > 100
     assert report_sheet(RunReport()).size[0] > 100
+
+
+def test_the_heading_of_the_tails_is_whole_where_one_tail_was_measured(report: RunReport) -> None:
+    tops = []
+    for names in (("linear1",), ("none", "mean", "linear0", "linear1", "linear2")):
+        report.tail_errors[0] = dict.fromkeys(names, 0.1)
+        picture = tails_per_layer(report)
+        assert picture is not None
+        ink = np.asarray(picture.convert("L"))[:16] < 128
+        tops.append(int(np.flatnonzero(ink.any(0)).max()))
+    assert tops[0] == tops[1]
 
 
 def test_the_report_sheet_grows_by_the_parts_the_run_has(report: RunReport) -> None:

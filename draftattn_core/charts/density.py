@@ -258,7 +258,8 @@ def tails_per_layer(report: RunReport) -> Image.Image | None:
         return None
     names = list(next(iter(report.tail_errors.values())))
     label_w, column = 190, 72
-    picture, pen = blank(label_w + column * len(names), 40 + 18 * len(report.tail_errors))
+    # Wide enough for its heading where one tail alone was measured.
+    picture, pen = blank(max(label_w + column * len(names), 480), 40 + 18 * len(report.tail_errors))
     write(pen, (0, 0), "Error of each tail, measured on this model (relative L2, lower is better)", size=13)
     for index, name in enumerate(names):
         write(pen, (label_w + column * (index + 0.5), 22), name, size=11, fill=FAINT, anchor="ma")
