@@ -185,7 +185,8 @@ def test_a_sparse_call_never_builds_the_mask_over_all_token_pairs():
         return masks.largest
 
     assert largest(DENSE) >= 2 * TOKENS**2
-    assert largest(SPARSE) < TOKENS**2
+    # The error probe's 64 rows are most of so small a call.
+    assert largest(replace(SPARSE, auto_gain=False)) < TOKENS**2
 
 
 def test_a_sample_is_served_as_if_it_were_alone(name):
