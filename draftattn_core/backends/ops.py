@@ -5,6 +5,7 @@ On the CPU the op is the reference; on a GPU it is the Triton kernel.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,13 @@ from .reference import attend_reference
 from .request import AttendRequest, new_output
 
 
-@torch.library.custom_op("draftattention::attend", mutates_args=("out",))
+def op_name(name: str) -> str:
+    """Name of an op of this copy of the package: two copies loaded under two names must not take each other's."""
+    package = __name__.partition("draftattn_core")[0]
+    return f"draftattention::{name}" + (f"_{zlib.crc32(package.encode()):08x}" if package else "")
+
+
+@torch.library.custom_op(op_name("attend"), mutates_args=("out",))
 def attend_into(
     out: Tensor,
     q: Tensor,

@@ -20,6 +20,7 @@ from ..policy import Policy, TailName
 from ..tail import Tail
 from . import triton_door
 from .head_groups import head_groups
+from .ops import op_name
 from .reference import attend_reference
 from .request import AttendRequest, BackendFailure, new_output
 from .triton_backend import HEAD_DIMS, _joined, triton_missing
@@ -135,7 +136,7 @@ def launch(
     return attend(q, k, v, shape, *lists, keep, pooled, key_bias, scale, config, out=out)
 
 
-@torch.library.custom_op("draftattention::attend_hopper", mutates_args=("out",))
+@torch.library.custom_op(op_name("attend_hopper"), mutates_args=("out",))
 def hopper_into(
     out: Tensor,
     q: Tensor,

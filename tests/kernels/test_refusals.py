@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from draftattn_core.attention import attend
-from draftattn_core.backends import registry, triton_backend, triton_door
+from draftattn_core.backends import ops, registry, triton_backend, triton_door
 from draftattn_core.backends.registry import Backend, NoBackendError, Problem, attend_torch, choose_backend
 from draftattn_core.backends.request import BackendFailure
 from draftattn_core.backends.triton_backend import triton_missing, triton_refuses
@@ -110,3 +110,10 @@ def test_kernels_are_found_beside_the_pack_whatever_its_name(pack: ModuleType, m
     monkeypatch.setitem(sys.modules, pack.__name__.split(".")[0], ModuleType("host"))
     door = importlib.import_module(f"{pack.__name__}.draftattn_core.backends.triton_door")
     assert door.kernel_module("configs").__name__ == f"{pack.__name__}.kernels.configs"
+
+
+def test_two_copies_of_the_pack_have_ops_of_their_own(pack: ModuleType) -> None:
+    other = importlib.import_module(f"{pack.__name__}.draftattn_core.backends.ops")
+    assert other is not ops
+    assert other.op_name("attend") != ops.op_name("attend") == "draftattention::attend"
+    assert other.attend_into._qualname != ops.attend_into._qualname
