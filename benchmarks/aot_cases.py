@@ -13,6 +13,7 @@ from kernels.select import (
     ROW_WARPS,
     emit_kernel,
     head_threshold_kernel,
+    histogram_kernel,
     list_kernel,
     row_kernel,
     tie_kernel,
@@ -127,12 +128,14 @@ def means_case(dim: int, q_block: int, *, dtype: str = "bf16") -> Case:
 
 def select_cases() -> Iterator[Case]:
     integers = ("heads", "rows", "columns", "q_total", "k_total", "count_stride", "threshold_stride")
+    integers += ("per_program", "turn")
     types = dict.fromkeys(integers, "i32")
     types |= {"score_ptr": "*fp32", "ranked_ptr": "*fp32", "top_p": "fp32", "forced_ptr": "*u8", "keep_ptr": "*u8"}
-    types |= {f"{name}_ptr": "*i32" for name in ("count", "threshold", "tie", "need", "list", "list_count")}
+    types |= {f"{name}_ptr": "*i32" for name in ("count", "threshold", "tie", "need", "list", "list_count", "bins")}
     for name, method in METHODS.items():
         yield Case(f"select rows, {name}", row_kernel, types, {"METHOD": method, "BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
-    yield Case("select head threshold", head_threshold_kernel, types, {"BLOCK": 4 * ROW_BLOCK}, 2 * ROW_WARPS, 3)
+    yield Case("select head histogram", histogram_kernel, types, {"BLOCK": 4 * ROW_BLOCK}, 2 * ROW_WARPS, 3)
+    yield Case("select head threshold", head_threshold_kernel, types, {}, ROW_WARPS, 3)
     yield Case("select ties", tie_kernel, types, {"BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
     emits = {"row": (True, False, False), "head, top_p": (False, False, False)}
     emits |= {"draft": (False, True, False), "draft without a tail": (False, True, True)}

@@ -114,24 +114,29 @@ def attend_kernel(
     list_row = pair * q_total + row
 
     if TAIL:
+        # Scalar addresses of a tile, to which every thread adds offsets that do not change: 64-bit products of a tile's
+        # rows and a stride would be a sixth of all instructions of these loops.
         first = pair * k_video
+        g_lanes = tl.arange(0, BLOCK_G)
+        across = g_lanes[None, :] * DIM + dims[:, None]
+        down = g_lanes[:, None] * DIM + dims[None, :]
         pooled_end = tl.where(row < q_video, k_video, 0)
         for g_start in tl.range(0, pooled_end, BLOCK_G, num_stages=TAIL_STAGES):
-            columns = g_start + tl.arange(0, BLOCK_G)
+            columns = g_start + g_lanes
             inside = columns < k_video
+            tile = (first + g_start) * DIM
             kept = tl.load(keep_ptr + list_row * k_total + columns, mask=inside, other=1)
             log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
-            k_mean = tl.load(
-                k_mean_ptr + (first + columns)[None, :] * DIM + dims[:, None], mask=inside[None, :], other=0.0
-            )
+            k_mean = tl.load(k_mean_ptr + tile + across, mask=inside[None, :], other=0.0)
             scores = tl.dot(q, k_mean, input_precision="ieee") * factor
             # All products with Q before the softmax, so that Q's registers are free after it.
-            pairs = (first + columns) * RANKS
             if RANKS > 0:
-                u = tl.load(u_ptr + pairs[None, :] * DIM + dims[:, None], mask=inside[None, :], other=0.0)
+                across_ranks = g_lanes[None, :] * (RANKS * DIM) + dims[:, None]
+                down_ranks = g_lanes[:, None] * (RANKS * DIM) + dims[None, :]
+                u = tl.load(u_ptr + tile * RANKS + across_ranks, mask=inside[None, :], other=0.0)
                 along = tl.dot(q, u, input_precision="ieee")
             if RANKS > 1:
-                u = tl.load(u_ptr + (pairs + 1)[None, :] * DIM + dims[:, None], mask=inside[None, :], other=0.0)
+                u = tl.load(u_ptr + tile * RANKS + DIM + across_ranks, mask=inside[None, :], other=0.0)
                 along_2 = tl.dot(q, u, input_precision="ieee")
             scores += tl.where(kept != 0, float("-inf"), log_count * LOG2E)[None, :]
             new_top = tl.maximum(top, tl.max(scores, 1))
@@ -140,15 +145,13 @@ def attend_kernel(
             total = total * shrink + tl.sum(weights, 1)
             acc = acc * shrink[:, None]
             top = new_top
-            v_mean = tl.load(
-                v_mean_ptr + (first + columns)[:, None] * DIM + dims[None, :], mask=inside[:, None], other=0.0
-            )
+            v_mean = tl.load(v_mean_ptr + tile + down, mask=inside[:, None], other=0.0)
             acc = tl.dot(weights.to(v_mean.dtype), v_mean, acc, input_precision="ieee")
             if RANKS > 0:
-                w = tl.load(w_ptr + pairs[:, None] * DIM + dims[None, :], mask=inside[:, None], other=0.0)
+                w = tl.load(w_ptr + tile * RANKS + down_ranks, mask=inside[:, None], other=0.0)
                 acc = tl.dot((weights * along * scale).to(w.dtype), w, acc, input_precision="ieee")
             if RANKS > 1:
-                w = tl.load(w_ptr + (pairs + 1)[:, None] * DIM + dims[None, :], mask=inside[:, None], other=0.0)
+                w = tl.load(w_ptr + tile * RANKS + DIM + down_ranks, mask=inside[:, None], other=0.0)
                 acc = tl.dot((weights * along_2 * scale).to(w.dtype), w, acc, input_precision="ieee")
     tail_top = top
     skipped = total
@@ -156,34 +159,44 @@ def attend_kernel(
     entries = list_ptr + list_row * k_total
     steps = tl.load(count_ptr + list_row) * N_SUB
     full_blocks = video_tokens // K_BLOCK
-    k_base = k_ptr + batch * k_b + head * k_h
-    v_base = v_ptr + batch * v_b + head * v_h
+    if IN_ORDER:
+        k_base = k_ptr + pair * tokens * DIM
+        v_base = v_ptr + pair * tokens * DIM
+    else:
+        k_base = k_ptr + batch * k_b + head * k_h
+        v_base = v_ptr + batch * v_b + head * v_h
     # The next index travels in a loop variable: loaded where it is needed, it would cost the pipeline a stage.
     block = tl.load(entries)
     for step in tl.range(0, steps, num_stages=STAGES):
         next_block = tl.load(entries + tl.minimum((step + 1) // N_SUB, k_total - 1))
         start, end = block_span(block, K_BLOCK, k_video, video_tokens, tokens)
-        positions = start + (step % N_SUB) * BLOCK_N + lanes
+        start += (step % N_SUB) * BLOCK_N
+        positions = start + lanes
         valid = positions < end
         if IN_ORDER:
-            rows = positions
+            tile = start.to(tl.int64) * DIM
+            k = tl.load(k_base + tile + (lanes[None, :] * DIM + dims[:, None]), mask=valid[None, :], other=0.0)
         else:
             rows = tl.load(perm_ptr + positions, mask=valid, other=0)
-        k = tl.load(k_base + row_offsets(rows, k_n)[None, :] + dims[:, None] * k_d, mask=valid[None, :], other=0.0)
-        scores = tl.dot(q, k, input_precision="ieee") * factor
+            k = tl.load(k_base + row_offsets(rows, k_n)[None, :] + dims[:, None] * k_d, mask=valid[None, :], other=0.0)
+        scores = tl.dot(q, k, input_precision="ieee")
         if block >= full_blocks:
             if BIAS:
                 extra = positions - video_tokens
                 bias = tl.load(bias_ptr + batch * bias_stride + extra, mask=valid & (extra >= 0), other=0.0)
-                scores += bias[None, :] * LOG2E
+                scores += bias[None, :] * (LOG2E / factor)
             scores = tl.where(valid[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.math.exp2(scores - new_top[:, None])
+        # The scale is positive, so it may wait until after the maximum: with the subtraction it is one FFMA.
+        new_top = tl.maximum(top, tl.max(scores, 1) * factor)
+        weights = tl.math.exp2(scores * factor - new_top[:, None])
         shrink = tl.math.exp2(top - new_top)
         total = total * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
         top = new_top
-        v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
+        if IN_ORDER:
+            v = tl.load(v_base + tile + (lanes[:, None] * DIM + dims[None, :]), mask=valid[:, None], other=0.0)
+        else:
+            v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         block = next_block
 

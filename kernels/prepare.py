@@ -112,6 +112,7 @@ def prepare_keys_kernel(
     head = pair % heads
     dims = tl.arange(0, DIM)
     lanes = tl.arange(0, K_BLOCK)
+    cells = lanes[:, None] * DIM + dims[None, :]
     k_base = k_ptr + batch * k_b + head * k_h
     v_base = v_ptr + batch * v_b + head * v_h
     first = tl.program_id(0) * per_program
@@ -126,8 +127,8 @@ def prepare_keys_kernel(
         rows = tl.load(perm_ptr + positions, mask=valid, other=0)
         k = tl.load(k_base + row_offsets(rows, k_n)[:, None] + dims[None, :] * k_d, mask=valid[:, None], other=0.0)
         if COPY:
-            cells = row_offsets(pair * tokens + positions, DIM)[:, None] + dims[None, :]
-            tl.store(k_copy_ptr + cells, k, mask=valid[:, None])
+            copied = (pair * tokens + start) * DIM
+            tl.store(k_copy_ptr + copied + cells, k, mask=valid[:, None])
         # Extra blocks are only copied: for them every mask below is empty.
         is_video = block < k_video
         video_dims = dims < tl.where(is_video, DIM, 0)
@@ -144,8 +145,7 @@ def prepare_keys_kernel(
         if TAIL or COPY:
             v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
             if COPY:
-                cells = row_offsets(pair * tokens + positions, DIM)[:, None] + dims[None, :]
-                tl.store(v_copy_ptr + cells, v, mask=valid[:, None])
+                tl.store(v_copy_ptr + copied + cells, v, mask=valid[:, None])
         if TAIL:
             values = v.to(tl.float32)
             v_mean = tl.sum(values, 0) / count

@@ -35,15 +35,16 @@ def nth_largest(score_row, forced_row, columns, n, FORCE: tl.constexpr, BLOCK: t
     high = tl.full([], INT_MAX, tl.int32)
     for _ in tl.range(0, 32, num_stages=1):
         middle = (low | high) - ((low ^ high) >> 1)
-        count = 0
+        # Lane by lane, and one sum a step: the sum over the program's warps is what takes time here.
+        above = tl.zeros([BLOCK], tl.int32)
         for start in tl.range(0, columns, BLOCK, num_stages=1):
             keys = keys_of(score_row, forced_row, columns, start + tl.arange(0, BLOCK), FORCE)
-            count += tl.sum((keys >= middle).to(tl.int32), 0)
-        enough = count >= n
+            above += (keys >= middle).to(tl.int32)
+        enough = tl.sum(above, 0) >= n
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)
-    above = 0
+    above = tl.zeros([BLOCK], tl.int32)
     for start in tl.range(0, columns, BLOCK, num_stages=1):
         keys = keys_of(score_row, forced_row, columns, start + tl.arange(0, BLOCK), FORCE)
-        above += tl.sum((keys > low).to(tl.int32), 0)
-    return low, n - above
+        above += (keys > low).to(tl.int32)
+    return low, n - tl.sum(above, 0)

@@ -11,16 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from .geometry import Geometry
 from .runtime import on_device
-from .select_heads import head_threshold_kernel, tie_kernel
+from .select_heads import BINS, PASSES, head_threshold_kernel, histogram_kernel, tie_kernel
 from .select_lists import emit_kernel, list_kernel
 from .select_rows import row_kernel
 
 ROW_BLOCK = 1024
 ROW_WARPS = 4
+# Programs that share the maps of all heads: enough to fill a large GPU.
+_PROGRAMS = 1024
 
 ROW, TOP_P, HEAD, DRAFT = 0, 1, 2, 3
 METHODS = {"row": ROW, "top_p": TOP_P, "head": HEAD, "draft": DRAFT}
@@ -102,17 +105,24 @@ def select(
         )
         if by_head:
             thresholds, left = new(), new()
-            head_threshold_kernel[(pairs,)](
-                ranked,
-                head_counts,
-                thresholds,
-                left,
-                heads,
-                rows,
-                columns,
-                BLOCK=4 * block,
-                num_warps=2 * ROW_WARPS,
-            )
+            bins = torch.zeros(pairs, PASSES, BINS, dtype=torch.int32, device=device)
+            share = triton.cdiv(rows * columns, max(1, _PROGRAMS // pairs))
+            share = 4 * block * triton.cdiv(share, 4 * block)
+            programs = triton.cdiv(rows * columns, share)
+            for turn in range(PASSES):
+                histogram_kernel[(programs, pairs)](
+                    ranked,
+                    head_counts,
+                    bins,
+                    heads,
+                    rows,
+                    columns,
+                    share,
+                    turn,
+                    BLOCK=4 * block,
+                    num_warps=2 * ROW_WARPS,
+                )
+            head_threshold_kernel[(pairs,)](head_counts, bins, thresholds, left, heads, num_warps=ROW_WARPS)
             if kind == HEAD:
                 tie_kernel[(rows, pairs)](ranked, thresholds, needs, rows, columns, BLOCK=block, num_warps=ROW_WARPS)
                 needs = left[:, None] - (needs.cumsum(-1, dtype=torch.int32) - needs)

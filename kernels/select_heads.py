@@ -1,4 +1,9 @@
-"""select, one head at a time: the n-th largest entry of a whole map by a radix histogram, and who shares it."""
+"""select, one head at a time: the n-th largest entry of a whole map by a radix histogram, and who shares it.
+
+A map has up to a million entries and a call few heads, so many programs share a map. Eight bits a pass: every program
+adds its part of the map to the head's histogram (integers, so the order in which they arrive changes nothing), and the
+next pass begins with reading from it which entries are still in the race.
+"""
 
 from __future__ import annotations
 
@@ -7,51 +12,56 @@ import triton.language as tl
 
 from .ranking import INT_MIN, sortable
 
-_LENGTHS = ["heads", "rows", "columns"]
+PASSES = 4
+BINS = 256
+
+_LENGTHS = ["heads", "rows", "columns", "per_program", "turn"]
 
 
 @triton.jit
-def _radix_pass(base, entries, prefix, n, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
-    """Eight more bits of the n-th largest of the entries that begin with `prefix`, and its rank among those left."""
-    bins = tl.arange(0, 512)
-    counts = tl.zeros([512], tl.int32)
-    for start in tl.range(0, entries, BLOCK, num_stages=1):
-        offsets = start + tl.arange(0, BLOCK)
-        inside = offsets < entries
-        keys = sortable(tl.load(base + offsets, mask=inside, other=0.0)) ^ INT_MIN
-        if SHIFT < 24:
-            inside &= ((keys >> (SHIFT + 8)) & ((1 << (24 - SHIFT)) - 1)) == prefix
-        # Entries that are out of the race go to bins of their own, spread so that they do not contend for one.
-        digit = tl.where(inside, (keys >> SHIFT) & 255, 256 + (offsets & 255))
-        counts += tl.histogram(digit, 512)
-    counts = tl.where(bins < 256, counts, 0)
-    from_top = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
-    digit = tl.sum(((from_top >= n) & (bins < 256)).to(tl.int32), 0) - 1
-    above = tl.sum(tl.where((bins > digit) & (bins < 256), counts, 0), 0)
-    return (prefix << 8) | digit, n - above
+def _race(bins_ptr, n, turns):
+    """First bits of the n-th largest entry after `turns` passes, and its rank among the entries that share them."""
+    bins = tl.arange(0, 256)
+    prefix = tl.full([], 0, tl.int32)
+    for turn in tl.range(0, turns, num_stages=1):
+        counts = tl.load(bins_ptr + turn * 256 + bins)
+        from_top = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
+        digit = tl.sum((from_top >= n).to(tl.int32), 0) - 1
+        n -= tl.sum(tl.where(bins > digit, counts, 0), 0)
+        prefix = (prefix << 8) | digit
+    return prefix, n
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def head_threshold_kernel(
-    ranked_ptr,
-    count_ptr,
-    threshold_ptr,
-    need_ptr,
-    heads,
-    rows,
-    columns,
-    BLOCK: tl.constexpr,
-):
-    """One head: the n-th largest entry of its whole map by a radix histogram, eight bits a pass."""
-    pair = tl.program_id(0).to(tl.int64)
+def histogram_kernel(ranked_ptr, count_ptr, bins_ptr, heads, rows, columns, per_program, turn, BLOCK: tl.constexpr):
+    """One part of a head's map: how many of its entries that are still in the race have which next eight bits."""
+    pair = tl.program_id(1).to(tl.int64)
     entries = rows * columns
     base = ranked_ptr + pair * entries
-    n = tl.load(count_ptr + pair % heads)
-    prefix = tl.full([], 0, tl.int32)
-    for turn in tl.static_range(4):
-        prefix, n = _radix_pass(base, entries, prefix, n, 24 - 8 * turn, BLOCK)
-    tl.store(threshold_ptr + pair, prefix ^ INT_MIN)
-    tl.store(need_ptr + pair, n)
+    head_bins = bins_ptr + pair * (4 * 256)
+    prefix, _ = _race(head_bins, tl.load(count_ptr + pair % heads), turn)
+    known_bits = (1 << (8 * turn)) - 1
+    bins = tl.arange(0, 512)
+    counts = tl.zeros([512], tl.int32)
+    first = tl.program_id(0) * per_program
+    last = tl.minimum(first + per_program, entries)
+    for start in tl.range(first, last, BLOCK, num_stages=1):
+        offsets = start + tl.arange(0, BLOCK)
+        keys = sortable(tl.load(base + offsets, mask=offsets < last, other=0.0)) ^ INT_MIN
+        digits = keys >> (24 - 8 * turn)
+        racing = (offsets < last) & (((digits >> 8) & known_bits) == prefix)
+        # Entries that are out of the race go to bins of their own, spread so that they do not contend for one.
+        counts += tl.histogram(tl.where(racing, digits & 255, 256 + (offsets & 255)), 512)
+    tl.atomic_add(head_bins + turn * 256 + bins, counts, mask=(bins < 256) & (counts > 0), sem="relaxed")
+
+
+@triton.jit(do_not_specialize=_LENGTHS)
+def head_threshold_kernel(count_ptr, bins_ptr, threshold_ptr, need_ptr, heads):
+    """One head: its n-th largest entry, from the histograms of all passes, and how many of those equal to it belong."""
+    pair = tl.program_id(0).to(tl.int64)
+    key, need = _race(bins_ptr + pair * (4 * 256), tl.load(count_ptr + pair % heads), 4)
+    tl.store(threshold_ptr + pair, key ^ INT_MIN)
+    tl.store(need_ptr + pair, need)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)

@@ -40,7 +40,8 @@ KERNELS = {
     "prepare_keys_kernel": Kernel(1, _names("k v k_mean spread k_pooled v_pooled u w cov k_copy v_copy")),
     "means_kernel": Kernel(1, _names("x mean")),
     "row_kernel": Kernel(1, _names("score ranked"), _names("threshold tie")),
-    "head_threshold_kernel": Kernel(0, _names("ranked"), _names("threshold need")),
+    "histogram_kernel": Kernel(1, _names("ranked"), _names("bins")),
+    "head_threshold_kernel": Kernel(0, frozenset(), _names("bins threshold need")),
     "tie_kernel": Kernel(1, _names("ranked"), _names("threshold tie")),
     "emit_kernel": Kernel(1, _names("score ranked keep list list_count"), _names("threshold tie")),
     "list_kernel": Kernel(1, _names("keep list list_count")),
@@ -88,6 +89,7 @@ def move_programs_far(monkeypatch: pytest.MonkeyPatch) -> None:
     running: list[Windows] = []
     call, program = GridExecutor.__call__, InterpreterBuilder.create_get_program_id
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    atomic = InterpreterBuilder.create_atomic_rmw
 
     def far_call(self: GridExecutor, *args: object, **kwargs: object) -> None:
         arguments = {**dict(zip(self.arg_names, args)), **kwargs}
@@ -111,10 +113,21 @@ def move_programs_far(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> None:
         store(self, running[-1].near(pointers, mask), value, mask, *rest)
 
+    def far_atomic(
+        self: InterpreterBuilder,
+        operation: object,
+        pointers: TensorHandle,
+        value: TensorHandle,
+        mask: TensorHandle,
+        *rest: object,
+    ) -> TensorHandle:
+        return atomic(self, operation, running[-1].near(pointers, mask), value, mask, *rest)
+
     monkeypatch.setattr(GridExecutor, "__call__", far_call)
     monkeypatch.setattr(InterpreterBuilder, "create_get_program_id", far_program)
     monkeypatch.setattr(InterpreterBuilder, "create_masked_load", far_load)
     monkeypatch.setattr(InterpreterBuilder, "create_masked_store", far_store)
+    monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", far_atomic)
 
 
 def reserved(x: Tensor) -> Tensor:

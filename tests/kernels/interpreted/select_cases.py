@@ -53,6 +53,15 @@ def test_extreme_densities_without_a_tail(method: str, density: float) -> None:
     check(scores_of(TABLES, "plain"), Policy(density=density, method=method, tail="none", keep_own=False))
 
 
+@pytest.mark.parametrize("kind", ["plain", "ties"])
+@pytest.mark.parametrize("method", ["head", "draft"])
+def test_a_map_that_many_programs_share(method: str, kind: str) -> None:
+    tables = build_tables(Layout(TokenGrid(4, 8, 10), 0, 0, 64, 16))
+    scores = scores_of(tables, kind)
+    assert scores[0, 0].numel() > 6 * 4 * BLOCK
+    check(scores, Policy(density=(0.1, 0.5), method=method, tail="mean", floor=0.2), tables)
+
+
 def test_no_mass_at_all() -> None:
     policy = Policy(density=0.1, method="top_p", top_p=0.0, tail="none", keep_own=False, keep_first_frame=True)
     check(scores_of(TABLES, "ties"), policy)
