@@ -21,9 +21,8 @@ _LENGTHS = ("heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", 
 _TYPES = {
     **dict.fromkeys((*_STRIDES, *_LENGTHS), "i32"),
     **dict.fromkeys(("lse_ptr", "log_count_ptr", "slot_ptr"), "*fp32"),
-    **dict.fromkeys(("list_ptr", "count_ptr"), "*i32"),
+    **dict.fromkeys(("list_ptr", "count_ptr", "words_ptr"), "*i32"),
     "perm_ptr": "*i64",
-    "keep_ptr": "*u8",
     "scale": "fp32",
 }
 

@@ -21,6 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from kernels.runtime import FUSED
+
 TARGETS = {
     **{f"sm_{n}": GPUTarget("cuda", n, 32) for n in (80, 86, 89, 90, 100, 120)},
     "gfx942": GPUTarget("hip", "gfx942", 64),
@@ -109,6 +111,7 @@ class Compiled:
         instructions: how often each class of INSTRUCTIONS occurs.
         wants: classes that have to occur.
         error: why there is no binary, or None.
+        loop_stack: instructions inside loops that touch the stack; what only rests there over a loop costs little.
     """
 
     target: str
@@ -120,6 +123,7 @@ class Compiled:
     instructions: Mapping[str, int] = field(default_factory=dict)
     wants: tuple[str, ...] = ()
     error: str | None = None
+    loop_stack: int = 0
 
 
 def compile_case(planned: Planned) -> Compiled:
@@ -127,18 +131,18 @@ def compile_case(planned: Planned) -> Compiled:
     target, case = planned
     wants = tuple(sorted(case.claims | ({MATRIX[target]} if case.matrix else set())))
     try:
-        options = {"num_warps": case.warps, "num_stages": case.stages, **case.options}
+        options = {"num_warps": case.warps, "num_stages": case.stages, **FUSED, **case.options}
         binary = triton.compile(case.source(), target=TARGETS[target], options=options)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no reason given"]
         return Compiled(target, case.name, wants=wants, error=f"{type(error).__name__}: {lines[-1]}")
     nvidia = TARGETS[target].backend == "cuda"
-    registers, stack, counts = _read_cuda(binary.asm["cubin"]) if nvidia else _read_hip(binary.asm["amdgcn"])
+    registers, stack, in_loops, counts = _read_cuda(binary.asm["cubin"]) if nvidia else _read_hip(binary.asm["amdgcn"])
     shared, warps = binary.metadata.shared, binary.metadata.num_warps
-    return Compiled(target, case.name, registers, stack, shared, warps, counts, wants)
+    return Compiled(target, case.name, registers, stack, shared, warps, counts, wants, loop_stack=in_loops)
 
 
-def _read_cuda(cubin: bytes) -> tuple[int, int, dict[str, int]]:
+def _read_cuda(cubin: bytes) -> tuple[int, int, int, dict[str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -147,10 +151,11 @@ def _read_cuda(cubin: bytes) -> tuple[int, int, dict[str, int]]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing of registers: {usage}")
-    return int(found[1]), int(found[2]), {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS["cuda"]}
+    counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS["cuda"]}
+    return int(found[1]), int(found[2]), count_in_loops(code, r"\b(STL|LDL)\b"), counts
 
 
-def _read_hip(assembly: str) -> tuple[int, int, dict[str, int]]:
+def _read_hip(assembly: str) -> tuple[int, int, int, dict[str, int]]:
     def number(name: str) -> int:
         found = re.search(rf"\.{name}:\s*(\d+)", assembly)
         if found is None:
@@ -158,7 +163,24 @@ def _read_hip(assembly: str) -> tuple[int, int, dict[str, int]]:
         return int(found[1])
 
     counts = {name: len(re.findall(rf"\b{name}", assembly)) for name in INSTRUCTIONS["hip"]}
-    return number("vgpr_count"), number("private_segment_fixed_size"), counts
+    return (
+        number("vgpr_count"),
+        number("private_segment_fixed_size"),
+        count_in_loops(assembly, r"\bscratch_(load|store)"),
+        counts,
+    )
+
+
+def count_in_loops(code: str, pattern: str) -> int:
+    """Lines of a disassembly that match and lie between a label and a later branch back to it."""
+    lines = code.splitlines()
+    labels = {found[1]: i for i, line in enumerate(lines) if (found := re.match(r"\s*(\.L\w+):", line))}
+    inside: set[int] = set()
+    for i, line in enumerate(lines):
+        branch = re.search(r"\b(?:BRA\S*|s_c?branch\w*)\s.*?(\.L\w+)", line)
+        if branch and labels.get(branch[1], i) < i:
+            inside.update(range(labels[branch[1]], i))
+    return sum(re.search(pattern, lines[i]) is not None for i in inside)
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -171,7 +193,7 @@ def fingerprint(planned: Planned) -> str:
     """Changes when the kernel's code or the case does. Not with comments, docstrings, or where the code stands."""
     target, case = planned
     words = [target, code_of(case.kernel), case.signature, sorted(case.constants.items()), case.attributes]
-    words += [case.warps, case.stages, sorted(case.options.items())]
+    words += [case.warps, case.stages, sorted({**FUSED, **case.options}.items())]
     return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 
 

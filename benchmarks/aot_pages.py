@@ -60,7 +60,8 @@ def _overview(results: dict[str, Store]) -> str:
         "",
         "Written by `python run.py bench aot --all`: every kernel in every shipped configuration, compiled for each "
         "architecture on a machine without a GPU. These are the compiler's figures, not speeds. Registers and stack "
-        "are per thread (VGPRs on AMD), shared memory is bytes per program. Stack is what did not fit into registers. "
+        "are per thread (VGPRs on AMD), shared memory is bytes per program. Stack is what did not fit into registers; "
+        "`in loops` is how many instructions inside loops touch it: what rests there over a loop costs next to nothing. "
         "A case with stack that is not listed in `benchmarks/aot_known.json` with exactly that many bytes, with more "
         "shared memory than its architecture has, or without the instructions it should use is a problem, and fails "
         "`tests/kernels/test_aot.py` for the version of Triton that is developed with.",
@@ -74,8 +75,8 @@ def _overview(results: dict[str, Store]) -> str:
         f"There are {len(plan)} cases. `now` counts results of the kernels as they are now; others are older than the "
         "last change of a kernel or its configuration.",
         "",
-        "| Triton | cases | now | without stack | known stack | most B | problems |",
-        "|---|---|---|---|---|---|---|",
+        "| Triton | cases | now | without stack | known stack | of these in loops | most B | problems |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for version, store in results.items():
         counted = _count(version, store.results)
@@ -94,17 +95,18 @@ def _overview(results: dict[str, Store]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _count(version: str, results: Iterable[Compiled]) -> tuple[int, int, int, int]:
-    """Cases without stack, with known stack, the most bytes, cases with problems."""
+def _count(version: str, results: Iterable[Compiled]) -> tuple[int, int, int, int, int]:
+    """Cases without stack, with known stack, those of them that touch it in loops, most bytes, cases with problems."""
     known = load_known().get(version, {})
-    plain = listed = most = wrong = 0
+    plain = listed = looping = most = wrong = 0
     for result in results:
         verdict = judge(result, known.get(result.target, {}).get(result.name, 0))
         wrong += bool(verdict.problems)
         listed += bool(verdict.known)
+        looping += bool(verdict.known and result.loop_stack)
         plain += not verdict.problems and not verdict.known
         most = max(most, result.stack)
-    return plain, listed, most, wrong
+    return plain, listed, looping, most, wrong
 
 
 def _tables(version: str, results: list[Compiled]) -> str:
@@ -112,11 +114,14 @@ def _tables(version: str, results: list[Compiled]) -> str:
     lines = []
     for target in dict.fromkeys(result.target for result in results):
         lines += ["", f"## {target}, {SHARED_LIMIT[target]} B of shared memory", ""]
-        lines += ["| kernel | registers | stack B | shared B | warps | instructions | verdict |", "|---" * 7 + "|"]
+        lines += [
+            "| kernel | registers | stack B | in loops | shared B | warps | instructions | verdict |",
+            "|---" * 8 + "|",
+        ]
         for r in results:
             if r.target == target:
                 instructions = " ".join(f"{name}:{count}" for name, count in r.instructions.items())
                 verdict = judge(r, known.get(target, {}).get(r.name, 0))
-                cells = (r.name, r.registers, r.stack, r.shared, r.warps, instructions, verdict)
+                cells = (r.name, r.registers, r.stack, r.loop_stack, r.shared, r.warps, instructions, verdict)
                 lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"

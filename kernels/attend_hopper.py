@@ -19,7 +19,7 @@ from torch import Tensor
 from .configs import HopperConfig
 from .geometry import Geometry, block_span, row_offsets
 from .pooled import PooledTail
-from .runtime import on_device, strides
+from .runtime import FUSED, on_device, strides
 
 # Both kernels are launched with one warp group; the compiler adds the others.
 WARPS = 4
@@ -61,7 +61,7 @@ def tail_kernel(
     out_ptr,
     lse_ptr,
     perm_ptr,
-    keep_ptr,
+    words_ptr,
     log_count_ptr,
     k_mean_ptr,
     v_mean_ptr,
@@ -94,6 +94,9 @@ def tail_kernel(
     head = pair % heads
     list_row = pair * q_total + row
     first = pair * k_video
+    words = tl.cdiv(k_total, 32)
+    words_row = words_ptr + list_row * words
+    lanes = tl.arange(0, BLOCK_G)
     q_desc = tl.make_tensor_descriptor(q_ptr + pair * tokens * DIM, [tokens, DIM], [DIM, 1], [Q_BLOCK, DIM])
     k_desc = tl.make_tensor_descriptor(k_mean_ptr + first * DIM, [k_video, DIM], [DIM, 1], [BLOCK_G, DIM])
     v_desc = tl.make_tensor_descriptor(v_mean_ptr + first * DIM, [k_video, DIM], [DIM, 1], [BLOCK_G, DIM])
@@ -111,9 +114,12 @@ def tail_kernel(
     acc = tl.zeros([Q_BLOCK, DIM], tl.float32)
     factor = scale * LOG2E
     for start in tl.range(0, k_video, BLOCK_G, num_stages=STAGES, warp_specialize=True):
-        columns = start + tl.arange(0, BLOCK_G)
+        columns = start + lanes
         inside = columns < k_video
-        kept = tl.load(keep_ptr + list_row * k_total + columns, mask=inside, other=1)
+        bits = tl.load(words_row + start // 32)
+        if BLOCK_G > 32:
+            bits = tl.where(lanes < 32, bits, tl.load(words_row + tl.minimum(start // 32 + 1, words - 1)))
+        kept = (bits >> (lanes % 32)) & 1
         log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
         scores = tl.dot(q, k_desc.load([start, 0]).T, input_precision="ieee") * factor
         if RANKS > 0:
@@ -241,7 +247,7 @@ def attend_hopper(
     geometry: Geometry,
     lists: Tensor,
     counts: Tensor,
-    keep: Tensor,
+    words: Tensor,
     tail: PooledTail | None,
     key_bias: Tensor | None,
     scale: float,
@@ -278,7 +284,7 @@ def attend_hopper(
                     out,
                     log,
                     geometry.perm,
-                    keep.view(torch.uint8),
+                    words,
                     tail.log_count,
                     tail.k_mean,
                     tail.v_mean,
@@ -293,6 +299,7 @@ def attend_hopper(
                     geometry.k_video,
                     geometry.k_total,
                     **tail_constants(geometry, dim, config, tail),
+                    **FUSED,
                     num_warps=WARPS,
                     num_stages=config.tail_stages,
                 )
@@ -319,6 +326,7 @@ def attend_hopper(
                 geometry.k_total,
                 0 if slots.shape[0] == 1 else slots.shape[1],
                 **listed_constants(geometry, dim, config, tail is not None, wants_lse),
+                **FUSED,
                 num_warps=WARPS,
                 num_stages=config.stages,
             )

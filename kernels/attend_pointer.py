@@ -16,7 +16,7 @@ from torch import Tensor
 from .configs import AttendConfig
 from .geometry import Geometry, block_span, row_offsets
 from .pooled import PooledTail
-from .runtime import on_device, strides
+from .runtime import FUSED, on_device, strides
 
 _LENGTHS = ["heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride"]
 
@@ -31,7 +31,7 @@ def attend_kernel(
     perm_ptr,
     list_ptr,
     count_ptr,
-    keep_ptr,
+    words_ptr,
     bias_ptr,
     log_count_ptr,
     k_mean_ptr,
@@ -121,11 +121,23 @@ def attend_kernel(
         across = g_lanes[None, :] * DIM + dims[:, None]
         down = g_lanes[:, None] * DIM + dims[None, :]
         pooled_end = tl.where(row < q_video, k_video, 0)
+        # A tile's share of the packed map travels in loop variables, like the list below: no load to wait for.
+        words = tl.cdiv(k_total, 32)
+        words_row = words_ptr + list_row * words
+        word = tl.load(words_row)
+        if BLOCK_G > 32:
+            word_2 = tl.load(words_row + tl.minimum(1, words - 1))
         for g_start in tl.range(0, pooled_end, BLOCK_G, num_stages=TAIL_STAGES):
             columns = g_start + g_lanes
             inside = columns < k_video
             tile = (first + g_start) * DIM
-            kept = tl.load(keep_ptr + list_row * k_total + columns, mask=inside, other=1)
+            next_start = g_start + BLOCK_G
+            next_word = tl.load(words_row + tl.minimum(next_start // 32, words - 1))
+            bits = word
+            if BLOCK_G > 32:
+                next_word_2 = tl.load(words_row + tl.minimum(next_start // 32 + 1, words - 1))
+                bits = tl.where(g_lanes < 32, word, word_2)
+            kept = (bits >> ((g_start + g_lanes) % 32)) & 1
             log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
             k_mean = tl.load(k_mean_ptr + tile + across, mask=inside[None, :], other=0.0)
             scores = tl.dot(q, k_mean, input_precision="ieee") * factor
@@ -153,6 +165,9 @@ def attend_kernel(
             if RANKS > 1:
                 w = tl.load(w_ptr + tile * RANKS + DIM + down_ranks, mask=inside[:, None], other=0.0)
                 acc = tl.dot((weights * along_2 * scale).to(w.dtype), w, acc, input_precision="ieee")
+            word = next_word
+            if BLOCK_G > 32:
+                word_2 = next_word_2
     tail_top = top
     skipped = total
 
@@ -182,8 +197,8 @@ def attend_kernel(
         scores = tl.dot(q, k, input_precision="ieee")
         if block >= full_blocks:
             if BIAS:
-                extra = positions - video_tokens
-                bias = tl.load(bias_ptr + batch * bias_stride + extra, mask=valid & (extra >= 0), other=0.0)
+                biases = bias_ptr + batch * bias_stride + (start - video_tokens)
+                bias = tl.load(biases + lanes, mask=valid & (block >= k_video), other=0.0)
                 scores += bias[None, :] * (LOG2E / factor)
             scores = tl.where(valid[None, :], scores, float("-inf"))
         # The scale is positive, so it may wait until after the maximum: with the subtraction it is one FFMA.
@@ -206,6 +221,9 @@ def attend_kernel(
         # The average matrix enters once per row, by the share of the softmax that went to skipped blocks. In slices of
         # the head size: whole, Q and the matrix would not fit beside the accumulator.
         share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
+        # Rows again, not kept over the loops: their 64-bit offsets would hold registers all the way (volatile forbids
+        # it). And once more below.
+
         q_slices = q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None]
         # DIM or nothing, written so that the compiler does not see it: unrolled, the loop would spill.
         for start in tl.range(0, tl.minimum((q_video - row) * DIM, DIM), 2 * COV_SLICE, num_stages=1):
@@ -216,7 +234,6 @@ def attend_kernel(
                 moved = (q_slice.to(tl.float32) * share[:, None]).to(q.dtype)
                 cov = tl.load(cov_ptr + pair * (DIM * DIM) + some[:, None] * DIM + dims[None, :])
                 acc = tl.dot(moved, cov, acc, input_precision="ieee")
-    # Rows again, not kept over the loops: their 64-bit offsets would hold registers all the way (volatile forbids it).
     out_rows = tl.load(perm_ptr + q_positions, mask=q_valid, other=0, volatile=True)
     tl.store(
         out_ptr + batch * o_b + head * o_h + row_offsets(out_rows, o_n)[:, None] + dims[None, :] * o_d,
@@ -236,7 +253,7 @@ def attend_pointer(
     geometry: Geometry,
     lists: Tensor,
     counts: Tensor,
-    keep: Tensor,
+    words: Tensor,
     tail: PooledTail | None,
     key_bias: Tensor | None,
     scale: float,
@@ -250,23 +267,32 @@ def attend_pointer(
 
     Args:
         q: (B, H, L, D) in the host's order, any strides; float16, bfloat16 (float32 works, slowly). D a power of two.
-        k, v: the same, or with `in_order` in block order.
+        k, v: the same, or with `in_order` contiguous in block order.
         lists: (B, H, q blocks, k blocks) int32, ascending key blocks of each query block, extra blocks included.
         counts: (B, H, q blocks) int32, how many entries of each list are meant.
-        keep: (B, H, q blocks, k blocks) bool, the same selection as a map; read for the tail only.
+        words: (B, H, q blocks, ceil(k blocks / 32)) int32, the same selection as bits (`select.Selected`); read for the
+            tail only.
         tail: expansion of the video key blocks in the dtype of q, or None.
         key_bias: (B or 1, extra tokens) float32 added to the logits of extra tokens, or None.
-        scale: factor on q.k.
-        config: tile sizes, warps and stages.
+        scale: factor on q.k, positive.
+        config: tile sizes, warps and stages; capped at the blocks.
         out: (B, H, L, D) to write, any strides; None allocates one whose (B, L, H * D) form is a view.
         lse: (B, H, L) float32 contiguous to write the log of the softmax's denominator into (natural), or None.
 
     Returns:
         `out`.
+
+    Raises:
+        ValueError: if the scale is not positive, or k or v not contiguous with `in_order`.
     """
     batch, heads, tokens, dim = q.shape
+    if not scale > 0.0:
+        raise ValueError(f"the kernel takes a positive scale, not {scale}")
+    if in_order and not (k.is_contiguous() and v.is_contiguous()):
+        raise ValueError("K and V in block order have to be contiguous (B, H, L, D)")
     if out is None:
         out = torch.empty(batch, tokens, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    config = config.within(geometry.q_block, geometry.k_block)
     constants = constexprs(geometry, dim, config, tail, key_bias is not None, lse is not None, in_order)
     unused = q
     bias = unused if key_bias is None else key_bias.float().contiguous()
@@ -282,7 +308,7 @@ def attend_pointer(
             geometry.perm,
             lists,
             counts,
-            keep.view(torch.uint8),
+            words,
             bias,
             *(unused if x is None else x for x in pooled),
             scale,
@@ -299,6 +325,7 @@ def attend_pointer(
             geometry.k_total,
             0 if bias.shape[0] == 1 else geometry.tokens - geometry.video_tokens,
             **constants,
+            **FUSED,
             num_warps=config.warps,
             num_stages=config.stages,
         )
@@ -314,13 +341,13 @@ def constexprs(
     lse: bool,
     in_order: bool,
 ) -> dict[str, int | bool]:
-    """Compile-time constants of a call: none depends on the number of tokens."""
+    """Compile-time constants of a call with a configuration for its blocks: none depends on the number of tokens."""
     return {
         "DIM": dim,
         "Q_BLOCK": geometry.q_block,
         "K_BLOCK": geometry.k_block,
-        "BLOCK_M": min(config.block_m, geometry.q_block),
-        "BLOCK_N": min(config.block_n, geometry.k_block),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
         "BLOCK_G": config.block_g,
         "IN_ORDER": in_order,
         "TAIL": tail is not None,

@@ -24,6 +24,12 @@ class AttendConfig:
     stages: int
     tail_stages: int
 
+    def within(self, q_block: int, k_block: int) -> AttendConfig:
+        """The same for blocks of this size: a smaller tile of keys, and more of them under way."""
+        block_n = min(self.block_n, k_block)
+        stages = self.stages * (self.block_n // block_n)
+        return replace(self, block_m=min(self.block_m, q_block), block_n=block_n, stages=stages)
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -62,11 +68,14 @@ ATTEND: dict[tuple[str, int], AttendConfig] = {
     ("sm_120", 128): AttendConfig(128, 64, 16, 8, 3, 2),
     ("gfx942", 64): AttendConfig(128, 64, 32, 8, 2, 1),
     ("gfx942", 128): AttendConfig(128, 64, 32, 8, 2, 1),
-    ("gfx1100", 64): AttendConfig(128, 32, 16, 8, 2, 1),
-    ("gfx1100", 128): AttendConfig(128, 32, 16, 8, 2, 1),
-    ("gfx1201", 64): AttendConfig(128, 32, 16, 8, 2, 1),
-    ("gfx1201", 128): AttendConfig(128, 32, 16, 8, 2, 1),
+    ("gfx1100", 64): AttendConfig(128, 32, 16, 16, 2, 1),
+    ("gfx1100", 128): AttendConfig(128, 32, 16, 16, 2, 1),
+    ("gfx1201", 64): AttendConfig(128, 32, 16, 16, 2, 1),
+    ("gfx1201", 128): AttendConfig(128, 32, 16, 16, 2, 1),
 }
+
+# RDNA has half the registers per thread for these tiles: more threads share them.
+_PREPARE = dict.fromkeys(("gfx1100", "gfx1201"), PrepareConfig(warps=16))
 
 # Compute capabilities and AMD chips that share a row with a sibling.
 _SIBLINGS = {
@@ -78,9 +87,7 @@ _SIBLINGS = {
     "gfx90a": "gfx942",
     "gfx950": "gfx942",
     "gfx1101": "gfx1100",
-    "gfx1102": "gfx1100",
-    "gfx1150": "gfx1100",
-    "gfx1151": "gfx1100",
+    **dict.fromkeys(("gfx1102", "gfx1103", "gfx1150", "gfx1151", "gfx1152", "gfx1153"), "gfx1100"),
     "gfx1200": "gfx1201",
 }
 
@@ -97,6 +104,11 @@ def attend_config(architecture: str, dim: int, ranks: int) -> AttendConfig:
         raise ValueError(f"no kernel configuration for {architecture}, head size {dim}: there is 64 and 128 on {known}")
     # The second rank's products take the registers of half a tile.
     return replace(config, block_g=max(16, config.block_g // 2)) if ranks > 1 else config
+
+
+def prepare_config(architecture: str) -> PrepareConfig:
+    """The configuration of the passes over Q, K and V."""
+    return _PREPARE.get(_SIBLINGS.get(architecture, architecture), PrepareConfig())
 
 
 def architecture_of(capability: tuple[int, int], gcn: str | None = None) -> str:

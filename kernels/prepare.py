@@ -17,7 +17,7 @@ from torch import Tensor
 from .configs import PrepareConfig
 from .geometry import Geometry, block_span, row_offsets
 from .pooled import PooledTail
-from .runtime import on_device, strides
+from .runtime import FUSED, on_device, strides
 
 # Programs that share a head's blocks when there is an average matrix to sum: enough to fill a large GPU, few enough
 # that the partial sums stay small. Fixed, so that the same call gives the same bits on every device.
@@ -234,6 +234,7 @@ def prepare_queries(q: Tensor, geometry: Geometry, config: PrepareConfig) -> Ten
             geometry.q_video,
             DIM=dim,
             BLOCK=geometry.q_block,
+            **FUSED,
             num_warps=config.mean_warps,
         )
     return means
@@ -302,6 +303,7 @@ def prepare_keys(
             RANKS=most_ranks if linear else 0,
             COPY=copy,
             ITERATIONS=iterations,
+            **FUSED,
             num_warps=config.warps,
         )
     cov = None

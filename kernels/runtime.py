@@ -9,6 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
+# Launch option of every kernel: a product and a sum are one instruction. Triton 3.10 will no longer do that by itself.
+FUSED = {"enable_fp_fusion": True}
+
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:
     """Make the device of x current, so that Triton launches there and on that device's current stream."""

@@ -8,16 +8,16 @@ a graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 from torch import Tensor
 
 from .geometry import Geometry
-from .runtime import on_device
+from .runtime import FUSED, on_device
 from .select_heads import BINS, PASSES, head_threshold_kernel, histogram_kernel, tie_kernel
-from .select_lists import emit_kernel, list_kernel
+from .select_lists import WORD, emit_kernel, list_kernel
 from .select_rows import row_kernel
 
 ROW_BLOCK = 1024
@@ -37,11 +37,13 @@ class Selected:
         keep: (B, H, q blocks, k blocks) bool.
         lists: (B, H, q blocks, k blocks) int32, ascending; what lies past the count is not written.
         counts: (B, H, q blocks) int32.
+        words: (B, H, q blocks, ceil(k blocks / 32)) int32, `keep` as bits, lowest first.
     """
 
     keep: Tensor
     lists: Tensor
     counts: Tensor
+    words: Tensor
 
 
 def select(
@@ -69,7 +71,7 @@ def select(
         row_counts: (H, R) int32.
         head_counts: (H,) int32, from 1 to R C.
         rescue: give a row that ends without a video block its best one (`draft`).
-        block: entries of a row that are looked at together.
+        block: entries of a row that are looked at together, a power of two from 32.
     """
     batch, heads, rows, columns = scores.shape
     kind = METHODS[method]
@@ -101,32 +103,17 @@ def select(
             rows,
             METHOD=kind,
             BLOCK=block,
+            **FUSED,
             num_warps=ROW_WARPS,
         )
         if by_head:
-            thresholds, left = new(), new()
-            bins = torch.zeros(pairs, PASSES, BINS, dtype=torch.int32, device=device)
-            share = triton.cdiv(rows * columns, max(1, _PROGRAMS // pairs))
-            share = 4 * block * triton.cdiv(share, 4 * block)
-            programs = triton.cdiv(rows * columns, share)
-            for turn in range(PASSES):
-                histogram_kernel[(programs, pairs)](
-                    ranked,
-                    head_counts,
-                    bins,
-                    heads,
-                    rows,
-                    columns,
-                    share,
-                    turn,
-                    BLOCK=4 * block,
-                    num_warps=2 * ROW_WARPS,
-                )
-            head_threshold_kernel[(pairs,)](head_counts, bins, thresholds, left, heads, num_warps=ROW_WARPS)
+            thresholds, left = head_thresholds(ranked, head_counts, block)
             if kind == HEAD:
-                tie_kernel[(rows, pairs)](ranked, thresholds, needs, rows, columns, BLOCK=block, num_warps=ROW_WARPS)
+                tie_kernel[(rows, pairs)](
+                    ranked, thresholds, needs, rows, columns, BLOCK=block, **FUSED, num_warps=ROW_WARPS
+                )
                 needs = left[:, None] - (needs.cumsum(-1, dtype=torch.int32) - needs)
-        selected = _empty_selection(batch, heads, geometry, device)
+        selected = _empty_selection((batch, heads, geometry.q_total, geometry.k_total), device)
         emit_kernel[(geometry.q_total, pairs)](
             scores,
             ranked,
@@ -136,6 +123,7 @@ def select(
             selected.keep.view(torch.uint8),
             selected.lists,
             selected.counts,
+            selected.words,
             rows,
             columns,
             geometry.q_total,
@@ -145,28 +133,64 @@ def select(
             ALL_TIES=kind == DRAFT,
             RESCUE=rescue,
             BLOCK=block,
+            **FUSED,
             num_warps=ROW_WARPS,
         )
     return selected
 
 
+def head_thresholds(ranked: Tensor, head_counts: Tensor, block: int = ROW_BLOCK) -> tuple[Tensor, Tensor]:
+    """The `head_counts`-th largest entry of each head's map (B, H, R, C) float32, as a sortable integer, and how many
+    of those equal to it are among the `head_counts` (H,) largest: both (B * H,) int32."""
+    batch, heads, rows, columns = ranked.shape
+    pairs, entries, chunk = batch * heads, rows * columns, 4 * block
+    thresholds, needs = (torch.empty(pairs, dtype=torch.int32, device=ranked.device) for _ in range(2))
+    bins = torch.zeros(pairs, PASSES, BINS, dtype=torch.int32, device=ranked.device)
+    share = chunk * triton.cdiv(triton.cdiv(entries, max(1, _PROGRAMS // pairs)), chunk)
+    with on_device(ranked):
+        for turn in range(PASSES):
+            histogram_kernel[(triton.cdiv(entries, share), pairs)](
+                ranked,
+                head_counts,
+                bins,
+                heads,
+                rows,
+                columns,
+                share,
+                turn,
+                BLOCK=chunk,
+                **FUSED,
+                num_warps=2 * ROW_WARPS,
+            )
+        head_threshold_kernel[(pairs,)](head_counts, bins, thresholds, needs, heads, **FUSED, num_warps=ROW_WARPS)
+    return thresholds, needs
+
+
 def lists_of(keep: Tensor, block: int = ROW_BLOCK) -> Selected:
-    """The lists of a map (B, H, q blocks, k blocks) bool."""
-    batch, heads, q_total, k_total = keep.shape
+    """A map (B, H, q blocks, k blocks) bool as a selection."""
     keep = keep.contiguous()
-    lists = torch.empty(keep.shape, dtype=torch.int32, device=keep.device)
-    counts = torch.empty(keep.shape[:3], dtype=torch.int32, device=keep.device)
+    batch, heads, q_total, k_total = keep.shape
+    selected = _empty_selection(keep.shape, keep.device)
     with on_device(keep):
         list_kernel[(q_total, batch * heads)](
-            keep.view(torch.uint8), lists, counts, q_total, k_total, BLOCK=block, num_warps=ROW_WARPS
+            keep.view(torch.uint8),
+            selected.lists,
+            selected.counts,
+            selected.words,
+            q_total,
+            k_total,
+            BLOCK=block,
+            **FUSED,
+            num_warps=ROW_WARPS,
         )
-    return Selected(keep, lists, counts)
+    return replace(selected, keep=keep)
 
 
-def _empty_selection(batch: int, heads: int, geometry: Geometry, device: torch.device) -> Selected:
-    shape = (batch, heads, geometry.q_total, geometry.k_total)
+def _empty_selection(shape: tuple[int, ...], device: torch.device) -> Selected:
+    words = triton.cdiv(shape[3], WORD)
     return Selected(
         torch.empty(shape, dtype=torch.bool, device=device),
         torch.empty(shape, dtype=torch.int32, device=device),
         torch.empty(shape[:3], dtype=torch.int32, device=device),
+        torch.empty(*shape[:3], words, dtype=torch.int32, device=device),
     )

@@ -7,7 +7,18 @@ import triton.language as tl
 
 from .ranking import keys_of, nth_largest
 
+# Block pairs in one word of a packed map.
+WORD = 32
+
 _LENGTHS = ["rows", "columns", "q_total", "k_total", "threshold_stride"]
+
+
+@triton.jit
+def _store_words(words_ptr, keep, start, k_total, BLOCK: tl.constexpr):
+    """Bit i of word w is pair 32 w + i of the row."""
+    bits = tl.reshape(keep.to(tl.int32), [BLOCK // 32, 32]) << tl.arange(0, 32)[None, :]
+    words = start // 32 + tl.arange(0, BLOCK // 32)
+    tl.store(words_ptr + words, tl.sum(bits, 1), mask=words * 32 < k_total)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -20,6 +31,7 @@ def emit_kernel(
     keep_ptr,
     list_ptr,
     list_count_ptr,
+    words_ptr,
     rows,
     columns,
     q_total,
@@ -30,7 +42,7 @@ def emit_kernel(
     RESCUE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row of the whole call: its map, its list and its count."""
+    """One row of the whole call: its map, as bytes and as bits, its list and its count."""
     row = tl.program_id(0)
     pair = tl.program_id(1).to(tl.int64)
     out_row = (pair * q_total + row) * k_total
@@ -56,6 +68,7 @@ def emit_kernel(
             keys = keys_of(ranked_row, forced_row, columns, offsets, FORCE)
             kept += tl.sum((inside & ((keys >= threshold) | forced)).to(tl.int32), 0)
         best = tl.where(kept == 0, lowest, best)
+    words_row = words_ptr + (pair * q_total + row) * tl.cdiv(k_total, 32)
     passed = 0
     written = 0
     for start in tl.range(0, k_total, BLOCK, num_stages=1):
@@ -75,19 +88,22 @@ def emit_kernel(
         slots = written + tl.cumsum(keep.to(tl.int32), 0) - 1
         tl.store(list_ptr + out_row + slots, offsets, mask=keep)
         tl.store(keep_ptr + out_row + offsets, keep.to(tl.uint8), mask=inside)
+        _store_words(words_row, keep, start, k_total, BLOCK)
         written += tl.sum(keep.to(tl.int32), 0)
     tl.store(list_count_ptr + pair * q_total + row, written)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
-def list_kernel(keep_ptr, list_ptr, list_count_ptr, q_total, k_total, BLOCK: tl.constexpr):
-    """One row: the list and count of a given map."""
+def list_kernel(keep_ptr, list_ptr, list_count_ptr, words_ptr, q_total, k_total, BLOCK: tl.constexpr):
+    """One row: the list, count and packed map of a given map."""
     row = tl.program_id(1).to(tl.int64) * q_total + tl.program_id(0)
+    words_row = words_ptr + row * tl.cdiv(k_total, 32)
     written = 0
     for start in tl.range(0, k_total, BLOCK, num_stages=1):
         offsets = start + tl.arange(0, BLOCK)
         keep = tl.load(keep_ptr + row * k_total + offsets, mask=offsets < k_total, other=0) != 0
         slots = written + tl.cumsum(keep.to(tl.int32), 0) - 1
         tl.store(list_ptr + row * k_total + slots, offsets, mask=keep)
+        _store_words(words_row, keep, start, k_total, BLOCK)
         written += tl.sum(keep.to(tl.int32), 0)
     tl.store(list_count_ptr + row, written)

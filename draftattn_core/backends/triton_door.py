@@ -120,7 +120,7 @@ def prepare(
 
     `part` names the heads that are wanted; q, k, v and the policy are those of all.
     """
-    module, config = kernel_module("prepare"), kernel_module("configs").PrepareConfig()
+    module, config = kernel_module("prepare"), kernel_module("configs").prepare_config(architecture(q.device))
     shape, heads, device = geometry_of(tables), q.shape[1], q.device
     names = head_tails(policy.tail, heads)
     log_count = ranks = None

@@ -43,9 +43,9 @@ KERNELS = {
     "histogram_kernel": Kernel(1, _names("ranked"), _names("bins")),
     "head_threshold_kernel": Kernel(0, frozenset(), _names("bins threshold need")),
     "tie_kernel": Kernel(1, _names("ranked"), _names("threshold tie")),
-    "emit_kernel": Kernel(1, _names("score ranked keep list list_count"), _names("threshold tie")),
-    "list_kernel": Kernel(1, _names("keep list list_count")),
-    "attend_kernel": Kernel(1, _names("q k v out lse list count keep bias k_mean v_mean cov u w")),
+    "emit_kernel": Kernel(1, _names("score ranked keep list list_count words"), _names("threshold tie")),
+    "list_kernel": Kernel(1, _names("keep list list_count words")),
+    "attend_kernel": Kernel(1, _names("q k v out lse list count words bias k_mean v_mean cov u w")),
 }
 
 

@@ -98,12 +98,19 @@ def pooled_of(request: AttendRequest) -> PooledTail | None:
     return PooledTail(tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w).to(request.q.dtype)
 
 
-def lists_of(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending lists and counts of a keep map; slots past the count hold a block that must never be read."""
+def lists_of(keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ascending lists, counts and packed words of a keep map; slots past a count hold a block that must never be read,
+    bits past the last column are set."""
     counts = keep.sum(-1, dtype=torch.int32)
     columns = torch.arange(keep.shape[-1]).expand(keep.shape)
     lists = torch.where(keep, columns, 1 << 30).sort(-1).values
-    return lists.to(torch.int32), counts
+    return lists.to(torch.int32), counts, words_of(keep)
+
+
+def words_of(keep: Tensor, filler: bool = True) -> Tensor:
+    """A keep map as int32 words, lowest bit first; `filler` in the bits past the last column."""
+    bits = torch.nn.functional.pad(keep, (0, -keep.shape[-1] % 32), value=filler).unflatten(-1, (-1, 32))
+    return (bits.long() << torch.arange(32)).sum(-1).to(torch.int32)
 
 
 def poisoned_output(request: AttendRequest) -> Tensor:

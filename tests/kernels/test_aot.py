@@ -17,7 +17,7 @@ if importlib.util.find_spec("triton") is None:
 import triton
 
 from benchmarks.aot_cases import attend_case
-from benchmarks.aot_compile import Case, Compiled, Planned, compile_case, fingerprint
+from benchmarks.aot_compile import Case, Compiled, Planned, compile_case, count_in_loops, fingerprint
 from benchmarks.aot_judge import judge, load_known
 from benchmarks.aot_pages import main_version, pages
 from benchmarks.aot_plan import all_cases, representative_cases
@@ -100,6 +100,23 @@ class TestFaultsAreSeen:
         result = compile_case(Planned("sm_80", attend_case(crowded, 128, tail="none", k_block=128)))
         assert judge(result).problems == (f"{result.stack} B of stack per thread",)
         assert result.stack > 100
+        assert result.loop_stack > 10
+
+    def test_stack_is_counted_in_loops_only(self) -> None:
+        lines = [
+            "STL R2",
+            ".L_x_1:",
+            "LDL R3",
+            "@P0 BRA `(.L_x_2)",
+            "STL R4",
+            ".L_x_2:",
+            "@!P1 BRA `(.L_x_1)",
+            "LDL R5",
+        ]
+        code = "\n".join(lines)
+        assert count_in_loops(code, r"\b(STL|LDL)\b") == 2
+        amd = ".LBB0_1:\n\tscratch_load_b32 v0, off, off\n\ts_cbranch_scc1 .LBB0_1\n\tscratch_store_b32 off, v0\n"
+        assert count_in_loops(amd, r"\bscratch_(load|store)") == 1
 
     def test_products_that_miss_the_matrix_units(self) -> None:
         config = replace(attend_config("sm_86", 64, 0), block_n=32, stages=1)

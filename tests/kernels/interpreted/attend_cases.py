@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,7 +31,6 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(problem: Problem, config: AttendConfig = TINY, *, in_order: bool = False, lse: Tensor | None = None) -> Tensor:
     request = problem.request
-    lists, counts = lists_of(request.keep)
     k, v = request.k, request.v
     if in_order:
         k, v = (x[:, :, request.tables.perm] for x in (k, v))
@@ -39,9 +39,7 @@ def run(problem: Problem, config: AttendConfig = TINY, *, in_order: bool = False
         k,
         v,
         problem.geometry,
-        lists,
-        counts,
-        request.keep,
+        *lists_of(request.keep),
         problem.tail,
         request.key_bias,
         request.scale,
@@ -95,6 +93,40 @@ def test_tiles_smaller_than_blocks_give_the_same(block_m: int, block_n: int) -> 
     problem = make_problem(tail="linear1", after=20, bias="one", q_block=32, k_block=32, heads=1)
     config = AttendConfig(block_m, block_n, 16, 4, 3, 2)
     assert relative_error(run(problem, config), truth_of(problem.request)) < LIMITS[torch.float32]
+
+
+@pytest.mark.parametrize("block_g", [16, 32, 64])
+def test_pooled_tiles_find_their_bits_of_the_packed_map(block_g: int) -> None:
+    """Tiles of half a word, of one and of two; the last one ends in the middle of a word."""
+    problem = make_problem(grid=(4, 15, 20), after=3, q_block=128, k_block=16, heads=1, density=0.1, tail="linear1")
+    assert problem.geometry.k_video == 75
+    config = AttendConfig(128, 16, block_g, 4, 2, 1)
+    assert relative_error(run(problem, config), truth_of(problem.request)) < LIMITS[torch.float32]
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.125, float("nan")])
+def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
+    problem = make_problem(heads=1)
+    with pytest.raises(ValueError, match="positive scale"):
+        run(replace(problem, request=replace(problem.request, scale=scale)))
+
+
+def test_keys_in_block_order_have_to_be_contiguous() -> None:
+    problem = make_problem(heads=1)
+    spread = torch.zeros(*problem.request.k.shape[:3], 2 * problem.request.k.shape[3])[..., ::2]
+    with pytest.raises(ValueError, match="contiguous"):
+        attend_pointer(
+            problem.request.q,
+            spread,
+            problem.request.v,
+            problem.geometry,
+            *lists_of(problem.request.keep),
+            None,
+            None,
+            problem.request.scale,
+            TINY,
+            in_order=True,
+        )
 
 
 def test_the_blocks_and_tiles_that_are_shipped() -> None:

@@ -45,24 +45,24 @@ def test_lists_of_a_map_on_far_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_access_that_misses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen from far heads, a tensor whose stride is another than the kernel was told is missed."""
     request = make_problem(**SMALL).request
-    lists, counts = lists_of(request.keep)
+    lists = lists_of(request.keep)
     move_programs_far(monkeypatch)
     geometry = triton_door.geometry_of(request.tables)
     lse = torch.empty(2, 1, geometry.tokens + 1)
-    rest = (request.keep, None, request.key_bias, request.scale, TINY)
+    rest = (None, request.key_bias, request.scale, TINY)
     with pytest.raises(Exception, match="outside every tensor"):
-        attend_pointer(request.q, request.k, request.v, geometry, lists, counts, *rest, lse=lse)
+        attend_pointer(request.q, request.k, request.v, geometry, *lists, *rest, lse=lse)
 
 
 def test_log_sum_exp_of_far_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_problem(**SMALL).request
-    lists, counts = lists_of(request.keep)
+    lists = lists_of(request.keep)
     geometry = triton_door.geometry_of(request.tables)
     found = []
     for _ in range(2):
         lse = torch.full((2, 1, geometry.tokens), torch.nan)
-        rest = (request.keep, None, request.key_bias, request.scale, TINY)
-        attend_pointer(request.q, request.k, request.v, geometry, lists, counts, *rest, lse=lse)
+        rest = (None, request.key_bias, request.scale, TINY)
+        attend_pointer(request.q, request.k, request.v, geometry, *lists, *rest, lse=lse)
         found.append(lse)
         move_programs_far(monkeypatch)
     assert torch.equal(*found)
@@ -72,8 +72,8 @@ def test_attend_reads_and_writes_rows_that_lie_far_apart() -> None:
     problem = make_problem(grid=(1, 5, 7), after=5, heads=1, dtype=torch.float16)
     request = problem.request
     q, k, v, out = (reserved(x) for x in (request.q, request.k, request.v, poisoned_output(request)))
-    lists, counts = lists_of(request.keep)
-    attend_pointer(q, k, v, problem.geometry, lists, counts, request.keep, None, None, request.scale, TINY, out=out)
+    lists = lists_of(request.keep)
+    attend_pointer(q, k, v, problem.geometry, *lists, None, None, request.scale, TINY, out=out)
     assert relative_error(out, truth_of(request)) < LIMITS[torch.float16]
 
 

@@ -39,7 +39,6 @@ def run(
         *(x[:, :, request.tables.perm] for x in (request.k, request.v)),
         problem.geometry,
         *lists_of(request.keep),
-        request.keep,
         problem.tail,
         request.key_bias,
         request.scale,
@@ -94,6 +93,13 @@ def test_the_blocks_and_tiles_that_are_shipped(k_block: int) -> None:
     )
     out = run(problem, hopper_config(128, k_block, 1))
     assert relative_error(out, truth_of(problem.request)) < LIMITS[torch.float16]
+
+
+def test_pooled_tiles_find_their_bits_of_the_packed_map() -> None:
+    problem = make_problem(grid=(4, 15, 20), after=3, q_block=128, k_block=16, heads=1, density=0.1, tail="linear1")
+    assert problem.geometry.k_video == 75
+    out = run(problem, HopperConfig(stages=2, block_g=64, tail_stages=2))
+    assert relative_error(out, truth_of(problem.request)) < LIMITS[torch.float32]
 
 
 def test_a_row_without_keys_is_zero_and_its_lse_minus_infinity() -> None:
@@ -167,7 +173,7 @@ def test_keys_that_are_not_in_block_order_memory_are_refused() -> None:
     request, geometry = (problem := make_problem(heads=2, interleaved=True)).request, problem.geometry
     lists = lists_of(request.keep)
     with pytest.raises(ValueError, match="contiguous"):
-        attend_hopper(request.q, request.k, request.v, geometry, *lists, request.keep, None, None, request.scale, SMALL)
+        attend_hopper(request.q, request.k, request.v, geometry, *lists, None, None, request.scale, SMALL)
 
 
 def test_slots_hold_zeros_biases_and_minus_infinity_behind_short_blocks() -> None:

@@ -13,11 +13,12 @@ from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout, LayoutTables, build_tables
 from draftattn_core.policy import Policy
 from draftattn_core.selection import select_blocks
-from kernels.select import lists_of
+from kernels.select import head_thresholds, lists_of
+from tests.kernels.problems import words_of
 
 # Two chunks of columns, the second one short, and extra blocks behind the video's.
-TABLES = build_tables(Layout(TokenGrid(3, 5, 7), 0, 20, 64, 16))
-BLOCK = 4
+TABLES = build_tables(Layout(TokenGrid(4, 10, 14), 0, 20, 512, 16, tile=(4, 8, 16)))
+BLOCK = 32
 
 
 def scores_of(tables: LayoutTables, kind: str) -> Tensor:
@@ -29,7 +30,7 @@ def scores_of(tables: LayoutTables, kind: str) -> Tensor:
         scores[0, 0, 0] = -math.inf
         scores[0, 0, 1, 2] = torch.finfo(torch.float32).max
         scores[0, 1, 0, ::2] = -math.inf
-        scores[0, 1, 1] = torch.tensor([0.0, -0.0] * 4)[: scores.shape[-1]]
+        scores[0, 1, 1] = torch.tensor([0.0, -0.0] * 18)[: scores.shape[-1]]
     return scores
 
 
@@ -38,6 +39,7 @@ def check(scores: Tensor, policy: Policy, tables: LayoutTables = TABLES) -> None
     selected = triton_door.select_scores(scores, tables, policy, block=BLOCK)
     assert torch.equal(selected.keep, expected)
     assert torch.equal(selected.counts, expected.sum(-1, dtype=torch.int32))
+    assert torch.equal(selected.words, words_of(expected, filler=False))
     for found, kept, count in zip(selected.lists.flatten(0, 2), expected.flatten(0, 2), selected.counts.flatten()):
         assert found[:count].tolist() == kept.nonzero()[:, 0].tolist()
 
@@ -53,13 +55,21 @@ def test_extreme_densities_without_a_tail(method: str, density: float) -> None:
     check(scores_of(TABLES, "plain"), Policy(density=density, method=method, tail="none", keep_own=False))
 
 
-@pytest.mark.parametrize("kind", ["plain", "ties"])
-@pytest.mark.parametrize("method", ["head", "draft"])
-def test_a_map_that_many_programs_share(method: str, kind: str) -> None:
-    tables = build_tables(Layout(TokenGrid(4, 8, 10), 0, 0, 64, 16))
-    scores = scores_of(tables, kind)
-    assert scores[0, 0].numel() > 6 * 4 * BLOCK
-    check(scores, Policy(density=(0.1, 0.5), method=method, tail="mean", floor=0.2), tables)
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_nth_largest_of_a_map_that_many_programs_share(ties: bool) -> None:
+    ranked = torch.randn(2, 2, 9, 101, generator=torch.Generator().manual_seed(1))
+    ranked = ranked.mul(2).round() if ties else ranked
+    ranked[0, 1, 3, :5] = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0])
+    assert ranked[0, 0].numel() > 7 * 4 * BLOCK
+    counts = torch.tensor([1, 417], dtype=torch.int32)
+    thresholds, needs = head_thresholds(ranked, counts, block=BLOCK)
+    for pair, values in enumerate(ranked.nan_to_num(-math.inf, math.inf, -math.inf).flatten(0, 1).flatten(1)):
+        wanted = int(counts[pair % 2])
+        expected = values.sort(descending=True).values[wanted - 1] + 0.0
+        bits = int(thresholds[pair])
+        found = torch.tensor(bits if bits >= 0 else bits ^ 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+        assert found == expected
+        assert int(needs[pair]) == wanted - int((values > expected).sum())
 
 
 def test_no_mass_at_all() -> None:
@@ -88,5 +98,6 @@ def test_lists_of_a_given_map() -> None:
     keep[0, 0, 2] = False
     keep[0, 1, 4] = True
     selected = lists_of(keep, block=BLOCK)
+    assert torch.equal(selected.words, words_of(keep, filler=False))
     for found, kept, count in zip(selected.lists.flatten(0, 2), keep.flatten(0, 2), selected.counts.flatten()):
         assert found[:count].tolist() == kept.nonzero()[:, 0].tolist()
