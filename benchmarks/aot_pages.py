@@ -61,7 +61,7 @@ def _overview(results: dict[str, Store]) -> str:
         "Written by `python run.py bench aot --all`: every kernel in every shipped configuration, compiled for each "
         "architecture on a machine without a GPU. These are the compiler's figures, not speeds. Registers and stack "
         "are per thread (VGPRs on AMD), shared memory is bytes per program. Stack is what did not fit into registers; "
-        "`in loops` is how many instructions inside loops touch it: what rests there over a loop costs next to nothing. "
+        "`in loops` is how many instructions inside loops touch it: what rests there over a loop costs little. "
         "A case with stack that is not listed in `benchmarks/aot_known.json` with exactly that many bytes, with more "
         "shared memory than its architecture has, or without the instructions it should use is a problem, and fails "
         "`tests/kernels/test_aot.py` for the version of Triton that is developed with.",

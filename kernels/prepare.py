@@ -126,9 +126,13 @@ def prepare_keys_kernel(
         valid = positions < end
         rows = tl.load(perm_ptr + positions, mask=valid, other=0)
         k = tl.load(k_base + row_offsets(rows, k_n)[:, None] + dims[None, :] * k_d, mask=valid[:, None], other=0.0)
+        if TAIL or COPY:
+            # Both under way before anything is done with either.
+            v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
         if COPY:
             copied = (pair * tokens + start) * DIM
             tl.store(k_copy_ptr + copied + cells, k, mask=valid[:, None])
+            tl.store(v_copy_ptr + copied + cells, v, mask=valid[:, None])
         # Extra blocks are only copied: for them every mask below is empty.
         is_video = block < k_video
         video_dims = dims < tl.where(is_video, DIM, 0)
@@ -142,10 +146,6 @@ def prepare_keys_kernel(
         spread = tl.sum(tl.sum(keys * keys, 1), 0) / count
         if is_video:
             tl.store(spread_ptr + pair * k_video + block, spread)
-        if TAIL or COPY:
-            v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
-            if COPY:
-                tl.store(v_copy_ptr + copied + cells, v, mask=valid[:, None])
         if TAIL:
             values = v.to(tl.float32)
             v_mean = tl.sum(values, 0) / count

@@ -41,8 +41,9 @@ def histogram_kernel(ranked_ptr, count_ptr, bins_ptr, heads, rows, columns, per_
     head_bins = bins_ptr + pair * (4 * 256)
     prefix, _ = _race(head_bins, tl.load(count_ptr + pair % heads), turn)
     known_bits = (1 << (8 * turn)) - 1
-    bins = tl.arange(0, 512)
-    counts = tl.zeros([512], tl.int32)
+    bins = tl.arange(0, 256)
+    counts = tl.zeros([256], tl.int32)
+    others = tl.zeros([BLOCK], tl.int32)
     first = tl.program_id(0) * per_program
     last = tl.minimum(first + per_program, entries)
     for start in tl.range(first, last, BLOCK, num_stages=1):
@@ -50,9 +51,12 @@ def histogram_kernel(ranked_ptr, count_ptr, bins_ptr, heads, rows, columns, per_
         keys = sortable(tl.load(base + offsets, mask=offsets < last, other=0.0)) ^ INT_MIN
         digits = keys >> (24 - 8 * turn)
         racing = (offsets < last) & (((digits >> 8) & known_bits) == prefix)
-        # Entries that are out of the race go to bins of their own, spread so that they do not contend for one.
-        counts += tl.histogram(tl.where(racing, digits & 255, 256 + (offsets & 255)), 512)
-    tl.atomic_add(head_bins + turn * 256 + bins, counts, mask=(bins < 256) & (counts > 0), sem="relaxed")
+        # Entries that are out of the race are counted in the first bin, and taken out of it again: a histogram's time
+        # goes with its bins.
+        counts += tl.histogram(tl.where(racing, digits & 255, 0), 256)
+        others += tl.where(racing, 0, 1)
+    counts -= tl.where(bins == 0, tl.sum(others, 0), 0)
+    tl.atomic_add(head_bins + turn * 256 + bins, counts, mask=counts > 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_LENGTHS)

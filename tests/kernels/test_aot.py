@@ -103,17 +103,7 @@ class TestFaultsAreSeen:
         assert result.loop_stack > 10
 
     def test_stack_is_counted_in_loops_only(self) -> None:
-        lines = [
-            "STL R2",
-            ".L_x_1:",
-            "LDL R3",
-            "@P0 BRA `(.L_x_2)",
-            "STL R4",
-            ".L_x_2:",
-            "@!P1 BRA `(.L_x_1)",
-            "LDL R5",
-        ]
-        code = "\n".join(lines)
+        code = "STL R2\n.L_x_1:\nLDL R3\n@P0 BRA `(.L_x_2)\nSTL R4\n.L_x_2:\n@!P1 BRA `(.L_x_1)\nLDL R5"
         assert count_in_loops(code, r"\b(STL|LDL)\b") == 2
         amd = ".LBB0_1:\n\tscratch_load_b32 v0, off, off\n\ts_cbranch_scc1 .LBB0_1\n\tscratch_store_b32 off, v0\n"
         assert count_in_loops(amd, r"\bscratch_(load|store)") == 1
