@@ -99,7 +99,7 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not 0.0 < scale < math.inf:
         raise ValueError(f"scale multiplies q.k and must be positive and finite, got {scale}: None is D ** -0.5")
-    problem = Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block, policy.has_tail)
+    problem = Problem.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None)
     chosen: Backend = choose_backend(backend, problem)
     tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
     with without_autocast(q.device):

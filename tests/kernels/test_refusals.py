@@ -13,7 +13,8 @@ import torch
 
 from draftattn_core.attention import attend
 from draftattn_core.backends import ops, registry, triton_backend, triton_door
-from draftattn_core.backends.registry import Backend, NoBackendError, Problem, attend_torch, choose_backend
+from draftattn_core.backends.problem import Problem, Variant
+from draftattn_core.backends.registry import Backend, NoBackendError, attend_torch, choose_backend
 from draftattn_core.backends.request import BackendFailure
 from draftattn_core.backends.triton_backend import triton_missing, triton_refuses
 from draftattn_core.backends.trust import Trust
@@ -31,7 +32,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 as far as refusals look at it, whose kernels pass their check."""
     monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(triton_backend, "_TRUST", Trust("kernels"))
-    monkeypatch.setattr(triton_backend, "check", lambda problem: None)
+    monkeypatch.setattr(triton_backend, "check", lambda problem, variant: None)
 
 
 def test_the_cpu_is_refused_and_auto_does_not_import_triton_for_it() -> None:
@@ -76,7 +77,7 @@ def test_an_unknown_architecture_is_named(hopper: None, monkeypatch: pytest.Monk
 def test_a_failed_check_is_the_reason_and_runs_once_per_kernel(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Problem] = []
 
-    def check(problem: Problem) -> str:
+    def check(problem: Problem, variant: Variant) -> str:
         asked.append(problem)
         return "its output is off by 1.0"
 
