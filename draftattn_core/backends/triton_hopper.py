@@ -148,9 +148,10 @@ def hopper_into(
     tail = None
     if log_count is not None and k_mean is not None and v_mean is not None:
         tail = Tail(log_count, k_mean, v_mean, cov, u, w)
-    shape = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm)
-    selected = lists, counts
-    launch(out, q, k, v, shape, keep, selected, tail, key_bias, scale)
+    # The kernels walk these without strides.
+    shape = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm.contiguous())
+    selected = lists.contiguous(), counts.contiguous()
+    launch(out, q, k, v, shape, keep.contiguous(), selected, tail, key_bias, scale)
 
 
 @hopper_into.register_fake

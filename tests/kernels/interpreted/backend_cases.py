@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from draftattn_core.attention import attend
 from draftattn_core.backends import head_groups, triton_backend
+from draftattn_core.backends.ops import call_op
 from draftattn_core.backends.problem import Problem, Variant
 from draftattn_core.backends.reference import attend_reference
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout
 from draftattn_core.policy import Policy
 from kernels import attend_pointer, prepare
+from tests.kernels.problems import lists_of
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), 3, 18, 32, 16)
 SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
@@ -51,6 +54,23 @@ def test_heads_in_two_halves_are_the_references(monkeypatch: pytest.MonkeyPatch)
     assert (found.out - truth).norm() < 1e-6 * truth.norm()
     for head in (0, 2):
         assert (found.out - expected.out)[:, head].norm() < 1e-6 * truth.norm()
+
+
+def test_selections_and_tables_with_strides_are_read_right() -> None:
+    """By the op, which takes what its caller has."""
+    layout = Layout(TokenGrid(2, 4, 6), 0, 5, 32, 16)
+    q, k, v = torch.randn(3, 1, 2, layout.tokens, 64)
+    request = attend(q, k, v, layout, Policy(density=0.4, tail="mean"), backend="reference").request
+    lists, counts = lists_of(request.keep)
+    perm = request.tables.perm.repeat_interleave(2)[::2]
+    keep, strided_lists, strided_counts = (
+        x.transpose(1, 2).contiguous().transpose(1, 2) for x in (request.keep, lists, counts)
+    )
+    strided = replace(request, keep=keep, tables=replace(request.tables, perm=perm))
+    assert not any(x.is_contiguous() for x in (perm, keep, strided_lists, strided_counts))
+    truth = attend_reference(request)
+    for out in (call_op(strided, lists=(strided_lists, strided_counts)), call_op(strided)):
+        assert (out - truth).norm() < 1e-6 * truth.norm()
 
 
 VARIANTS = [

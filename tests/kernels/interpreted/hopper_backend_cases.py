@@ -18,6 +18,7 @@ from draftattn_core.layout import Layout
 from draftattn_core.policy import Policy, TailName
 from kernels import attend_hopper
 from kernels.attend_hopper import Launched
+from tests.kernels.problems import lists_of
 
 LAYOUT = Layout(TokenGrid(3, 5, 12), 3, 18, 128, 64)
 SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
@@ -42,6 +43,19 @@ def test_a_whole_call_is_the_references(monkeypatch: pytest.MonkeyPatch, tail: T
 def test_where_triton_interprets_it_serves_those_who_ask_for_it() -> None:
     assert choose_backend("triton_hopper", SMALL).name == "triton_hopper"
     assert choose_backend("auto", SMALL).name == "torch"
+
+
+def test_selections_and_tables_with_strides_are_read_right() -> None:
+    """By the op, which takes what its caller has."""
+    layout = Layout(TokenGrid(2, 8, 12), 0, 5, 128, 64)
+    q, k, v = torch.randn(3, 1, 2, layout.tokens, 64)
+    request = attend(q, k, v, layout, Policy(density=0.4, tail="mean"), backend="reference").request
+    perm = request.tables.perm.repeat_interleave(2)[::2]
+    keep, *lists = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (request.keep, *lists_of(request.keep)))
+    strided = replace(request, keep=keep, tables=replace(request.tables, perm=perm))
+    assert not any(x.is_contiguous() for x in (perm, keep, *lists))
+    truth = attend_reference(request)
+    assert (triton_hopper.attend_listed(strided, tuple(lists)) - truth).norm() < 1e-6 * truth.norm()
 
 
 @pytest.mark.parametrize("variant", [Variant("row", "none"), Variant("row", "linear2", True)], ids=str)
