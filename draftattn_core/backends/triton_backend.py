@@ -1,6 +1,6 @@
 """The backend `triton`: kernels for draft, selection, tail and attention on NVIDIA and AMD GPUs.
 
-It says why it cannot serve a problem instead of failing: no Triton, an old one, a device, type or size
+It says why it cannot serve a problem instead of failing: no Triton, an old or a broken one, a device, type or size
 without a kernel, a kernel that does not compile or does not fit, or one whose one-time check against the reference
 failed.
 """
@@ -38,11 +38,16 @@ def triton_missing() -> str | None:
     """Why Triton cannot be used in this process, or None."""
     try:
         import triton
-    except ImportError:
-        return "Triton is not installed (on Windows: pip install triton-windows)"
-    numbers = re.findall(r"\d+", triton.__version__)[:2]
-    if tuple(map(int, numbers)) < OLDEST_TRITON:
-        return f"Triton {triton.__version__} is too old: {'.'.join(map(str, OLDEST_TRITON))} or newer is needed"
+
+        version = str(triton.__version__)
+    except ModuleNotFoundError as error:
+        if error.name == "triton":
+            return "Triton is not installed (on Windows: pip install triton-windows)"
+        return f"Triton is installed but broken: {in_short(error)}"
+    except Exception as error:
+        return f"Triton is installed but broken: {in_short(error)}"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON:
+        return f"Triton {version} is too old: {'.'.join(map(str, OLDEST_TRITON))} or newer is needed"
     try:
         triton_door.kernel_module("attend_pointer")
     except Exception as error:

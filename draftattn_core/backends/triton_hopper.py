@@ -22,7 +22,7 @@ from .ops import op_name
 from .problem import Problem, Variant
 from .request import AttendRequest, new_output
 from .triton_backend import HEAD_DIMS, triton_missing, under_test
-from .trust import Trust, compiler_failed, kernel_key, short_of_memory
+from .trust import Trust, compiler_failed, in_short, kernel_key, short_of_memory
 from .warm_up import warm_up
 from .whole_call import whole_call
 
@@ -94,7 +94,10 @@ def unfit(device: torch.device, head_dim: int) -> str | None:
         return f"its kernels run on Hopper GPUs ({ARCHITECTURE}), this is {name}: use backend 'triton'"
     if head_dim not in HEAD_DIMS:
         return f"its kernels take head sizes {HEAD_DIMS}, not {head_dim}"
-    lacking: str | None = triton_door.kernel_module("attend_hopper").lacking()
+    try:
+        lacking: str | None = triton_door.kernel_module("attend_hopper").lacking()
+    except Exception as error:
+        return f"the kernels cannot be imported: {in_short(error)}"
     return lacking
 
 

@@ -106,6 +106,11 @@ def test_a_triton_that_cannot_specialise_is_named(
     assert found is None if reason is None else reason in str(found)
 
 
+def test_a_triton_that_breaks_over_its_kernels_is_a_reason(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attend_hopper, "triton", SimpleNamespace())
+    assert "cannot be imported: AttributeError" in str(hopper_refuses(GPU))
+
+
 def test_it_says_that_it_is_unproven_and_a_failed_check_is_its_reason(
     hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from dataclasses import replace
+from importlib.abc import MetaPathFinder
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -51,6 +52,50 @@ def test_a_missing_or_old_triton_is_named(monkeypatch: pytest.MonkeyPatch, versi
         assert reason in str(triton_refuses(GPU))
     finally:
         triton_missing.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("libcuda.so: cannot open shared object file"),
+        ImportError("DLL load failed while importing libtriton"),
+        ModuleNotFoundError("No module named 'triton._C'", name="triton._C"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_triton_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    class Broken(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "triton":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    triton_missing.cache_clear()
+    try:
+        assert f"installed but broken: {type(error).__name__}: {error}" in str(triton_refuses(GPU))
+    finally:
+        triton_missing.cache_clear()
+
+
+def test_a_triton_without_a_version_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    triton_missing.cache_clear()
+    try:
+        assert "installed but broken: AttributeError" in str(triton_refuses(GPU))
+    finally:
+        triton_missing.cache_clear()
+
+
+@pytest.mark.parametrize("error", [ImportError("no triton"), OSError("libcuda.so")])
+def test_without_a_triton_that_works_the_op_is_the_reference_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(name: str) -> ModuleType:
+        raise error
+
+    monkeypatch.setattr(triton_door, "kernel_module", fail)
+    assert not triton_door.runs_on(torch.zeros(1))
 
 
 @needs_triton
