@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -95,10 +96,12 @@ def attend(
     """Like `draft_attention`, returning the selection, the tail and the backend's name with the output."""
     check_inputs(q, k, v, layout, key_bias)
     policy.check_heads(q.shape[1])
-    problem = Problem(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block, policy.has_tail)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not 0.0 < scale < math.inf:
+        raise ValueError(f"scale multiplies q.k and must be positive and finite, got {scale}: None is D ** -0.5")
+    problem = Problem.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None)
     chosen: Backend = choose_backend(backend, problem)
     tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     with without_autocast(q.device):
         if chosen.run is not None:
             try:
@@ -146,13 +149,13 @@ def draft_attention(
         policy: density, selection method and tail.
         backend: a name from the registry, or "auto".
         key_bias: (B or 1, extra tokens) added to the logits of the extra tokens; -inf hides one. None for no mask.
-        scale: factor on q.k; None for D ** -0.5.
+        scale: factor on q.k, positive; None for D ** -0.5.
         cache: where index tables are kept between calls; without one they are built anew.
 
     Returns:
         (B, H, L, D) in the dtype of q. Its (B, L, H * D) form is a view.
 
     Raises:
-        ValueError: if the inputs do not fit the layout, or no backend can serve them.
+        ValueError: if the inputs do not fit the layout, the scale is out of range, or no backend can serve them.
     """
     return attend(q, k, v, layout, policy, backend=backend, key_bias=key_bias, scale=scale, cache=cache).out

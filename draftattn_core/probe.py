@@ -203,7 +203,13 @@ def gains_of(result: ProbeResult, names: Sequence[TailName]) -> tuple[float, ...
 
 
 def probe_tails(
-    request: AttendRequest, asked: HeadTails, *, tail: bool, gain: bool, seed: int = 0
+    request: AttendRequest,
+    asked: HeadTails,
+    *,
+    tail: bool,
+    gain: bool,
+    seed: int = 0,
+    choices: Sequence[TailName] = TAILS,
 ) -> tuple[HeadTails, ProbeResult]:
     """Let the probe choose each head's tail, its gain, or both for the call of `request`.
 
@@ -211,8 +217,9 @@ def probe_tails(
         asked: what the policy says; kept where the probe has no say.
         tail, gain: what the probe decides.
         seed: of the sampling.
+        choices: tails it may choose from.
     """
-    tails = TAILS if tail else tuple(dict.fromkeys(asked.names))
+    tails = choices if tail else tuple(dict.fromkeys(asked.names))
     probe = probe_errors(request, tails=tails, seed=seed, gains=gain)
     names = best_tails(probe) if tail else asked.names
     return HeadTails(names, gains_of(probe, names) if gain else asked.gains), probe

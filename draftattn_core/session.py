@@ -24,6 +24,7 @@ from .backends.registry import (
     choose_backend,
     passed_over,
     prepare_backend,
+    tails_served,
 )
 from .grid import TokenGrid
 from .layout import Layout, TableCache
@@ -99,7 +100,7 @@ class Session:
     _levels: dict[float, int] = field(default_factory=dict)
     _tails: dict[tuple[int, int], HeadTails] = field(default_factory=dict)
     _checked: set[int] = field(default_factory=set)
-    _prepared: set[tuple[Problem, bool]] = field(default_factory=set)
+    _prepared: set[Problem] = field(default_factory=set)
     _errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -234,14 +235,14 @@ class Session:
     def _prepare_backend(self, q: Tensor, biased: bool) -> None:
         """Before the first block of a run: have its kernels compiled, and say which backend is going without."""
         settings = self.settings
-        problem = Problem(q.device, q.dtype, q.shape[-1], settings.q_block, settings.k_block, settings.policy.has_tail)
+        problem = Problem.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
         with self._lock:
-            if (problem, biased) in self._prepared:
+            if problem in self._prepared:
                 return
-            self._prepared.add((problem, biased))
+            self._prepared.add(problem)
         try:
             tails = TAILS if settings.auto_tail else ()
-            prepare_backend(settings.backend, problem, settings.policy, tails, biased=biased, report=self._wait)
+            prepare_backend(settings.backend, problem, tails, report=self._wait)
             if settings.backend == "auto":
                 reason = passed_over(choose_backend("auto", problem).name, problem)
                 if reason is not None and self.report.note(reason):
@@ -294,7 +295,12 @@ class Session:
         settings, request = self.settings, result.request
         heads, layer = request.q.shape[1], position.layer
         asked = HeadTails.of(policy, heads)
-        found, probe = probe_tails(request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer)
+        biased = request.key_bias is not None
+        problem = Problem.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
+        choices = tails_served(result.backend, problem, TAILS) if settings.auto_tail else ()
+        found, probe = probe_tails(
+            request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices
+        )
         with self._lock:
             self._tails[(layer, heads)] = found
             self.report.tails[layer], self.report.tail_gains[layer] = found.names, found.gains

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..draftattn_core.backends.registry import Problem, choose_backend
+from ..draftattn_core.backends.problem import Problem, variants_of
+from ..draftattn_core.backends.registry import choose_backend
 from ..draftattn_core.session import Settings
 from .layouts import NoLayout, Tokens
 
@@ -37,8 +38,10 @@ def refuse_surprises(
         dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
         head_dim = _head_dim(patcher.model.diffusion_model)
         try:
+            variants = variants_of(settings.policy, biased=False)
             choose_backend(
-                settings.backend, Problem(patcher.load_device, dtype, head_dim, settings.q_block, settings.k_block)
+                settings.backend,
+                Problem(patcher.load_device, dtype, head_dim, settings.q_block, settings.k_block, variants),
             )
         except ValueError as error:
             problems.append(str(error))

@@ -60,9 +60,10 @@ def attend_into(
     if log_count is not None and k_mean is not None and v_mean is not None:
         tail = Tail(log_count, k_mean, v_mean, cov, u, w)
     if triton_door.runs_on(q):
-        geometry = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm)
-        selected = None if lists is None or counts is None else (lists, counts)
-        triton_door.attend(q, k, v, geometry, keep, selected, tail, key_bias, scale, in_order, out)
+        # The kernels walk these without strides.
+        geometry = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm.contiguous())
+        selected = None if lists is None or counts is None else (lists.contiguous(), counts.contiguous())
+        triton_door.attend(q, k, v, geometry, keep.contiguous(), selected, tail, key_bias, scale, in_order, out)
         return
     after = q.shape[2] - video_tokens - extra_before
     layout = Layout(TokenGrid(1, 1, video_tokens), extra_before, after, q_block, k_block, order="raster")

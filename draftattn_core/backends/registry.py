@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..policy import Policy, TailName
+from ..policy import TailName
 from .chunks import attend_chunks
 from .flex import attend_flex, flex_refuses
+from .problem import Problem as Problem
 from .reference import attend_reference
 from .request import AttendRequest
 from .rows import attend_rows
@@ -20,18 +21,6 @@ from .triton_hopper import attend_hopper, hopper_refuses, run_hopper, warm_up_ho
 
 class NoBackendError(ValueError):
     """No backend can serve a call; the message carries every reason."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The part of a call that decides which backend can serve it; `tail`: whether skipped blocks have one."""
-
-    device: torch.device
-    dtype: torch.dtype
-    head_dim: int
-    q_block: int
-    k_block: int
-    tail: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,9 +35,8 @@ class Backend:
         by_name_on: device types where it serves only those who ask for it by name.
         run: computes a whole call from q, k, v, tables, policy, key bias and scale, draft, selection and tail included,
             and returns the output and the request it amounts to; None for backends that leave those to the core.
-        warm_up: compiles what a run needs beforehand, given a problem, the run's policy, further tails its heads may
-            take, whether extra tokens have a key bias, and what to tell the user with; None where nothing is compiled
-            or it cannot be done ahead.
+        warm_up: compiles and checks what a run needs beforehand, given its problem, further tails its heads may take
+            and what to tell the user with; None where nothing is compiled or it cannot be done ahead.
     """
 
     name: str
@@ -57,7 +45,7 @@ class Backend:
     automatic: bool = True
     by_name_on: tuple[str, ...] = ()
     run: Callable[..., tuple[Tensor, AttendRequest]] | None = None
-    warm_up: Callable[[Problem, Policy, Sequence[TailName], bool, Callable[[str], None]], None] | None = None
+    warm_up: Callable[[Problem, Sequence[TailName], Callable[[str], None]], None] | None = None
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -123,28 +111,31 @@ def choose_backend(name: str, problem: Problem) -> Backend:
 def prepare_backend(
     name: str,
     problem: Problem,
-    policy: Policy,
     tails: Sequence[TailName] = (),
     *,
-    biased: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> None:
     """Compile what the calls of a run will need, before the first of them; returns at once where that is done.
 
     Args:
         name: of the backend the calls will ask for, or "auto".
-        policy: of the run; its density does not matter.
-        tails: what heads may take beside the policy's own tail.
-        biased: whether extra tokens have a key bias.
+        problem: of the run as its policy asks for it.
+        tails: what heads may take beside the policy's own.
         report: told in words what is being compiled, before it is.
     """
     for backend in backends():
         if not (_considers(backend, problem) if name == "auto" else backend.name == name):
             continue
         if backend.warm_up is not None:
-            backend.warm_up(problem, policy, tails, biased, report)
+            backend.warm_up(problem, tails, report)
         if name != "auto" or backend.refuses(problem) is None:
             return
+
+
+def tails_served(name: str, problem: Problem, tails: Sequence[TailName]) -> tuple[TailName, ...]:
+    """Those of `tails` that the backend called `name` can give to the heads of a problem."""
+    backend = next(backend for backend in backends() if backend.name == name)
+    return tuple(tail for tail in tails if backend.refuses(problem.with_tail(tail)) is None)
 
 
 def passed_over(taken: str, problem: Problem) -> str | None:

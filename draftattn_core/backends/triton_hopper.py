@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..layout import LayoutTables, build_tables
+from ..layout import LayoutTables
 from ..policy import Policy, TailName
 from ..tail import Tail
-from . import triton_door
-from .head_groups import head_groups
+from . import self_check, triton_door
 from .ops import op_name
-from .reference import attend_reference
-from .request import AttendRequest, BackendFailure, new_output
-from .triton_backend import HEAD_DIMS, _joined, triton_missing
-from .trust import OUT_OF_MEMORY, Trust, compiler_failed, in_short, kernel_key
-from .warm_up import Kernels, kernels_of, small_call, small_layout, warm_up
-
-if TYPE_CHECKING:
-    from .registry import Problem
+from .problem import Problem, Variant
+from .request import AttendRequest, new_output
+from .triton_backend import HEAD_DIMS, triton_missing, under_test
+from .trust import Trust, compiler_failed, in_short, kernel_key, short_of_memory
+from .warm_up import warm_up
+from .whole_call import whole_call
 
 log = logging.getLogger(__name__)
 
@@ -38,33 +34,33 @@ UNPROVEN = (
 ARCHITECTURE = "sm_90"
 Q_BLOCK = 128
 K_BLOCKS = (64, 128)
-# Relative L2 error that tells rounding to bfloat16 (a few 1e-3) from a wrong kernel.
-_CHECK_LIMIT = 2e-2
 
 _TRUST = Trust("its kernels for Hopper")
 
 
 def hopper_refuses(problem: Problem) -> str | None:
     """Why the kernels cannot serve `problem`, in words a user can act on; None if they can."""
-    return _unfit(problem) or _TRUST.reason_against(_key(problem), lambda: _first_use(problem))
+    unfit = _unfit(problem)
+    if unfit is not None:
+        return unfit
+    unchecked = under_test(problem.device)
+    reason = _TRUST.reason_against_any(
+        _key(problem), problem.variants, lambda variant: None if unchecked else check(problem, variant)
+    )
+    if reason is None and not unchecked:
+        _TRUST.reason_against(kernel_key(problem.device, UNPROVEN), _caution)
+    return reason
 
 
-def warm_up_hopper(
-    problem: Problem, policy: Policy, tails: Sequence[TailName], biased: bool, report: Callable[[str], None]
-) -> None:
-    """Check and compile the kernels of a run beforehand; see `Backend.warm_up`. A refusal is left to the calls."""
-    if _unfit(problem) is not None:
-        return
-    if not _TRUST.knows(_key(problem)):
-        report(f"DraftAttention checks its kernels for Hopper on {problem.device}")
-    if hopper_refuses(problem) is not None:
-        return
+def _caution() -> None:
+    """A word to those whose GPU passes the check."""
+    log.warning("DraftAttention: %s", UNPROVEN)
 
-    def compute(kind: Kernels, policy: Policy) -> None:
-        blocks = problem.q_block, problem.k_block
-        small_call(run_hopper, problem.device, problem.dtype, problem.head_dim, blocks, kind, policy)
 
-    warm_up(_TRUST, _key(problem), kernels_of(policy, tails, biased), compute, report)
+def warm_up_hopper(problem: Problem, tails: Sequence[TailName], report: Callable[[str], None]) -> None:
+    """Compile and check the kernels of a run beforehand; see `Backend.warm_up`. A refusal is left to the calls."""
+    if _unfit(problem) is None:
+        warm_up(_TRUST, _key(problem), problem, tails, check, report)
 
 
 def _key(problem: Problem) -> tuple[Hashable, ...]:
@@ -84,16 +80,6 @@ def _unfit(problem: Problem) -> str | None:
     return None
 
 
-def _first_use(problem: Problem) -> str | None:
-    """The check, and a word of caution to those whose GPU passes it; nothing where Triton interprets, for tests."""
-    if problem.device.type == "cpu":
-        return None
-    reason = check(problem)
-    if reason is None:
-        log.warning("DraftAttention: %s", UNPROVEN)
-    return reason
-
-
 def unfit(device: torch.device, head_dim: int) -> str | None:
     """Why a device cannot run the kernels at a head size. On the CPU they run only where Triton interprets them."""
     missing = triton_missing()
@@ -108,7 +94,10 @@ def unfit(device: torch.device, head_dim: int) -> str | None:
         return f"its kernels run on Hopper GPUs ({ARCHITECTURE}), this is {name}: use backend 'triton'"
     if head_dim not in HEAD_DIMS:
         return f"its kernels take head sizes {HEAD_DIMS}, not {head_dim}"
-    lacking: str | None = triton_door.kernel_module("attend_hopper").lacking()
+    try:
+        lacking: str | None = triton_door.kernel_module("attend_hopper").lacking()
+    except Exception as error:
+        return f"the kernels cannot be imported: {in_short(error)}"
     return lacking
 
 
@@ -162,8 +151,10 @@ def hopper_into(
     tail = None
     if log_count is not None and k_mean is not None and v_mean is not None:
         tail = Tail(log_count, k_mean, v_mean, cov, u, w)
-    shape = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm)
-    launch(out, q, k, v, shape, keep, (lists, counts), tail, key_bias, scale)
+    # The kernels walk these without strides.
+    shape = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm.contiguous())
+    selected = lists.contiguous(), counts.contiguous()
+    launch(out, q, k, v, shape, keep.contiguous(), selected, tail, key_bias, scale)
 
 
 @hopper_into.register_fake
@@ -173,8 +164,8 @@ def _(*_: object) -> None:
 
 def attend_listed(
     request: AttendRequest,
-    lists: tuple[Tensor, Tensor] | None,
-    in_order: tuple[Tensor, Tensor] | None,
+    lists: tuple[Tensor, Tensor] | None = None,
+    in_order: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Output (B, H, L, D) of a request.
@@ -211,7 +202,7 @@ def attend_listed(
 
 def attend_hopper(request: AttendRequest) -> Tensor:
     """Output (B, H, L, D) of a request made elsewhere."""
-    return attend_listed(request, None, None)
+    return attend_listed(request)
 
 
 def run_hopper(
@@ -228,55 +219,36 @@ def run_hopper(
     Raises:
         BackendFailure: if a kernel does not compile for this device or does not fit on it; the registry knows by then.
     """
-    out, heads = new_output(q), q.shape[1]
-    keeps, tails = [], []
     try:
-        for part in head_groups(tables.layout, q.shape[0], heads):
-            draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True, part=part)
-            selected = triton_door.select(draft, tables, policy, scale, heads=heads, part=part)
-            request = AttendRequest(q[:, part], k[:, part], v[:, part], tables, selected.keep, tail, key_bias, scale)
-            attend_listed(request, (selected.lists, selected.counts), in_order, out[:, part])
-            keeps.append(selected.keep)
-            tails.append(tail)
-            # Freed before the next group asks for the same.
-            del draft, in_order, selected, request
+        return whole_call(attend_listed, q, k, v, tables, policy, key_bias, scale)
     except Exception as error:
         # Anything else is a bug and not ours to hide.
-        if not compiler_failed(error):
+        if not (short_of_memory(error) or compiler_failed(error)):
             raise
-        reason = f"a kernel does not run on {q.device}: {in_short(error)}"
-        _TRUST.withdraw(kernel_key(q.device, q.dtype, q.shape[3], tables.layout.k_block), reason)
-        raise BackendFailure(reason) from error
-    keep = keeps[0] if len(keeps) == 1 else torch.cat(keeps, dim=1)
-    return out, AttendRequest(q, k, v, tables, keep, _joined(tails), key_bias, scale)
+        layout = tables.layout
+        problem = Problem.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None)
+        # The dearest tail's kernels ran.
+        raise _TRUST.failure((*_key(problem), problem.variants[-1]), q.device, error) from error
 
 
-def check(problem: Problem) -> str | None:
-    """Run small calls with and without a tail and compare them with the reference; what is wrong, or None."""
-    layout = small_layout(problem.q_block, problem.k_block)
-    tables = build_tables(layout, problem.device)
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, 1, 2, layout.tokens, problem.head_dim)
-    q, k, v = torch.randn(shape, generator=generator).to(problem.device, problem.dtype)
-    key_bias = torch.linspace(-2, 0, layout.extra, device=problem.device)[None]
-    policy, scale = Policy(density=0.4, tail="linear1"), float(problem.head_dim) ** -0.5
-    try:
-        full = triton_door.kernel_module("attend_hopper").SPECIALISED_WARPS
-        draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True)
-        selected = triton_door.select(draft, tables, policy, scale)
-        lists, geometry = (selected.lists, selected.counts), triton_door.geometry_of(tables)
+def check(problem: Problem, variant: Variant) -> str | None:
+    """What is wrong with the kernels of a whole call, or None: with their results, or with their warps."""
+    warps: list[int | None] = []
+
+    def attend(
+        request: AttendRequest,
+        *,
+        lists: tuple[Tensor, Tensor],
+        in_order: tuple[Tensor, Tensor] | None,
+        out: Tensor,
+    ) -> None:
         assert in_order is not None
-        request = AttendRequest(q, k, v, tables, selected.keep, tail, key_bias, scale)
-        for asked in (request, replace(request, tail=None)):
-            done = launch(new_output(q), q, *in_order, geometry, asked.keep, lists, asked.tail, key_bias, scale)
-            if any(warps not in (None, full) for warps in done.warps):
-                return f"Triton compiled it for {problem.device} without specialising its warps"
-            truth = attend_reference(asked).double()
-            off = float((done.out.double() - truth).norm() / truth.norm())
-            if not off < _CHECK_LIMIT:
-                return f"its output is off by {off:.1e} from the reference on {problem.device}"
-    except OUT_OF_MEMORY:
-        raise
-    except Exception as error:
-        return f"a kernel does not run on {problem.device}: {in_short(error)}"
-    return None
+        shape, tail, key_bias = triton_door.geometry_of(request.tables), request.tail, request.key_bias
+        done = launch(out, request.q, *in_order, shape, request.keep, lists, tail, key_bias, request.scale)
+        warps.extend(done.warps)
+
+    wrong = self_check.check(attend, problem, variant)
+    full = triton_door.kernel_module("attend_hopper").SPECIALISED_WARPS
+    if wrong is None and any(found not in (None, full) for found in warps):
+        return f"Triton compiled it for {problem.device} without specialising its warps ({variant})"
+    return wrong

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
+from .request import BackendFailure
+
 log = logging.getLogger(__name__)
+
+_Variant = TypeVar("_Variant", bound=Hashable)
 
 # Older torch has it under `cuda` only.
 OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
@@ -38,6 +44,16 @@ class Trust:
                 self._pass(kernel, check())
             return self.verdicts[kernel]
 
+    def reason_against_any(
+        self, kernel: tuple[Hashable, ...], variants: Iterable[_Variant], check: Callable[[_Variant], str | None]
+    ) -> str | None:
+        """The first reason against one of the variants of a kernel; each has a verdict of its own."""
+        for variant in variants:
+            reason = self.reason_against((*kernel, variant), functools.partial(check, variant))
+            if reason is not None:
+                return reason
+        return None
+
     def knows(self, kernel: Hashable) -> bool:
         """Whether there is a verdict already."""
         with self._lock:
@@ -48,6 +64,14 @@ class Trust:
         with self._lock:
             if self.verdicts.get(kernel) is None:
                 self._pass(kernel, reason)
+
+    def failure(self, kernel: Hashable, device: torch.device, error: Exception) -> RuntimeError:
+        """What to raise for an error of a launch: short memory as torch says it, or the end of trust in `kernel`."""
+        if short_of_memory(error):
+            return OUT_OF_MEMORY(str(error))
+        reason = f"a kernel does not run on {device}: {in_short(error)}"
+        self.withdraw(kernel, reason)
+        return BackendFailure(reason)
 
     def _pass(self, kernel: Hashable, reason: str | None) -> None:
         self.verdicts[kernel] = reason
@@ -61,12 +85,19 @@ def kernel_key(device: torch.device, *kernel: Hashable) -> tuple[Hashable, ...]:
     return (device.type, index, *kernel)
 
 
+def short_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; Triton's launcher does so in a plain RuntimeError."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, OUT_OF_MEMORY) or "out of memory" in str(error).lower()
+    )
+
+
 def compiler_failed(error: Exception) -> bool:
     """Whether an error is Triton's: of compilation, of resources, or of what it needs to start (a C compiler).
 
     Its passes and its launcher raise plain RuntimeErrors too, so what counts is whether its code raised.
     """
-    if isinstance(error, OUT_OF_MEMORY):
+    if short_of_memory(error):
         return False
     frame = error.__traceback__
     names = [type(error).__module__]

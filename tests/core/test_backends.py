@@ -390,6 +390,14 @@ def test_inputs_that_do_not_fit_are_refused(change: dict[str, Tensor], message: 
         draft_attention(layout=layout, policy=Policy(), **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.125, float("inf"), float("nan")])
+def test_a_scale_that_is_not_positive_and_finite_is_refused(scale: float) -> None:
+    layout = small_layout((3, 5, 7))
+    q, k, v = torch.zeros(3, 1, 2, layout.tokens, 16)
+    with pytest.raises(ValueError, match=f"positive and finite, got {scale}"):
+        draft_attention(q, k, v, layout, Policy(), scale=scale)
+
+
 def test_without_a_cache_tables_are_built_for_the_call() -> None:
     layout = small_layout()
     q, k, v = smooth_qkv(layout)

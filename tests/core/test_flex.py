@@ -162,7 +162,7 @@ def test_what_flex_cannot_serve_is_refused_with_a_reason(changes: dict[str, Any]
 
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "_compiler", lambda: None)
-    assert "C++ compiler" in str(flex_refuses(problem(device=torch.device("cpu"), tail=False)))
+    assert "C++ compiler" in str(flex_refuses(problem(device=torch.device("cpu"))))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "triton" in str(flex_refuses(problem()))
     monkeypatch.setattr(torch, "__version__", "2.6.0")

@@ -17,7 +17,8 @@ from benchmarks.aot_cases_hopper import CLAIMS, all_cases, listed_case, represen
 from benchmarks.aot_compile import Case, Planned, compile_case
 from benchmarks.aot_judge import judge
 from draftattn_core.backends import triton_door, triton_hopper
-from draftattn_core.backends.registry import NoBackendError, Problem, backends, choose_backend, prepare_backend
+from draftattn_core.backends.problem import Problem
+from draftattn_core.backends.registry import NoBackendError, backends, choose_backend, prepare_backend
 from draftattn_core.backends.triton_hopper import hopper_refuses, run_hopper
 from draftattn_core.backends.trust import Trust
 from draftattn_core.grid import TokenGrid
@@ -36,7 +37,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 as far as refusals look at it, whose kernels pass their check."""
     monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(triton_hopper, "_TRUST", Trust("its kernels for Hopper"))
-    monkeypatch.setattr(triton_hopper, "check", lambda problem: None)
+    monkeypatch.setattr(triton_hopper, "check", lambda problem, variant: None)
 
 
 @pytest.mark.parametrize("planned", representative_cases(), ids=lambda planned: planned.case.name)
@@ -105,12 +106,17 @@ def test_a_triton_that_cannot_specialise_is_named(
     assert found is None if reason is None else reason in str(found)
 
 
+def test_a_triton_that_breaks_over_its_kernels_is_a_reason(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attend_hopper, "triton", SimpleNamespace())
+    assert "cannot be imported: AttributeError" in str(hopper_refuses(GPU))
+
+
 def test_it_says_that_it_is_unproven_and_a_failed_check_is_its_reason(
     hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert hopper_refuses(GPU) is None and hopper_refuses(GPU) is None
     assert [record.message for record in caplog.records] == [f"DraftAttention: {triton_hopper.UNPROVEN}"]
-    monkeypatch.setattr(triton_hopper, "check", lambda problem: "its output is off by 1.0")
+    monkeypatch.setattr(triton_hopper, "check", lambda problem, variant: "its output is off by 1.0")
     assert hopper_refuses(replace(GPU, k_block=128)) == "its output is off by 1.0"
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "does without its kernels for Hopper: its output is off by 1.0" in caplog.records[1].message
@@ -149,7 +155,8 @@ def test_it_is_compiled_before_a_run_and_that_is_said(launches: Launches, monkey
     monkeypatch.setattr(triton_hopper, "_TRUST", Trust("its kernels for Hopper"))
     problem, told = replace(GPU, device=torch.device("cpu")), []
     for _ in range(2):
-        prepare_backend("triton_hopper", problem, Policy(tail="linear1"), ("none",), report=told.append)
+        prepare_backend("triton_hopper", problem, ("none",), report=told.append)
     assert [name for name, _ in launches.keys].count("listed_kernel") == 2
-    assert told[0] == "DraftAttention checks its kernels for Hopper on cpu"
-    assert [message.partition(",")[0] for message in told[1:]] == ["DraftAttention compiles its kernels"] * 2
+    assert [message.partition(",")[0] for message in told] == [
+        "DraftAttention compiles and checks its kernels for Hopper"
+    ] * 2

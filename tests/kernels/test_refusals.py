@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from dataclasses import replace
+from importlib.abc import MetaPathFinder
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 
 from draftattn_core.attention import attend
 from draftattn_core.backends import ops, registry, triton_backend, triton_door
-from draftattn_core.backends.registry import Backend, NoBackendError, Problem, attend_torch, choose_backend
+from draftattn_core.backends.problem import Problem, Variant
+from draftattn_core.backends.registry import Backend, NoBackendError, attend_torch, choose_backend
 from draftattn_core.backends.request import BackendFailure
 from draftattn_core.backends.triton_backend import triton_missing, triton_refuses
 from draftattn_core.backends.trust import Trust
@@ -31,7 +33,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 as far as refusals look at it, whose kernels pass their check."""
     monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(triton_backend, "_TRUST", Trust("kernels"))
-    monkeypatch.setattr(triton_backend, "check", lambda problem: None)
+    monkeypatch.setattr(triton_backend, "check", lambda problem, variant: None)
 
 
 def test_the_cpu_is_refused_and_auto_does_not_import_triton_for_it() -> None:
@@ -50,6 +52,50 @@ def test_a_missing_or_old_triton_is_named(monkeypatch: pytest.MonkeyPatch, versi
         assert reason in str(triton_refuses(GPU))
     finally:
         triton_missing.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("libcuda.so: cannot open shared object file"),
+        ImportError("DLL load failed while importing libtriton"),
+        ModuleNotFoundError("No module named 'triton._C'", name="triton._C"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_triton_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    class Broken(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "triton":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    triton_missing.cache_clear()
+    try:
+        assert f"installed but broken: {type(error).__name__}: {error}" in str(triton_refuses(GPU))
+    finally:
+        triton_missing.cache_clear()
+
+
+def test_a_triton_without_a_version_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    triton_missing.cache_clear()
+    try:
+        assert "installed but broken: AttributeError" in str(triton_refuses(GPU))
+    finally:
+        triton_missing.cache_clear()
+
+
+@pytest.mark.parametrize("error", [ImportError("no triton"), OSError("libcuda.so")])
+def test_without_a_triton_that_works_the_op_is_the_reference_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(name: str) -> ModuleType:
+        raise error
+
+    monkeypatch.setattr(triton_door, "kernel_module", fail)
+    assert not triton_door.runs_on(torch.zeros(1))
 
 
 @needs_triton
@@ -76,7 +122,7 @@ def test_an_unknown_architecture_is_named(hopper: None, monkeypatch: pytest.Monk
 def test_a_failed_check_is_the_reason_and_runs_once_per_kernel(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Problem] = []
 
-    def check(problem: Problem) -> str:
+    def check(problem: Problem, variant: Variant) -> str:
         asked.append(problem)
         return "its output is off by 1.0"
 

@@ -24,7 +24,8 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
 from draftattn_core.attention import Attention, attend
-from draftattn_core.backends import registry, triton_backend, triton_door
+from draftattn_core.backends import registry, triton_backend, triton_door, triton_hopper
+from draftattn_core.backends.problem import Problem, Variant
 from draftattn_core.backends.registry import NoBackendError
 from draftattn_core.backends.request import BackendFailure
 from draftattn_core.backends.triton_backend import check, run_triton, triton_refuses
@@ -32,12 +33,15 @@ from draftattn_core.backends.trust import OUT_OF_MEMORY, Trust, kernel_key
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout, build_tables
 from draftattn_core.policy import Policy
+from draftattn_core.report import DenseReason, Position
+from draftattn_core.schedule import constant
+from draftattn_core.session import Session, Settings
 from kernels import attend_pointer, prepare, select
 from kernels.runtime import on_device
 from tests.kernels.launches import Launches
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), q_block=16, k_block=16)
-GPU = registry.Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
+GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
 
 ERRORS = {
     "compile error": CompilationError("the source", None, "no"),
@@ -136,24 +140,62 @@ def test_short_memory_during_the_check_is_no_verdict(trust: Trust) -> None:
     assert trust.reason_against("kernel", lambda: "wrong") == "wrong"
 
 
-def test_short_memory_leaves_the_check_as_what_it_is(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+SHORT = {
+    "torch": OUT_OF_MEMORY("busy"),
+    # Of Triton's launchers.
+    "CUDA": RuntimeError("Triton Error [CUDA]: out of memory"),
+    "HIP": RuntimeError("Triton Error [HIP]:  Code: 2, Messsage: out of memory"),
+}
+
+
+@pytest.mark.parametrize("error", SHORT.values(), ids=SHORT)
+def test_short_memory_leaves_the_check_as_what_it_is(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def short(*_: object, **__: object) -> None:
-        raise OUT_OF_MEMORY("busy")
+        raise error
 
     monkeypatch.setattr(triton_door, "prepare", short)
     with pytest.raises(OUT_OF_MEMORY):
-        check(replace(GPU, device=torch.device("cpu")))
+        check(replace(GPU, device=torch.device("cpu")), Variant())
 
 
+@pytest.mark.parametrize("backend", ["triton", "triton_hopper"])
+@pytest.mark.parametrize("error", SHORT.values(), ids=SHORT)
 def test_short_memory_during_a_launch_is_not_the_compilers(
+    launches: Launches, trust: Trust, monkeypatch: pytest.MonkeyPatch, backend: str, error: Exception
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(triton_hopper, "_TRUST", trust)
+    monkeypatch.setattr(Launches, "run", short)
+    with pytest.raises(OUT_OF_MEMORY):
+        call(backend=backend)
+    assert set(trust.verdicts.values()) == {None}
+
+
+def test_a_run_that_is_short_of_memory_goes_dense_call_by_call(
     launches: Launches, trust: Trust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def short(*_: object, **__: object) -> None:
-        raise OUT_OF_MEMORY("busy")
+        raise SHORT["CUDA"]
 
-    monkeypatch.setattr(Launches, "run", short)
-    with pytest.raises(OUT_OF_MEMORY):
-        call(backend="triton")
+    session = Session(Settings(schedule=constant(0.4), backend="triton"))
+    session.start_run()
+    q, k, v = torch.zeros(3, 1, 2, LAYOUT.tokens, 64)
+
+    def serve() -> None:
+        session.attention(q, k, v, grid=LAYOUT.grid, position=Position(0, 0.0, 0, 1), dense=lambda: q)
+
+    with monkeypatch.context() as full_card:
+        full_card.setattr(Launches, "run", short)
+        serve()
+    assert session.report.calls_dense() == {DenseReason.OUT_OF_MEMORY.value: 1}
+    assert set(trust.verdicts.values()) == {None} and not launches.keys
+    serve()
+    # What was launched has written nothing, so the output may be anything: that it was launched is what counts.
+    assert launches.keys
 
 
 def test_threads_wait_for_one_check_and_share_its_verdict(trust: Trust) -> None:
@@ -217,7 +259,8 @@ def test_launches_go_to_the_device_of_their_tensors_and_its_current_stream(
     q, k, v = torch.zeros(3, 1, 2, 256, 128, dtype=torch.bfloat16)
     _, request = run_triton(q, k, v, tables, Policy(density=0.4, method="head"), None, 0.1)
     triton_backend.attend_triton(request)
-    assert len(launched) == 9 and all(launched)
+    # Every kernel of both calls: two that prepare, the selection's, the list's, `attend` twice.
+    assert len({name for name, _ in launches.keys}) == len(launches.binaries) - 1 == 9 and all(launched)
     entered = on_device(SimpleNamespace(device=torch.device("cuda", 1)))  # type: ignore[arg-type]
     assert isinstance(entered, torch.cuda.device) and entered.idx == 1
 
@@ -245,5 +288,49 @@ def test_a_failure_says_which_kernel_and_why(launches: Launches, trust: Trust, m
     q, k, v = torch.zeros(3, 1, 2, LAYOUT.tokens, 64, dtype=torch.bfloat16)
     with pytest.raises(BackendFailure, match=r"does not run on cpu: OutOfResources: .*shared memory"):
         run_triton(q, k, v, build_tables(LAYOUT), Policy(), None, 0.1)
-    reason = check(replace(GPU, device=torch.device("cpu")))
+    reason = check(replace(GPU, device=torch.device("cpu")), Variant())
     assert reason is not None and reason.startswith("a kernel does not run on cpu: OutOfResources")
+
+
+def test_each_variant_is_judged_by_itself(
+    launches: Launches, trust: Trust, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tail whose kernels fail takes those of no other tail with it, mid-run included."""
+    problem = replace(GPU, device=torch.device("cpu"))
+    asked: list[Variant] = []
+    monkeypatch.setattr(triton_backend, "under_test", lambda device: False)
+    monkeypatch.setattr(triton_backend, "check", lambda problem, variant: asked.append(variant))
+    tails = [replace(problem, variants=(Variant(tail=tail),)) for tail in ("mean", "linear2")]
+    assert [triton_refuses(x) for x in (*tails, *tails)] == [None] * 4
+    assert asked == [Variant(tail="mean"), Variant(tail="linear2")]
+
+    def fail(*_: object, **__: object) -> None:
+        raise OutOfResources(232448, 101376, "shared memory")
+
+    monkeypatch.setattr(Launches, "run", fail)
+    layout = Layout(TokenGrid(2, 8, 16))
+    q, k, v = torch.zeros(3, 1, 2, layout.tokens, 128, dtype=torch.bfloat16)
+    with pytest.raises(BackendFailure):
+        run_triton(q, k, v, build_tables(layout), Policy(tail=("mean", "linear2")), None, 0.1)
+    assert triton_refuses(tails[0]) is None and "shared memory" in str(triton_refuses(tails[1]))
+    assert len(caplog.records) == 1 and asked == [Variant(tail="mean"), Variant(tail="linear2")]
+
+
+def test_kernels_that_gather_are_checked_when_they_are_asked_for_and_take_no_others_with_them(
+    launches: Launches, trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_backend, "under_test", lambda device: False)
+    checked: list[Variant] = []
+
+    def wrong(problem: Problem, variant: Variant) -> str:
+        checked.append(variant)
+        return "its output is off by 1.0"
+
+    monkeypatch.setattr(triton_backend, "check_gathered", wrong)
+    result = call(backend="triton")
+    assert "list_kernel" not in {name for name, _ in launches.keys} and not checked
+    for _ in range(2):
+        with pytest.raises(BackendFailure, match="off by 1.0"):
+            triton_backend.attend_triton(result.request)
+    assert checked == [Variant("head", "linear1")]
+    assert call(backend="triton").backend == "triton"

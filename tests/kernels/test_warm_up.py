@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,8 @@ if importlib.util.find_spec("triton") is None:
 from triton.runtime.errors import OutOfResources
 
 from draftattn_core.backends import registry, triton_backend
-from draftattn_core.backends.registry import Problem, passed_over, prepare_backend
+from draftattn_core.backends.problem import Problem, Variant, variants_of
+from draftattn_core.backends.registry import passed_over, prepare_backend, tails_served
 from draftattn_core.backends.triton_backend import run_triton
 from draftattn_core.backends.trust import Trust
 from draftattn_core.grid import TokenGrid
@@ -38,6 +40,10 @@ def trust(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> Trust:
     return fresh
 
 
+def of(policy: Policy, biased: bool = False) -> Problem:
+    return replace(PROBLEM, variants=variants_of(policy, biased))
+
+
 def call(policy: Policy, heads: int, biased: bool) -> None:
     layout = Layout(TokenGrid(5, 8, 11), 3, 60)
     q, k, v = torch.zeros(3, 1, layout.tokens, heads, 64, dtype=torch.bfloat16).transpose(2, 3)
@@ -49,7 +55,7 @@ def call(policy: Policy, heads: int, biased: bool) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_left_to_compile(launches: Launches, method: Method, biased: bool) -> None:
     policy = Policy(density=0.3, method=method)
-    prepare_backend("triton", PROBLEM, policy, TAILS, biased=biased)
+    prepare_backend("triton", of(policy, biased), TAILS)
     compiled = launches.binaries
     for tails in [("mean", "mean"), ("none", "none"), ("linear2", "none"), ("mean", "linear0"), ("linear1", "linear0")]:
         call(replace(policy, tail=tails, tail_gain=(0.5, 0.0)), 2, biased)
@@ -58,16 +64,21 @@ def test_nothing_is_left_to_compile(launches: Launches, method: Method, biased: 
 
 def test_a_run_whose_tail_is_fixed_compiles_that_one_only(launches: Launches) -> None:
     told: list[str] = []
-    prepare_backend("triton", PROBLEM, Policy(tail="mean"), report=told.append)
-    assert len(told) == 2 and "checks its Triton kernels" in told[0] and "1 of 1 (tail mean)" in told[1]
-    assert len(launches.binaries) == len({name for name, _ in launches.binaries})
+    prepare_backend("triton", of(Policy(tail="mean")), report=told.append)
+    assert len(told) == 1 and "compiles and checks its Triton kernels, 1 of 1 (tail mean)" in told[0]
+    compiled = launches.binaries
+    assert len(compiled) == len({name for name, _ in compiled})
+    # What a run takes and no more: the check needs no kernels of its own.
+    launches.keys.clear()
+    call(Policy(density=0.3, tail="mean"), 2, False)
+    assert launches.binaries == compiled
 
 
 def test_it_is_done_once(launches: Launches) -> None:
     told: list[str] = []
     for _ in range(2):
-        prepare_backend("triton", PROBLEM, Policy(), TAILS, report=told.append)
-    assert len(told) == 1 + len(TAILS)
+        prepare_backend("triton", of(Policy()), TAILS, report=told.append)
+    assert len(told) == len(TAILS)
     assert "5 of 5" in told[-1]
 
 
@@ -78,14 +89,50 @@ def test_kernels_that_do_not_compile_are_said_so_once(
         raise OutOfResources(232448, 101376, "shared memory")
 
     monkeypatch.setattr(Launches, "run", fail)
-    prepare_backend("triton", PROBLEM, Policy(), TAILS)
+    prepare_backend("triton", of(Policy()), TAILS)
     assert len(caplog.records) == 1
-    assert "shared memory" in str(triton_backend.triton_refuses(PROBLEM))
+    assert "shared memory" in str(triton_backend.triton_refuses(of(Policy())))
+
+
+def refusing(wrong: Variant) -> Callable[[Problem, Variant], str | None]:
+    return lambda problem, variant: f"its output is off by 1.0 ({variant})" if variant == wrong else None
+
+
+def test_a_tail_that_fails_is_not_offered_and_the_others_serve(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(triton_backend, "check", refusing(Variant("head", "linear0")))
+    problem, told = of(Policy()), []
+    prepare_backend("triton", problem, TAILS, report=told.append)
+    assert len(told) == len(TAILS) and triton_backend.triton_refuses(problem) is None
+    assert tails_served("triton", problem, TAILS) == ("none", "mean", "linear1", "linear2")
+    # Where heads have tails of their own, one that fails is one too many.
+    mixed = of(Policy(tail=("mean", "linear0")))
+    assert "tail linear0" in str(triton_backend.triton_refuses(mixed))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert tails_served("torch", problem, TAILS) == TAILS
+
+
+def test_a_run_whose_own_tail_fails_compiles_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "check", refusing(Variant("head", "linear1")))
+    told: list[str] = []
+    prepare_backend("triton", of(Policy()), TAILS, report=told.append)
+    assert len(told) == 1 and "off by 1.0" in str(triton_backend.triton_refuses(of(Policy())))
+    assert triton_backend.triton_refuses(of(Policy(tail="mean"))) is None
+
+
+def test_the_probe_chooses_among_the_tails_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = ("none", "mean", "linear0", "linear1")
+    monkeypatch.setattr("draftattn_core.session.tails_served", lambda name, problem, tails: served)
+    session = Session(Settings(schedule=constant(0.3), auto_tail=True))
+    session.start_run()
+    serve(session, 0.0)
+    assert tuple(session.report.tail_errors[0]) == served
 
 
 def test_backends_without_kernels_are_ready() -> None:
     told: list[str] = []
-    prepare_backend("auto", PROBLEM, Policy(), report=told.append)
+    prepare_backend("auto", PROBLEM, report=told.append)
     assert not told
 
 
@@ -104,12 +151,12 @@ def test_a_run_waits_before_its_first_block_though_that_is_dense(
     with caplog.at_level(logging.INFO):
         serve(session, 0.0)
     assert session.report.calls_dense() == {DenseReason.SCHEDULE.value: 1}
-    assert len(told) == 2 and [record.getMessage() for record in caplog.records] == told
+    assert len(told) == 1 and [record.getMessage() for record in caplog.records] == told
     before = launches.binaries
     assert before
     serve(session, 0.1)
     run_triton(*torch.zeros(3, 1, 2, 351, 64), build_tables(Layout(TokenGrid(3, 9, 13))), Policy(), None, 0.1)
-    assert launches.binaries == before and len(told) == 2
+    assert launches.binaries == before and len(told) == 1
 
 
 @pytest.mark.parametrize("changes", [{"min_tokens": 10_000}, {"backend": "torch"}])

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from draftattn_core.attention import attend
 from draftattn_core.backends import head_groups, triton_backend
+from draftattn_core.backends.ops import call_op
+from draftattn_core.backends.problem import Problem, Variant
 from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.registry import Problem
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout
 from draftattn_core.policy import Policy
-from kernels import attend_pointer
+from kernels import attend_pointer, prepare
+from tests.kernels.problems import lists_of
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), 3, 18, 32, 16)
 SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
@@ -49,15 +56,70 @@ def test_heads_in_two_halves_are_the_references(monkeypatch: pytest.MonkeyPatch)
         assert (found.out - expected.out)[:, head].norm() < 1e-6 * truth.norm()
 
 
-def test_the_one_time_check_passes() -> None:
-    assert triton_backend.check(SMALL) is None
+def test_selections_and_tables_with_strides_are_read_right() -> None:
+    """By the op, which takes what its caller has."""
+    layout = Layout(TokenGrid(2, 4, 6), 0, 5, 32, 16)
+    q, k, v = torch.randn(3, 1, 2, layout.tokens, 64)
+    request = attend(q, k, v, layout, Policy(density=0.4, tail="mean"), backend="reference").request
+    lists, counts = lists_of(request.keep)
+    perm = request.tables.perm.repeat_interleave(2)[::2]
+    keep, strided_lists, strided_counts = (
+        x.transpose(1, 2).contiguous().transpose(1, 2) for x in (request.keep, lists, counts)
+    )
+    strided = replace(request, keep=keep, tables=replace(request.tables, perm=perm))
+    assert not any(x.is_contiguous() for x in (perm, keep, strided_lists, strided_counts))
+    truth = attend_reference(request)
+    for out in (call_op(strided, lists=(strided_lists, strided_counts)), call_op(strided)):
+        assert (out - truth).norm() < 1e-6 * truth.norm()
 
 
-def test_the_one_time_check_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+VARIANTS = [
+    Variant("head", "linear1", True),
+    Variant("row", "linear2"),
+    Variant("top_p", "mean"),
+    Variant("draft", "none", True),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_the_one_time_check_passes(variant: Variant) -> None:
+    assert triton_backend.check(SMALL, variant) is None
+
+
+def test_the_one_time_check_of_kernels_that_gather_passes() -> None:
+    assert triton_backend.check_gathered(SMALL, Variant("row", "linear1", True)) is None
+
+
+def scaled_output(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attend_pointer.attend_pointer
 
-    def wrong(*arguments, **options):  # type: ignore[no-untyped-def]
+    def wrong(*arguments: Any, **options: Any) -> Tensor:
         return right(*arguments, **options).mul_(1.05)
 
     monkeypatch.setattr(attend_pointer, "attend_pointer", wrong)
-    assert "off by" in str(triton_backend.check(SMALL))
+
+
+def shifted_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of queries: the selection agrees with the draft, but the draft is another call's."""
+    right = prepare.prepare_queries
+    monkeypatch.setattr(prepare, "prepare_queries", lambda *arguments: right(*arguments).roll(1, 2))
+
+
+WRONG = {
+    "output": (scaled_output, Variant("row", "none"), "output is off by 5.0e-02"),
+    "draft": (shifted_means, Variant("row", "none"), "off by"),
+}
+
+
+@pytest.mark.parametrize(("patch", "variant", "reason"), WRONG.values(), ids=WRONG)
+def test_the_one_time_check_sees_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, patch: Callable[[pytest.MonkeyPatch], None], variant: Variant, reason: str
+) -> None:
+    patch(monkeypatch)
+    found = str(triton_backend.check(SMALL, variant))
+    assert reason in found and found.endswith(f"on cpu ({variant})")
+
+
+def test_the_one_time_check_of_kernels_that_gather_sees_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled_output(monkeypatch)
+    assert "off by 5.0e-02" in str(triton_backend.check_gathered(SMALL, Variant("row", "none")))

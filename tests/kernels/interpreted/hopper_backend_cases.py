@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from draftattn_core.attention import attend
 from draftattn_core.backends import head_groups, triton_hopper
+from draftattn_core.backends.problem import Problem, Variant
 from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.registry import Problem, choose_backend
+from draftattn_core.backends.registry import choose_backend
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout
 from draftattn_core.policy import Policy, TailName
 from kernels import attend_hopper
+from kernels.attend_hopper import Launched
+from tests.kernels.problems import lists_of
 
 LAYOUT = Layout(TokenGrid(3, 5, 12), 3, 18, 128, 64)
 SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
@@ -41,21 +45,46 @@ def test_where_triton_interprets_it_serves_those_who_ask_for_it() -> None:
     assert choose_backend("auto", SMALL).name == "torch"
 
 
-def test_the_one_time_check_passes() -> None:
-    assert triton_hopper.check(SMALL) is None
+def test_selections_and_tables_with_strides_are_read_right() -> None:
+    """By the op, which takes what its caller has."""
+    layout = Layout(TokenGrid(2, 8, 12), 0, 5, 128, 64)
+    q, k, v = torch.randn(3, 1, 2, layout.tokens, 64)
+    request = attend(q, k, v, layout, Policy(density=0.4, tail="mean"), backend="reference").request
+    perm = request.tables.perm.repeat_interleave(2)[::2]
+    keep, *lists = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (request.keep, *lists_of(request.keep)))
+    strided = replace(request, keep=keep, tables=replace(request.tables, perm=perm))
+    assert not any(x.is_contiguous() for x in (perm, keep, *lists))
+    truth = attend_reference(request)
+    assert (triton_hopper.attend_listed(strided, tuple(lists)) - truth).norm() < 1e-6 * truth.norm()
 
 
-def test_the_one_time_check_sees_a_wrong_kernel_and_lost_specialisation(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", [Variant("row", "none"), Variant("row", "linear2", True)], ids=str)
+def test_the_one_time_check_passes(variant: Variant) -> None:
+    assert triton_hopper.check(SMALL, variant) is None
+
+
+def test_the_one_time_check_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attend_hopper.attend_hopper
 
-    def wrong(*arguments, **options):  # type: ignore[no-untyped-def]
+    def wrong(*arguments: Any, **options: Any) -> Launched:
         launched = right(*arguments, **options)
-        return replace(launched, out=launched.out * 1.05)
-
-    def plain(*arguments, **options):  # type: ignore[no-untyped-def]
-        return replace(right(*arguments, **options), warps=(12, 4))
+        launched.out.mul_(1.05)
+        return launched
 
     monkeypatch.setattr(attend_hopper, "attend_hopper", wrong)
-    assert "off by" in str(triton_hopper.check(SMALL))
+    assert "off by 5.0e-02" in str(triton_hopper.check(SMALL, Variant("row", "none")))
+
+
+@pytest.mark.parametrize(("tail", "warps"), [("none", (4,)), ("mean", (4, 12)), ("mean", (12, 4))])
+def test_the_one_time_check_sees_lost_specialisation_in_either_kernel(
+    monkeypatch: pytest.MonkeyPatch, tail: TailName, warps: tuple[int, ...]
+) -> None:
+    right = attend_hopper.attend_hopper
+
+    def plain(*arguments: Any, **options: Any) -> Launched:
+        return replace(right(*arguments, **options), warps=warps)
+
     monkeypatch.setattr(attend_hopper, "attend_hopper", plain)
-    assert "without specialising its warps" in str(triton_hopper.check(SMALL))
+    variant = Variant("row", tail)
+    found = triton_hopper.check(SMALL, variant)
+    assert found == f"Triton compiled it for cpu without specialising its warps ({variant})"
