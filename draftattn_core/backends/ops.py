@@ -16,7 +16,7 @@ from ..layout import Layout, build_tables
 from ..tail import Tail
 from . import triton_door
 from .reference import attend_reference
-from .request import AttendRequest, new_output
+from .request import AttendRequest, Listed, new_output
 
 
 def op_name(name: str) -> str:
@@ -35,6 +35,7 @@ def attend_into(
     keep: Tensor,
     lists: Tensor | None,
     counts: Tensor | None,
+    words: Tensor | None,
     log_count: Tensor | None,
     k_mean: Tensor | None,
     v_mean: Tensor | None,
@@ -53,7 +54,7 @@ def attend_into(
 
     Args:
         out: (B, H, L, D) to write, any strides.
-        lists, counts: (B, H, q blocks, k blocks) and (B, H, q blocks) int32, `keep` as lists, if they are at hand.
+        lists, counts, words: `keep` as kernels walk it (`Listed`), if they have it at hand.
         in_order: k and v hold tokens in block order already.
     """
     tail = None
@@ -62,8 +63,11 @@ def attend_into(
     if triton_door.runs_on(q):
         # The kernels walk these without strides.
         geometry = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm.contiguous())
-        selected = None if lists is None or counts is None else (lists.contiguous(), counts.contiguous())
-        triton_door.attend(q, k, v, geometry, keep.contiguous(), selected, tail, key_bias, scale, in_order, out)
+        if lists is None or counts is None or words is None:
+            listed = triton_door.listed_of(keep)
+        else:
+            listed = Listed(lists.contiguous(), counts.contiguous(), words.contiguous())
+        triton_door.attend(q, k, v, geometry, listed, tail, key_bias, scale, in_order, out)
         return
     after = q.shape[2] - video_tokens - extra_before
     layout = Layout(TokenGrid(1, 1, video_tokens), extra_before, after, q_block, k_block, order="raster")
@@ -81,14 +85,14 @@ def _(*_: object) -> None:
 def call_op(
     request: AttendRequest,
     *,
-    lists: tuple[Tensor, Tensor] | None = None,
+    listed: Listed | None = None,
     in_order: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Output (B, H, L, D) of a request by the op.
 
     Args:
-        lists: its selection as lists and counts, if they are at hand.
+        listed: its selection as kernels walk it, if it is at hand.
         in_order: copies of k and v in block order, read instead of them.
         out: where to write it; None makes it.
     """
@@ -103,7 +107,7 @@ def call_op(
         v,
         request.tables.perm,
         request.keep,
-        *(lists or (None, None)),
+        *(listed or (None, None, None)),
         *parts,
         request.key_bias,
         request.scale,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,20 @@ from ..tail import Tail
 
 class BackendFailure(RuntimeError):
     """A backend that accepted a call turned out to be unable to compute it; it refuses such calls from now on."""
+
+
+class Listed(NamedTuple):
+    """A selection as kernels walk it, contiguous.
+
+    Attributes:
+        lists: (B, H, q blocks, k blocks) int32, ascending key blocks of each query block.
+        counts: (B, H, q blocks) int32, how many entries of each list are meant.
+        words: (B, H, q blocks, ceil(k blocks / 32)) int32, the map as bits, lowest first.
+    """
+
+    lists: Tensor
+    counts: Tensor
+    words: Tensor
 
 
 @dataclass(frozen=True)

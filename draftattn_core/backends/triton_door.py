@@ -22,6 +22,7 @@ from ..policy import Policy, head_densities, head_tails, tail_rank
 from ..selection import forced_blocks
 from ..tail import Tail, log_counts
 from ..transfer import per_head
+from .request import Listed
 
 # Plain power iterations in the kernel, where the core iterates with more rows: it takes more of them to get as close.
 POWER_ITERATIONS = 6
@@ -83,18 +84,14 @@ def attend(
     k: Tensor,
     v: Tensor,
     shape: Any,
-    keep: Tensor,
-    lists: tuple[Tensor, Tensor] | None,
+    listed: Listed,
     tail: Tail | None,
     key_bias: Tensor | None,
     scale: float,
     in_order: bool,
     out: Tensor,
 ) -> None:
-    """Launch `attend` into `out`; makes the lists if they are not given."""
-    if lists is None:
-        selected = kernel_module("select").lists_of(keep)
-        keep, lists = selected.keep, (selected.lists, selected.counts)
+    """Launch `attend` into `out`."""
     pooled = None
     if tail is not None:
         pooled_type = kernel_module("pooled").PooledTail
@@ -103,8 +100,18 @@ def attend(
         architecture(q.device), q.shape[3], 0 if tail is None else tail.ranks
     )
     kernel_module("attend_pointer").attend_pointer(
-        q, k, v, shape, *lists, keep, pooled, key_bias, scale, config, in_order=in_order, out=out
+        q, k, v, shape, *listed, pooled, key_bias, scale, config, in_order=in_order, out=out
     )
+
+
+def listed(selected: Any) -> Listed:
+    """A `kernels.select.Selected` as kernels walk it."""
+    return Listed(selected.lists, selected.counts, selected.words)
+
+
+def listed_of(keep: Tensor) -> Listed:
+    """The same of a map (B, H, q blocks, k blocks) bool that was made elsewhere."""
+    return listed(kernel_module("select").lists_of(keep))
 
 
 def prepare(

@@ -20,7 +20,7 @@ from ..tail import Tail
 from . import self_check, triton_door
 from .ops import op_name
 from .problem import Problem, Variant
-from .request import AttendRequest, new_output
+from .request import AttendRequest, Listed, new_output
 from .triton_backend import HEAD_DIMS, triton_missing, under_test
 from .trust import Trust, compiler_failed, in_short, kernel_key, short_of_memory
 from .warm_up import warm_up
@@ -107,8 +107,7 @@ def launch(
     k: Tensor,
     v: Tensor,
     shape: Any,
-    keep: Tensor,
-    lists: tuple[Tensor, Tensor],
+    listed: Listed,
     tail: Tail | None,
     key_bias: Tensor | None,
     scale: float,
@@ -122,7 +121,7 @@ def launch(
         q.shape[3], shape.k_block, 0 if tail is None else tail.ranks
     )
     attend = triton_door.kernel_module("attend_hopper").attend_hopper
-    return attend(q, k, v, shape, *lists, keep, pooled, key_bias, scale, config, out=out)
+    return attend(q, k, v, shape, *listed, pooled, key_bias, scale, config, out=out)
 
 
 @torch.library.custom_op(op_name("attend_hopper"), mutates_args=("out",))
@@ -132,9 +131,9 @@ def hopper_into(
     k: Tensor,
     v: Tensor,
     perm: Tensor,
-    keep: Tensor,
     lists: Tensor,
     counts: Tensor,
+    words: Tensor,
     log_count: Tensor | None,
     k_mean: Tensor | None,
     v_mean: Tensor | None,
@@ -153,8 +152,8 @@ def hopper_into(
         tail = Tail(log_count, k_mean, v_mean, cov, u, w)
     # The kernels walk these without strides.
     shape = triton_door.geometry(q.shape[2], video_tokens, q_block, k_block, perm.contiguous())
-    selected = lists.contiguous(), counts.contiguous()
-    launch(out, q, k, v, shape, keep.contiguous(), selected, tail, key_bias, scale)
+    listed = Listed(lists.contiguous(), counts.contiguous(), words.contiguous())
+    launch(out, q, k, v, shape, listed, tail, key_bias, scale)
 
 
 @hopper_into.register_fake
@@ -164,22 +163,21 @@ def _(*_: object) -> None:
 
 def attend_listed(
     request: AttendRequest,
-    lists: tuple[Tensor, Tensor] | None = None,
+    listed: Listed | None = None,
     in_order: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Output (B, H, L, D) of a request.
 
     Args:
-        lists: its selection as lists and counts, made here if None.
+        listed: its selection as kernels walk it, made here if None.
         in_order: k and v in block order, made here if None: these kernels cannot gather them.
         out: where to write it; None makes it.
     """
     tables, tail = request.tables, request.tail
     out = new_output(request.q) if out is None else out
-    if lists is None:
-        selected = triton_door.kernel_module("select").lists_of(request.keep)
-        lists = selected.lists, selected.counts
+    if listed is None:
+        listed = triton_door.listed_of(request.keep)
     k, v = in_order or (request.k.index_select(2, tables.perm), request.v.index_select(2, tables.perm))
     parts = (None,) * 6 if tail is None else (tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w)
     hopper_into(
@@ -188,8 +186,7 @@ def attend_listed(
         k,
         v,
         tables.perm,
-        request.keep,
-        *lists,
+        *listed,
         *parts,
         request.key_bias,
         request.scale,
@@ -238,13 +235,13 @@ def check(problem: Problem, variant: Variant) -> str | None:
     def attend(
         request: AttendRequest,
         *,
-        lists: tuple[Tensor, Tensor],
+        listed: Listed,
         in_order: tuple[Tensor, Tensor] | None,
         out: Tensor,
     ) -> None:
         assert in_order is not None
         shape, tail, key_bias = triton_door.geometry_of(request.tables), request.tail, request.key_bias
-        done = launch(out, request.q, *in_order, shape, request.keep, lists, tail, key_bias, request.scale)
+        done = launch(out, request.q, *in_order, shape, listed, tail, key_bias, request.scale)
         warps.extend(done.warps)
 
     wrong = self_check.check(attend, problem, variant)

@@ -13,18 +13,18 @@ from ..policy import Policy
 from ..tail import Tail
 from . import triton_door
 from .head_groups import head_groups
-from .request import AttendRequest, new_output
+from .request import AttendRequest, Listed, new_output
 
 
 class AttendListed(Protocol):
-    """An `attend`: writes the output of a request into `out`, given its selection as lists and counts, and K and V in
+    """An `attend`: writes the output of a request into `out`, given its selection as kernels walk it, and K and V in
     block order."""
 
     def __call__(
         self,
         request: AttendRequest,
         *,
-        lists: tuple[Tensor, Tensor],
+        listed: Listed,
         in_order: tuple[Tensor, Tensor] | None,
         out: Tensor,
     ) -> object: ...
@@ -69,7 +69,7 @@ def attend_group(
     draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True, part=part)
     selected = triton_door.select(draft, tables, policy, scale, heads=q.shape[1], part=part)
     request = AttendRequest(q[:, part], k[:, part], v[:, part], tables, selected.keep, tail, key_bias, scale)
-    attend(request, lists=(selected.lists, selected.counts), in_order=in_order, out=out[:, part])
+    attend(request, listed=triton_door.listed(selected), in_order=in_order, out=out[:, part])
     return request, draft
 
 

@@ -61,15 +61,13 @@ def test_selections_and_tables_with_strides_are_read_right() -> None:
     layout = Layout(TokenGrid(2, 4, 6), 0, 5, 32, 16)
     q, k, v = torch.randn(3, 1, 2, layout.tokens, 64)
     request = attend(q, k, v, layout, Policy(density=0.4, tail="mean"), backend="reference").request
-    lists, counts = lists_of(request.keep)
+    lists = lists_of(request.keep)
     perm = request.tables.perm.repeat_interleave(2)[::2]
-    keep, strided_lists, strided_counts = (
-        x.transpose(1, 2).contiguous().transpose(1, 2) for x in (request.keep, lists, counts)
-    )
+    keep, *strided_lists = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (request.keep, *lists))
     strided = replace(request, keep=keep, tables=replace(request.tables, perm=perm))
-    assert not any(x.is_contiguous() for x in (perm, keep, strided_lists, strided_counts))
+    assert not any(x.is_contiguous() for x in (perm, keep, *strided_lists))
     truth = attend_reference(request)
-    for out in (call_op(strided, lists=(strided_lists, strided_counts)), call_op(strided)):
+    for out in (call_op(strided, listed=Listed(*strided_lists)), call_op(strided)):
         assert (out - truth).norm() < 1e-6 * truth.norm()
 
 
