@@ -34,18 +34,25 @@ class Attention:
 
     def computed_pairs(self) -> Tensor:
         """Token pairs computed exactly, extra tokens included, per batch and head: (B, H) int64 on the device."""
-        keep, table = self.request.keep, self.request.tables.k
-        row_keys = keep.sum(-1) * table.size
-        for block in {table.video - 1, table.total - 1}:
-            short = table.size - (table.bounds[block + 1] - table.bounds[block])
-            row_keys = row_keys - keep[..., block] * short
-        return (row_keys * self.request.tables.q.counts.long()).sum(-1)
+        return self._row_pairs().sum(-1)
 
     def density(self) -> Tensor:
         """Share of the call's token pairs computed exactly, extra tokens included: 0-d float32 on the device."""
-        pairs = self.computed_pairs()
+        pairs, tokens = self._row_pairs(), self.request.tables.layout.tokens
         # Integers up to the last division: not every device has float64.
-        return pairs.sum().float() / (float(self.request.tables.layout.tokens) ** 2 * pairs.numel())
+        return pairs.sum().float() / (float(tokens) ** 2 * pairs.shape[0] * pairs.shape[1])
+
+    def _row_pairs(self) -> Tensor:
+        """What one row of query blocks adds to `computed_pairs`: (B, H, q blocks) int64."""
+        keep, tables, table = self.request.keep, self.request.tables, self.request.tables.k
+        # Torch adds up a copy of the map in the type of the sum.
+        blocks = keep.sum(-1, dtype=torch.int32) if self.request.counts is None else self.request.counts
+        keys = blocks * table.size
+        for block in {table.video - 1, table.total - 1}:
+            short = table.size - (table.bounds[block + 1] - table.bounds[block])
+            if short:
+                keys.add_(keep[..., block], alpha=-short)
+        return keys * tables.constant("query counts", lambda: tables.q.counts.long())
 
     def tail_work(self) -> float:
         """Work of the tail beside that of the dense call: its key equivalents over the call's keys, 0 without one."""

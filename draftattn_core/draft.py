@@ -40,7 +40,8 @@ def spread_of_heads(k_spread: Tensor, wanted: Sequence[bool]) -> Tensor | None:
         return None
     if all(wanted):
         return k_spread
-    return k_spread.masked_fill(~per_head(wanted, k_spread.device, torch.bool)[:, None], 1.0)
+    unwanted = per_head([not on for on in wanted], k_spread.device, torch.bool)
+    return k_spread.masked_fill(unwanted[:, None], 1.0)
 
 
 def make_draft(q: Tensor, k: Tensor, tables: LayoutTables, *, spread: bool | Sequence[bool]) -> Draft:
@@ -57,6 +58,22 @@ def make_draft(q: Tensor, k: Tensor, tables: LayoutTables, *, spread: bool | Seq
     return Draft(q_mean, block_means(k, tables.perm, tables.k), None)
 
 
+def log_block_counts(tables: LayoutTables, dtype: torch.dtype) -> Tensor:
+    """(k blocks,) log of the token counts of the video's key blocks; to be read only."""
+    return tables.constant(("log counts", dtype), lambda: tables.k.counts[: tables.k.video].to(dtype).log())
+
+
+def raw_logits(draft: Draft, tables: LayoutTables, scale: float) -> Tensor:
+    """`draft_logits` with what is not finite as it comes, in one product over the map."""
+    batch, heads, rows, dim = draft.q_mean.shape
+    bias = log_block_counts(tables, draft.q_mean.dtype)
+    if draft.k_spread is not None:
+        log_spread = draft.k_spread.clamp_min(torch.finfo(bias.dtype).tiny).log_()
+        bias = torch.add(bias, log_spread, alpha=0.5).reshape(batch * heads, 1, -1)
+    q_mean, k_mean = draft.q_mean.reshape(-1, rows, dim), draft.k_mean.reshape(batch * heads, -1, dim)
+    return torch.baddbmm(bias, q_mean, k_mean.transpose(1, 2), alpha=scale).view(batch, heads, rows, -1)
+
+
 def draft_logits(draft: Draft, tables: LayoutTables, scale: float) -> Tensor:
     """Block scores (B, H, q blocks, k blocks): `scale` q_mean . k_mean plus what the blocks' sizes and spread add.
 
@@ -65,10 +82,5 @@ def draft_logits(draft: Draft, tables: LayoutTables, scale: float) -> Tensor:
     (error-aware selection as in SVG-EAR, arXiv 2603.08982, and PISA, arXiv 2602.01077). NaN scores rank last; infinite
     ones become the largest finite number, so that what a selection forces still ranks above them.
     """
-    logits = torch.matmul(draft.q_mean * scale, draft.k_mean.transpose(-1, -2))
-    counts = tables.k.counts[: tables.k.video].to(logits.dtype)
-    bias = counts.log().expand(draft.k_mean.shape[:3])
-    if draft.k_spread is not None:
-        bias = bias + 0.5 * draft.k_spread.clamp_min(torch.finfo(logits.dtype).tiny).log()
-    logits = logits + bias.unsqueeze(2)
-    return torch.nan_to_num(logits, nan=-torch.inf, posinf=torch.finfo(logits.dtype).max, neginf=-torch.inf)
+    logits = raw_logits(draft, tables, scale)
+    return logits.nan_to_num_(nan=-torch.inf, posinf=torch.finfo(logits.dtype).max, neginf=-torch.inf)

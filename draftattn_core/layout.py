@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .device_cache import DeviceCache
 from .grid import TokenGrid
 from .order import ORDERS, Tile, make_order
 
 DEFAULT_TILES: dict[int, Tile] = {128: (4, 4, 8), 64: (4, 4, 4), 32: (2, 4, 4), 16: (2, 2, 4), 8: (2, 2, 2)}
 PAPER_TILE: Tile = (1, 8, 16)
+
+# Log counts and budgets of 60 layers with gains of their own, at 720p.
+_CONSTANT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ class LayoutTables:
         q, k: the two cuts.
         own: (q.video, k.video) bool, key blocks that share a token with the query block.
         first_frame, last_frame: (k.video,) bool, key blocks that hold a token of that frame.
+        constants: what calls derive from these tables and their policy, on the same device; freed with the tables.
     """
 
     layout: Layout
@@ -138,6 +144,11 @@ class LayoutTables:
     own: Tensor
     first_frame: Tensor
     last_frame: Tensor
+    constants: DeviceCache = field(default_factory=lambda: DeviceCache(_CONSTANT_BYTES), init=False, compare=False)
+
+    def constant(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor of `key`, from `make` where no call has made it yet; to be read only."""
+        return self.constants.get(key, self.perm.device, make)
 
 
 def _cut(video_tokens: int, extra_tokens: int, size: int, device: torch.device) -> BlockTable:
@@ -193,6 +204,10 @@ def build_tables(layout: Layout, device: torch.device | str = "cpu") -> LayoutTa
 @dataclass
 class TableCache:
     """A bounded, thread-safe cache of `LayoutTables`; owned by whoever owns the model, cleared with it.
+
+    Tables are complete once they are here, on every stream: they are copied from the host, which waits for it. So a
+    CUDA graph cannot begin with them: make the call once before it is captured, and hold the tables as long as the
+    graph. Who computes on another stream than the first caller's holds them, too, until that work is done.
 
     Attributes:
         limit: how many (layout, device) pairs are kept; the least recently used goes first.

@@ -96,13 +96,23 @@ def paper_threshold(scores: Tensor, densities: tuple[float, ...]) -> Tensor:
 
 
 def forced_blocks(tables: LayoutTables, policy: Policy) -> Tensor:
-    """(R, C) bool: pairs of video blocks that are kept whatever they score."""
-    forced = tables.own if policy.keep_own else torch.zeros_like(tables.own)
-    if policy.keep_first_frame:
-        forced = forced | tables.first_frame
-    if policy.keep_last_frame:
-        forced = forced | tables.last_frame
-    return forced
+    """(R, C) bool, contiguous, to be read only: pairs of video blocks that are kept whatever they score."""
+
+    def make() -> Tensor:
+        forced = tables.own.clone() if policy.keep_own else torch.zeros_like(tables.own)
+        for frame, kept in ((tables.first_frame, policy.keep_first_frame), (tables.last_frame, policy.keep_last_frame)):
+            if kept:
+                forced |= frame
+        return forced
+
+    if policy.keep_own and not (policy.keep_first_frame or policy.keep_last_frame):
+        return tables.own
+    return tables.constant(("forced", *forced_key(policy)), make)
+
+
+def forced_key(policy: Policy) -> tuple[bool, ...]:
+    """What of a policy decides which pairs are forced."""
+    return (policy.keep_own, policy.keep_first_frame, policy.keep_last_frame)
 
 
 def select_blocks(scores: Tensor, tables: LayoutTables, policy: Policy) -> Tensor:

@@ -25,7 +25,7 @@ def head_groups(layout: Layout, batch: int, heads: int) -> tuple[slice, ...]:
 def extra_bytes(layout: Layout, batch: int, heads: int, head_dim: int, dtype: torch.dtype, policy: Policy) -> int:
     """Memory a call of the backend `triton` takes beside q, k, v and its output, at its peak, in bytes.
 
-    Blocks of 64 tokens or more; index tables and what torch's allocator rounds up are not counted.
+    Blocks of 64 tokens or more; index tables, their constants and what torch's allocator rounds up are not counted.
     """
     groups = head_groups(layout, batch, heads)
     largest = max(part.stop - part.start for part in groups) * batch
@@ -40,19 +40,21 @@ def extra_bytes(layout: Layout, batch: int, heads: int, head_dim: int, dtype: to
 
     copies = 2 * layout.tokens * head_dim * item
     means = (rows + columns) * head_dim * 4 + columns * 4
-    pooled = 2 * (1 + ranks) * columns * head_dim * item + columns * 4 if policy.has_tail else 0
+    pooled = 2 * (1 + ranks) * columns * head_dim * item if policy.has_tail else 0
     average = head_dim * head_dim * (4 + item) if linear else 0
-    selected = all_pairs * 5 + _blocks(layout, layout.q_block) * 4
-    # The draft's scores are made in two steps, then ranked anew where a head has one budget, then listed.
+    all_rows = _blocks(layout, layout.q_block)
+    selected = all_pairs * 5 + all_rows * 4 * (1 + -(-blocks // 32))
+    # The draft's scores are ranked anew where a head has one budget, then listed.
     ranked = 4 * pairs if policy.method in ("head", "draft") else 0
-    scoring = max(8 * pairs, 4 * pairs + ranked + selected)
+    scoring = 4 * pairs + ranked + selected
     shared = min(blocks, max(1, _PARTIAL_SUMS // largest))
     programs = -(-blocks // -(-blocks // shared))
     sums = largest * programs * head_dim * head_dim * 4 if linear else 0
-    group = largest * (copies + means + pooled + average) + max(largest * max(scoring, selected), sums)
+    group = largest * (copies + means + pooled + average) + max(largest * scoring, sums)
     # What a finished group leaves for the request: its map and its tail; at the end both are joined.
     left = batch * heads * (pooled + average + all_pairs) if len(groups) > 1 else 0
-    return int(max(group + left // 2, 2 * left))
+    log_counts = heads * columns * 4 if policy.has_tail else 0
+    return int(max(group + left // 2, 2 * left + log_counts))
 
 
 def _blocks(layout: Layout, size: int) -> int:

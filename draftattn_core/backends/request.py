@@ -41,6 +41,7 @@ class AttendRequest:
         tail: expansion of the video key blocks, or None to leave skipped blocks out.
         key_bias: (B or 1, extra tokens) float32 added to the logits of the extra tokens (-inf hides one), or None.
         scale: factor on q.k.
+        counts: (B, H, q blocks) int32, how many key blocks each query block keeps, if they are at hand.
     """
 
     q: Tensor
@@ -51,6 +52,7 @@ class AttendRequest:
     tail: Tail | None
     key_bias: Tensor | None
     scale: float
+    counts: Tensor | None = None
 
 
 def new_output(q: Tensor) -> Tensor:

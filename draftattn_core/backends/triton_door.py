@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..draft import Draft, draft_logits, spread_of_heads
+from ..draft import Draft, log_block_counts, raw_logits, spread_of_heads
 from ..layout import LayoutTables
-from ..policy import Policy, head_densities, head_tails, tail_rank
-from ..selection import forced_blocks
-from ..tail import Tail, log_counts
+from ..policy import Policy, head_densities, head_gains, head_tails, tail_rank
+from ..selection import forced_blocks, forced_key
+from ..tail import Tail
 from ..transfer import per_head
 from .request import Listed
 
@@ -133,9 +133,7 @@ def prepare(
     names = head_tails(policy.tail, heads)
     log_count = ranks = None
     if policy.has_tail:
-        drops = per_head([name == "none" for name in names[part]], device, torch.bool)
-        counts = log_counts(tables.k.counts[: tables.k.video], policy.tail_gain, heads)[part]
-        log_count = counts.masked_fill(drops[:, None], -torch.inf).contiguous()
+        log_count = _log_count(tables, policy, heads, part)
     if any(name.startswith("linear") for name in names):
         used = [tail_rank(name) if name.startswith("linear") else -1 for name in names[part]]
         ranks = per_head(used, device, torch.int32)
@@ -169,7 +167,7 @@ def select(
     part: slice = slice(None),
 ) -> Any:
     """`kernels.select.Selected` of a call: what `select_from_draft` keeps; of `part` of `heads` if `draft` is."""
-    return select_scores(draft_logits(draft, tables, scale), tables, policy, heads=heads, part=part)
+    return select_scores(raw_logits(draft, tables, scale), tables, policy, heads=heads, part=part)
 
 
 def select_scores(
@@ -184,30 +182,63 @@ def select_scores(
     """`select_blocks` by kernels, extra blocks and lists included. The same budgets, floors and promises."""
     rows, columns = scores.shape[2:]
     densities = head_densities(policy.density, scores.shape[1] if heads is None else heads)[part]
-    forced, device = forced_blocks(tables, policy), scores.device
     run = functools.partial(
-        kernel_module("select").select, scores, forced, geometry_of(tables), policy.method, **options
+        kernel_module("select").select,
+        scores,
+        forced_blocks(tables, policy),
+        geometry_of(tables),
+        policy.method,
+        **options,
     )
-    fewest = 1 if policy.drops else 0
-
-    def integers(values: list[int]) -> Tensor:
-        return per_head(values, device, torch.int32)
-
-    def least(wanted: list[int]) -> Tensor:
-        counts = integers([max(fewest, count) for count in wanted])
-        return torch.maximum(counts[:, None], forced.sum(-1, dtype=torch.int32)).contiguous()
-
     if policy.method == "draft":
         entries = rows * columns
         dropped = [int((1.0 - d) * entries) for d in densities]
         # The smallest of those kept is the largest of those dropped; with none dropped it is the smallest of all.
-        return run(head_counts=integers([min(entries, entries - k + 1) for k in dropped]), rescue=policy.drops)
+        counts = per_head([min(entries, entries - k + 1) for k in dropped], scores.device, torch.int32)
+        return run(head_counts=counts, rescue=policy.drops)
     if policy.method == "top_p":
-        return run(row_counts=least([math.ceil(policy.floor * d * columns) for d in densities]), top_p=policy.top_p)
+        floors = _row_counts(tables, policy, [math.ceil(policy.floor * d * columns) for d in densities])
+        return run(row_counts=floors, top_p=policy.top_p)
     if policy.method == "row":
-        return run(row_counts=least([round(d * columns) for d in densities]))
-    promised = least([math.floor(policy.floor * d * columns) for d in densities])
-    budgets = torch.maximum(
-        integers([round(d * rows * columns) for d in densities]), promised.sum(-1, dtype=torch.int32)
+        return run(row_counts=_row_counts(tables, policy, [round(d * columns) for d in densities]))
+    promised = [math.floor(policy.floor * d * columns) for d in densities]
+    budgets = [round(d * rows * columns) for d in densities]
+    return run(
+        row_counts=_row_counts(tables, policy, promised),
+        head_counts=_head_counts(tables, policy, promised, budgets),
     )
-    return run(row_counts=promised, head_counts=budgets)
+
+
+def _row_counts(tables: LayoutTables, policy: Policy, wanted: list[int]) -> Tensor:
+    """(H, R) int32: per head at least `wanted`, at least what is forced, and one where nothing stands in for a row."""
+    fewest = 1 if policy.drops else 0
+    least = tuple(max(fewest, count) for count in wanted)
+
+    def make() -> Tensor:
+        counts = per_head(least, tables.perm.device, torch.int32)
+        return torch.maximum(counts[:, None], forced_blocks(tables, policy).sum(-1, dtype=torch.int32))
+
+    return tables.constant(("row counts", least, forced_key(policy)), make)
+
+
+def _head_counts(tables: LayoutTables, policy: Policy, promised: list[int], budgets: list[int]) -> Tensor:
+    """(H,) int32: the budget of each head, at least what its rows are promised together."""
+
+    def make() -> Tensor:
+        of_rows = _row_counts(tables, policy, promised).sum(-1, dtype=torch.int32)
+        return torch.maximum(per_head(budgets, tables.perm.device, torch.int32), of_rows)
+
+    key = ("head counts", tuple(promised), tuple(budgets), policy.drops, forced_key(policy))
+    return tables.constant(key, make)
+
+
+def _log_count(tables: LayoutTables, policy: Policy, heads: int, part: slice) -> Tensor:
+    """(H, g) float32 of some heads, see `Tail.log_count`."""
+    names, gains = head_tails(policy.tail, heads)[part], head_gains(policy.tail_gain, heads)[part]
+    offsets = tuple(-math.inf if name == "none" else gain for name, gain in zip(names, gains))
+
+    def make() -> Tensor:
+        of_heads = per_head(offsets, tables.perm.device, torch.float32)
+        return log_block_counts(tables, torch.float32) + of_heads[:, None]
+
+    return tables.constant(("log count", offsets), make)

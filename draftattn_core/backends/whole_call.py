@@ -42,15 +42,16 @@ def whole_call(
 ) -> tuple[Tensor, AttendRequest]:
     """Output (B, H, L, D) and the request that the call amounts to; errors as they come. No host synchronisation."""
     out = new_output(q)
-    keeps, tails = [], []
+    keeps, counts, tails = [], [], []
     for part in head_groups(tables.layout, q.shape[0], q.shape[1]):
         request, _ = attend_group(attend, out, q, k, v, tables, policy, key_bias, scale, part)
         keeps.append(request.keep)
+        counts.append(request.counts)
         tails.append(request.tail)
         # Freed before the next group asks for the same.
         del request, _
-    keep = keeps[0] if len(keeps) == 1 else torch.cat(keeps, dim=1)
-    return out, AttendRequest(q, k, v, tables, keep, _joined(tails), key_bias, scale)
+    keep, count = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in (keeps, counts))
+    return out, AttendRequest(q, k, v, tables, keep, _joined(tails), key_bias, scale, count)
 
 
 def attend_group(
@@ -68,7 +69,8 @@ def attend_group(
     """Compute the heads `part` of a call into those of `out` (B, H, L, D); their request and draft."""
     draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True, part=part)
     selected = triton_door.select(draft, tables, policy, scale, heads=q.shape[1], part=part)
-    request = AttendRequest(q[:, part], k[:, part], v[:, part], tables, selected.keep, tail, key_bias, scale)
+    inputs = q[:, part], k[:, part], v[:, part], tables
+    request = AttendRequest(*inputs, selected.keep, tail, key_bias, scale, selected.counts)
     attend(request, listed=triton_door.listed(selected), in_order=in_order, out=out[:, part])
     return request, draft
 

@@ -29,7 +29,7 @@ def on_meta(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.to("meta")
     if is_dataclass(x) and not isinstance(x, type):
-        return replace(x, **{field.name: on_meta(getattr(x, field.name)) for field in fields(x)})
+        return replace(x, **{field.name: on_meta(getattr(x, field.name)) for field in fields(x) if field.init})
     return x
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -232,6 +233,13 @@ def test_density_of_a_call_counts_token_pairs_short_blocks_and_extra_tokens_incl
     assert int(result.computed_pairs().sum()) == pairs
     assert float(result.density()) == pytest.approx(pairs / (4 * layout.tokens**2), rel=1e-6)
     assert float(attend(q, k, v, layout, Policy(density=1.0)).density()) == 1.0
+    counted = replace(result, request=replace(result.request, counts=keep.sum(-1, dtype=torch.int32)))
+    assert torch.equal(counted.computed_pairs(), result.computed_pairs())
+    assert torch.equal(counted.density(), result.density())
+    # The map itself is read for its short blocks only.
+    assert counted.request.counts is not None
+    fewer = replace(counted, request=replace(counted.request, counts=counted.request.counts - 1))
+    assert (fewer.computed_pairs() < result.computed_pairs()).all()
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -35,7 +35,7 @@ def test_on_the_cpu_it_is_the_reference(tail: str) -> None:
 def around(q: Tensor, k: Tensor, v: Tensor, perm: Tensor, keep: Tensor, parts: list[Tensor]) -> Tensor:
     """A piece of a model with the op in its middle."""
     video = q.shape[2] - EXTRA
-    arguments = (None, None, *parts, None, 0.25, video, 0, 16, 16, False)
+    arguments = (None, None, None, *parts, None, 0.25, video, 0, 16, 16, False)
     q = q * 2
     out = new_output(q)
     attend_into(out, q, k, v, perm, keep, *arguments)
@@ -86,7 +86,7 @@ def test_op_passes_torchs_own_checks() -> None:
     request = request_of(3, "mean")
     tail = request.tail
     assert tail is not None
-    parts = (None, None, tail.log_count, tail.k_mean, tail.v_mean, None, None, None, None)
+    parts = (None, None, None, tail.log_count, tail.k_mean, tail.v_mean, None, None, None, None)
     arguments = (request.q, request.k, request.v, request.tables.perm, request.keep, *parts)
     torch.library.opcheck(
         attend_into,

@@ -15,6 +15,7 @@ from draftattn_core.backends import head_groups, triton_backend
 from draftattn_core.backends.ops import call_op
 from draftattn_core.backends.problem import Problem, Variant
 from draftattn_core.backends.reference import attend_reference
+from draftattn_core.backends.request import Listed
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout
 from draftattn_core.policy import Policy

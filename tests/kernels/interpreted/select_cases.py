@@ -12,7 +12,7 @@ from draftattn_core.backends import triton_door
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout, LayoutTables, build_tables
 from draftattn_core.policy import Policy
-from draftattn_core.selection import select_blocks
+from draftattn_core.selection import forced_blocks, select_blocks
 from kernels.select import head_thresholds, lists_of
 from tests.kernels.problems import words_of
 
@@ -91,6 +91,23 @@ def test_not_a_number_ranks_last() -> None:
     policy = Policy(density=0.5, method="row", tail="mean", keep_own=False)
     kept = [triton_door.select_scores(x, TABLES, policy, block=BLOCK).keep for x in (scores, hidden)]
     assert torch.equal(*kept)
+
+
+@pytest.mark.parametrize("tail", ["mean", "none"])
+@pytest.mark.parametrize("method", ["row", "head", "top_p", "draft"])
+def test_infinite_scores_push_out_nothing_that_is_promised(method: str, tail: str) -> None:
+    """Raw scores come here as they are; where they overflow, a selection is still whole."""
+    scores = scores_of(TABLES, "plain")
+    scores[0, 0, :, 3] = math.inf
+    scores[0, 0, 1] = math.inf
+    scores[0, 1, 0, ::2] = -math.inf
+    scores[0, 1, 0, 1] = math.inf
+    policy = Policy(density=0.3, method=method, tail=tail)
+    selected = triton_door.select_scores(scores, TABLES, policy, block=BLOCK)
+    video = selected.keep[..., : TABLES.q.video, : TABLES.k.video]
+    assert (video | ~forced_blocks(TABLES, policy)).all()
+    assert torch.equal(selected.counts, selected.keep.sum(-1, dtype=torch.int32))
+    assert video.any(-1).all()
 
 
 def test_lists_of_a_given_map() -> None:
