@@ -147,7 +147,7 @@ def attend_flex(request: AttendRequest, flex: Flex | None = None, *, folded: boo
             for x, tokens in ((request.q, q_tokens), (request.k, k_tokens), (request.v, k_tokens))
         )
         tail = None if request.tail is None else request.tail.of_heads(heads)
-        part = replace(request, q=q, k=k, v=v, keep=request.keep[:, heads], tail=tail)
+        part = replace(request, q=q, k=k, v=v, keep=request.keep[:, heads], tail=tail, counts=None)
         rows, lse = _attend_folded(run, part, bias) if folded else _attend_masked(run, part, bias, whole)
         if lse is not None:
             merge_tail(rows, lse, q, part)

@@ -80,12 +80,12 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, policy: Policy, halves: bool) -
 @pytest.mark.parametrize(
     ("policy", "whole", "halves"),
     [
-        (Policy(), 14, 35),
-        (Policy(tail_gain=GAINS), 14, 35),
-        (EVERY_HEAD_ITS_OWN, 15, 36),
-        (Policy(method="row"), 10, 27),
-        (Policy(method="draft"), 11, 29),
-        (Policy(method="top_p", tail="none"), 1, 3),
+        (Policy(), 14, 36),
+        (Policy(tail_gain=GAINS), 14, 36),
+        (EVERY_HEAD_ITS_OWN, 15, 37),
+        (Policy(method="row"), 10, 28),
+        (Policy(method="draft"), 11, 30),
+        (Policy(method="top_p", tail="none"), 1, 4),
     ],
     ids=["head", "gains", "every head its own", "row", "draft", "top_p without a tail"],
 )
@@ -94,9 +94,9 @@ def test_a_call_launches_little_beside_its_kernels(
 ) -> None:
     """Fewer are welcome; a higher number here has to be worth it."""
     in_one_piece, counting = launches_of(monkeypatch, policy, halves=False)
-    assert in_one_piece <= whole and counting <= 8
+    assert in_one_piece <= whole and counting <= 7
     launches.keys.clear()
     in_halves, counting = launches_of(monkeypatch, policy, halves=True)
-    assert in_halves <= halves and counting <= 8
+    assert in_halves <= halves and counting <= 7
     # Each of the two calls above took eleven kernels of ours a half at most.
     assert len(launches.keys) <= 2 * 2 * 11
