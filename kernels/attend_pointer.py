@@ -114,8 +114,8 @@ def attend_kernel(
     list_row = pair * q_total + row
 
     if TAIL:
-        # Scalar addresses of a tile, to which every thread adds offsets that do not change: 64-bit products of a tile's
-        # rows and a stride would be a sixth of all instructions of these loops.
+        # A tile's address is a scalar, to which threads add offsets that do not change: 64-bit products of rows and a
+        # stride would be a sixth of all instructions of these loops.
         first = pair * k_video
         g_lanes = tl.arange(0, BLOCK_G)
         across = g_lanes[None, :] * DIM + dims[:, None]
@@ -199,7 +199,7 @@ def attend_kernel(
             if BIAS:
                 biases = bias_ptr + batch * bias_stride + (start - video_tokens)
                 bias = tl.load(biases + lanes, mask=valid & (block >= k_video), other=0.0)
-                scores += bias[None, :] * (LOG2E / factor)
+                scores += bias[None, :] * (1.0 / scale)
             scores = tl.where(valid[None, :], scores, float("-inf"))
         # The scale is positive, so it may wait until after the maximum: with the subtraction it is one FFMA.
         new_top = tl.maximum(top, tl.max(scores, 1) * factor)
@@ -221,9 +221,6 @@ def attend_kernel(
         # The average matrix enters once per row, by the share of the softmax that went to skipped blocks. In slices of
         # the head size: whole, Q and the matrix would not fit beside the accumulator.
         share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
-        # Rows again, not kept over the loops: their 64-bit offsets would hold registers all the way (volatile forbids
-        # it). And once more below.
-
         q_slices = q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None]
         # DIM or nothing, written so that the compiler does not see it: unrolled, the loop would spill.
         for start in tl.range(0, tl.minimum((q_video - row) * DIM, DIM), 2 * COV_SLICE, num_stages=1):
@@ -234,6 +231,7 @@ def attend_kernel(
                 moved = (q_slice.to(tl.float32) * share[:, None]).to(q.dtype)
                 cov = tl.load(cov_ptr + pair * (DIM * DIM) + some[:, None] * DIM + dims[None, :])
                 acc = tl.dot(moved, cov, acc, input_precision="ieee")
+    # Rows again, not kept over the loops: their 64-bit offsets would hold registers all the way (volatile forbids it).
     out_rows = tl.load(perm_ptr + q_positions, mask=q_valid, other=0, volatile=True)
     tl.store(
         out_ptr + batch * o_b + head * o_h + row_offsets(out_rows, o_n)[:, None] + dims[None, :] * o_d,
