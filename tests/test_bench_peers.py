@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks.kernels import __main__ as bench
-from benchmarks.kernels.inputs import defined_rows, kept_blocks, relative, structured
+from benchmarks.kernels import peer_rows as rows_of_peers
+from benchmarks.kernels.inputs import QKV, defined_rows, kept_blocks, relative, structured
 from benchmarks.kernels.peer_rows import gate, gate_shape, peer_rows, reference
 from benchmarks.kernels.peers import PEERS, load, missing
 from benchmarks.kernels.plan import QUICK, TINY, Shape
@@ -68,6 +69,18 @@ def test_a_peer_that_is_off_at_size_gets_no_speed() -> None:
 def test_what_a_peer_raises_is_a_result() -> None:
     (row,) = rows_from("RAISES")
     assert row.status == "failed" and row.note == "on a small call: NotImplementedError: this GPU / is not served"
+
+
+def test_a_shape_whose_inputs_do_not_fit_leaves_the_next_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> QKV:
+        if shape.name == "large":
+            raise torch.OutOfMemoryError("no memory")
+        return structured(shape, device, dtype, seed)
+
+    monkeypatch.setattr(rows_of_peers, "structured", no_room)
+    (peer,) = load(fake("RIGHT"))
+    rows = list(peer_rows(peer, [replace(VIDEO, name="large"), VIDEO], [0.5], torch.float32, CLOCK))
+    assert [(row.shape, row.status) for row in rows] == [("large", "failed"), ("tiny video", "unmeasured")]
 
 
 def test_head_sizes_a_peer_does_not_take_are_skipped() -> None:

@@ -92,7 +92,8 @@ def markdown(results: Results) -> str:
     lines += ["## Checks", "", "| check | verdict | off | s |", "|---|---|---|---|"]
     for row in results.rows:
         if row.kind == "check":
-            verdict = {"unmeasured": "right", "skipped": "skipped: " + row.note}.get(row.status, row.note)
+            word = {"unmeasured": "right", "skipped": "skipped"}.get(row.status, "")
+            verdict = ": ".join(filter(None, (word, row.note)))
             lines.append(f"| {row.what} | {verdict} | {_cell(row.off, '.1e')} | {_cell(row.seconds, '.0f')} |")
     lines += ["", "## Rows", "", CONDITIONS, ""]
     table = Table(results.rows)

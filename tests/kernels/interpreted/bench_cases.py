@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.kernels import checks, child, ours
 from benchmarks.kernels import row as names
 from benchmarks.kernels.checks import Check, check_rows
 from benchmarks.kernels.inputs import structured
@@ -17,6 +19,9 @@ from benchmarks.kernels.plan import Shape
 from benchmarks.kernels.row import Row
 from benchmarks.kernels.timing import Clock, Timing
 from benchmarks.kernels.variants import VARIANTS, Variant
+from draftattn_core import Policy
+from draftattn_core.backends import triton_door
+from draftattn_core.backends.request import BackendFailure
 
 CPU = torch.device("cpu")
 SHAPE = Shape("tiny", (2, 5, 9), 21, 1, 64, 32, 16)
@@ -85,6 +90,69 @@ def test_a_check_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(VARIANTS, "pointer", replace(right, attend=forgets_the_text))
     (row,) = check_rows(check, CPU)
     assert row.status == "wrong" and "attend, with text is off by" in row.note
+
+
+def test_a_selection_that_is_wrong_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head trades its first kept pair for its first skipped one: exact counts, wrong pairs."""
+    right = triton_door.select_scores
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        selected = right(*arguments, **options)
+        head = selected.keep[0, 0, :4, :8].flatten()
+        pairs = torch.stack([head.nonzero()[0, 0], (~head).nonzero()[0, 0]])
+        selected.keep[0, 0, pairs // 8, pairs % 8] ^= True
+        return selected
+
+    monkeypatch.setattr(triton_door, "select_scores", wrong)
+    assert rows_of(VARIANTS["pointer"])[names.SELECT].status == "wrong"
+    (row,) = check_rows(Check("pointer", 64, "float32", 64, "none"), CPU)
+    assert row.status == "wrong" and "selection with text: " in row.note
+
+
+def test_what_raises_in_the_middle_costs_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = VARIANTS["pointer"]
+    every = set(rows_of(right))
+
+    def run(q: Tensor, k: Tensor, v: Tensor, tables: object, policy: Policy, *rest: object) -> Any:
+        if policy.tail == "linear2":
+            raise BackendFailure("out of resources")
+        return right.run(q, k, v, tables, policy, *rest)
+
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory for shuffled lists")
+
+    monkeypatch.setattr(ours, "shuffled", no_memory)
+    rows = rows_of(replace(right, run=run))
+    failed = {what: row.note for what, row in rows.items() if row.status == "failed"}
+    assert failed == {
+        "tail linear2": "BackendFailure: out of resources",
+        names.SHUFFLED: "OutOfMemoryError: no memory for shuffled lists",
+    }
+    assert set(rows) == every and rows[names.COARSE].status == "timed"
+
+
+def test_a_set_up_that_raises_leaves_the_next_density_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = ours.defined_rows, []
+
+    def defined_rows(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return right(*arguments)
+
+    monkeypatch.setattr(ours, "defined_rows", defined_rows)
+    first, *others = child._our_rows(SHAPE, torch.float32, [0.5, 0.25], VARIANTS["pointer"], StoppedClock(CPU))
+    assert (first.what, first.status, first.density) == (names.WHOLE, "failed", 0.5)
+    assert {row.density for row in others} == {0.25} and all(row.status != "failed" for row in others)
+
+
+def test_a_check_that_raises_says_what_it_had_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*_: object) -> tuple[Tensor, Tensor]:
+        raise BackendFailure("out of resources")
+
+    monkeypatch.setattr(checks, "shuffled", raises)
+    (row,) = check_rows(Check("pointer", 64, "float32", 64, "none"), CPU)
+    assert row.status == "failed" and row.note == "raised after 1 comparisons: BackendFailure: out of resources"
 
 
 def test_a_variant_that_refuses_says_why() -> None:
