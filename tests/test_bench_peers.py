@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -96,6 +98,18 @@ def test_every_adapter_loads_and_says_what_it_lacks() -> None:
     absent = {row.what for row in bench.jobs(QUICK, PEERS, True)[1]}
     if importlib.util.find_spec("flashinfer") is None:
         assert "FlashInfer block-sparse" in absent
+
+
+def test_a_peer_without_a_kernel_for_the_device_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """comfy_kitchen would run its eager reference, or raise, where it has no fused kernel."""
+    (peer,) = load(PEERS["comfy_kitchen"])
+    stand_in = ModuleType("comfy_kitchen")
+    stand_in.sol_attn_is_available = lambda device: False  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", stand_in)
+    shape = Shape("S", (2, 5, 9), 0, 1, 128, 32, 16)
+    (row,) = peer_rows(peer, [shape], [0.5], torch.bfloat16, Clock(torch.device("cuda")))
+    assert (row.status, row.note) == ("skipped", "comfy_kitchen has no fused sol_attn for this device")
+    assert peer.refuses(CPU) is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("comfy_kitchen") is None, reason="comfy_kitchen is not installed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -51,14 +51,14 @@ CASES = (("bfloat16", 64, "linear1"), ("bfloat16", 128, "mixed"), ("bfloat16", 6
 INTERPRETED_CASES = (("float32", 64, "linear1"), ("float16", 64, "linear1"), ("float32", 64, "mixed"))
 
 
-def checks_for(device_type: str, quick: bool) -> list[Check]:
-    """The checks to run on a kind of device.
+def checks_for(device_type: str, quick: bool, variants: Iterable[str] = VARIANTS) -> list[Check]:
+    """The checks to run on a kind of device, of some variants.
 
     Triton's interpreter knows no right bfloat16 products, so on the CPU float32 takes its place, and one head size
     stands for both with `quick`.
     """
     wanted = []
-    for name in VARIANTS:
+    for name in variants:
         for dim in (128, 64):
             if device_type == "cuda":
                 wanted += [Check(name, dim, *case) for case in CASES]

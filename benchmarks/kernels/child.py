@@ -17,7 +17,7 @@ import torch
 
 from draftattn_core.backends import triton_door
 
-from . import dense, ours
+from . import dense, graphs, ours
 from .checks import Check, check_rows
 from .inputs import structured
 from .measure import guarded
@@ -67,6 +67,8 @@ def _our_rows(
 def _peer(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
     clock, dtype, shapes = _effort(work, device)
     for peer in load(work["peer"]):
+        if peer.kind not in work["parts"]:
+            continue
         why = missing(peer, device.type)
         if why is None:
             yield from peer_rows(peer, shapes, work["densities"], dtype, clock)
@@ -77,6 +79,10 @@ def _peer(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
 def _check(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
     plain = {name: value for name, value in work.items() if name != "kind"}
     return check_rows(Check(**plain), device)
+
+
+def _graph(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
+    return graphs.graph_rows(work["variant"], work["tails"], device)
 
 
 def handler(kind: str) -> Handler:
@@ -90,9 +96,9 @@ def handler(kind: str) -> Handler:
         from ..e2e.steps import step_rows
 
         return step_rows
-    if kind in ("check", "ours"):
+    if kind in ("check", "ours", "graph"):
         triton_door.kernel_module("attend_pointer")
-    known: dict[str, Handler] = {"check": _check, "dense": _dense, "ours": _ours, "peer": _peer}
+    known: dict[str, Handler] = {"check": _check, "graph": _graph, "dense": _dense, "ours": _ours, "peer": _peer}
     if kind not in known:
         raise ValueError(f"no job of kind {kind!r}")
     return known[kind]

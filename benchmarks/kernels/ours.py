@@ -15,19 +15,15 @@ from draftattn_core.backends import triton_door
 from draftattn_core.backends.request import AttendRequest
 from draftattn_core.draft import Draft, draft_logits
 from draftattn_core.layout import LayoutTables, build_tables
-from draftattn_core.policy import TailName
 
 from . import row as names
 from .inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
 from .measure import after_failure, guarded, measured, timed
-from .plan import Shape
+from .plan import OTHER_TAILS, TAIL, Shape
 from .row import Row
 from .selections import Difference, difference
 from .timing import Clock
 from .variants import Lists, Variant
-
-TAIL: TailName = "linear1"
-OTHER_TAILS: tuple[TailName, ...] = ("none", "mean", "linear0", "linear2")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ def peer_rows(
         return
     small = gate_shape(peer, served[0], clock)
     try:
+        why = peer.refuses(clock.device)
+        if why is not None:
+            yield replace(blank, status="skipped", note=why)
+            return
         off = gate(peer, small, dtype, clock)
     except ImportError as failure:
         yield replace(blank, status="skipped", note=f"not importable: {first_line(failure)}")

@@ -21,7 +21,11 @@ from benchmarks.kernels.timing import Clock, Timing
 from benchmarks.kernels.variants import VARIANTS, Variant
 from draftattn_core import Policy
 from draftattn_core.backends import triton_door
-from draftattn_core.backends.request import BackendFailure
+from draftattn_core.backends.reference import attend_reference
+from draftattn_core.backends.request import AttendRequest, BackendFailure
+from draftattn_core.draft import make_draft
+from draftattn_core.selection import select_from_draft
+from draftattn_core.tail import make_tail
 
 CPU = torch.device("cpu")
 SHAPE = Shape("tiny", (2, 5, 9), 21, 1, 64, 32, 16)
@@ -39,6 +43,21 @@ class StoppedClock(Clock):
 def rows_of(variant: Variant) -> dict[str, Row]:
     qkv = structured(SHAPE, CPU, torch.float32)
     return {row.what: row for row in our_rows(SHAPE, qkv, 0.5, variant, StoppedClock(CPU))}
+
+
+def by_reference(request: AttendRequest, *_: object) -> Tensor:
+    return attend_reference(request)
+
+
+def run_by_reference(*arguments: Any) -> tuple[Tensor, AttendRequest]:
+    q, k, v, tables, policy, bias, scale = arguments
+    keep = select_from_draft(make_draft(q, k, tables, spread=True), tables, policy, scale)
+    request = AttendRequest(q, k, v, tables, keep, make_tail(k, v, tables, policy.tail), bias, scale)
+    return attend_reference(request), request
+
+
+# Interprets nothing but prepare and select.
+QUICK = replace(VARIANTS["pointer"], run=run_by_reference, attend=by_reference)
 
 
 def test_our_rows() -> None:
@@ -104,31 +123,29 @@ def test_a_selection_that_is_wrong_is_red(monkeypatch: pytest.MonkeyPatch) -> No
         return selected
 
     monkeypatch.setattr(triton_door, "select_scores", wrong)
-    assert rows_of(VARIANTS["pointer"])[names.SELECT].status == "wrong"
+    assert rows_of(QUICK)[names.SELECT].status == "wrong"
+    monkeypatch.setitem(VARIANTS, "pointer", QUICK)
     (row,) = check_rows(Check("pointer", 64, "float32", 64, "none"), CPU)
     assert row.status == "wrong" and "selection with text: " in row.note
 
 
 def test_what_raises_in_the_middle_costs_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = VARIANTS["pointer"]
-    every = set(rows_of(right))
-
     def run(q: Tensor, k: Tensor, v: Tensor, tables: object, policy: Policy, *rest: object) -> Any:
         if policy.tail == "linear2":
             raise BackendFailure("out of resources")
-        return right.run(q, k, v, tables, policy, *rest)
+        return run_by_reference(q, k, v, tables, policy, *rest)
 
     def no_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory for shuffled lists")
 
     monkeypatch.setattr(ours, "shuffled", no_memory)
-    rows = rows_of(replace(right, run=run))
+    rows = rows_of(replace(QUICK, run=run))
     failed = {what: row.note for what, row in rows.items() if row.status == "failed"}
     assert failed == {
         "tail linear2": "BackendFailure: out of resources",
         names.SHUFFLED: "OutOfMemoryError: no memory for shuffled lists",
     }
-    assert set(rows) == every and rows[names.COARSE].status == "timed"
+    assert rows[names.COARSE].status == rows[names.PREPARE].status == rows[names.ATTEND_TAIL].status == "timed"
 
 
 def test_a_set_up_that_raises_leaves_the_next_density_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +158,7 @@ def test_a_set_up_that_raises_leaves_the_next_density_its_rows(monkeypatch: pyte
         return right(*arguments)
 
     monkeypatch.setattr(ours, "defined_rows", defined_rows)
-    first, *others = child._our_rows(SHAPE, torch.float32, [0.5, 0.25], VARIANTS["pointer"], StoppedClock(CPU))
+    first, *others = child._our_rows(SHAPE, torch.float32, [0.5, 0.25], QUICK, StoppedClock(CPU))
     assert (first.what, first.status, first.density) == (names.WHOLE, "failed", 0.5)
     assert {row.density for row in others} == {0.25} and all(row.status != "failed" for row in others)
 
