@@ -57,7 +57,7 @@ def run_by_reference(*arguments: Any) -> tuple[Tensor, AttendRequest]:
 
 
 # Interprets nothing but prepare and select.
-QUICK = replace(VARIANTS["pointer"], run=run_by_reference, attend=by_reference)
+QUICK = replace(VARIANTS["pointer"], backend="reference", run=run_by_reference, attend=by_reference)
 
 
 def test_our_rows() -> None:
@@ -158,7 +158,8 @@ def test_a_set_up_that_raises_leaves_the_next_density_its_rows(monkeypatch: pyte
         return right(*arguments)
 
     monkeypatch.setattr(ours, "defined_rows", defined_rows)
-    first, *others = child._our_rows(SHAPE, torch.float32, [0.5, 0.25], QUICK, StoppedClock(CPU))
+    variant = replace(QUICK, required=False, gathers=False)
+    first, *others = child._our_rows(SHAPE, torch.float32, [0.5, 0.25], variant, StoppedClock(CPU))
     assert (first.what, first.status, first.density) == (names.WHOLE, "failed", 0.5)
     assert {row.density for row in others} == {0.25} and all(row.status != "failed" for row in others)
 
