@@ -4,6 +4,9 @@ Without --all a representative subset; with it every kernel in every shipped con
 takes the better part of an hour per version of Triton on one core; a run that was stopped goes on where it was. Its
 results go to benchmarks/results/aot, its tables to docs/kernels-aot*.md. Exit code 1 if something has stack that is
 not listed, does not fit, or lacks instructions it should have.
+
+With --triton, and with --interpret alone, the interpreted tests of the kernels run too, by that Triton's interpreter;
+one that fails is exit code 1 as well.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import triton
 from tqdm import tqdm
 
 from .aot_compile import TARGETS, Compiled, Planned
+from .aot_interpret import files, interpret, keep, unfit
 from .aot_judge import judge, load_known, save_known
 from .aot_pages import write_pages
 from .aot_plan import all_cases, representative_cases
@@ -24,7 +28,7 @@ from .aot_pool import compile_all
 from .aot_store import work_store, write_results
 from .aot_triton import InstallError, run_with
 
-STOPPED = 130
+OK, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="VERSION",
         help="with this Triton, installed beside the one that is here (may be repeated)",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--interpret", action="store_true", help="compile nothing, run the interpreted tests")
+    parser.add_argument("--cases", default="", help="only files of interpreted tests whose name contains this")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile or interpret")
     parser.add_argument("--fresh", action="store_true", help="compile again what is known from earlier runs")
     parser.add_argument("--accept", action="store_true", help="list the stack that was found as known")
     parser.add_argument("--publish", action="store_true", help="compile nothing, write results and tables so far")
@@ -46,7 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.jobs < 1:
         parser.error("--jobs needs at least 1")
-    whole = options.publish or (options.all and not options.target and not options.kernel)
+    if options.publish and options.interpret:
+        parser.error("--publish runs nothing, --interpret does")
+    if options.cases and not files(options.cases):
+        parser.error(f"no file of interpreted tests has {options.cases!r} in its name")
+    filtered = bool(options.target or options.kernel)
+    whole = options.publish or (options.all and not filtered and not options.interpret)
+    # Another Triton is tried in both ways, unless a part of one way is asked for.
+    interprets = options.interpret or (bool(options.triton or options.inner) and not (filtered or options.publish))
     if options.accept and not whole:
         parser.error("--accept goes with a whole run: --all without --target and --kernel")
     if options.triton:
@@ -54,10 +67,12 @@ def main(argv: list[str] | None = None) -> int:
         try:
             code = max(run_with(version, [*passed, "--inner"]) for version in options.triton)
         except InstallError as error:
-            parser.exit(2, f"{error}\n")
+            parser.exit(BAD_INPUT, f"{error}\n")
     else:
-        code = run(options, whole)
-    if whole and not options.inner and code != STOPPED:
+        code = OK if options.interpret else run(options, whole)
+        if interprets and code != STOPPED:
+            code = max(code, run_interpreted(options.cases, options.jobs))
+    if (whole or interprets) and not options.inner and code != STOPPED:
         for path in write_pages():
             print(f"wrote {path}")
     return code
@@ -65,7 +80,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, whole: bool) -> int:
     """Compile what was chosen with the Triton that is here, report, and return the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = [
         planned
         for planned in (all_cases() if options.all or options.publish else representative_cases())
@@ -89,7 +103,25 @@ def run(options: argparse.Namespace, whole: bool) -> int:
     )
     if whole:
         print(f"wrote {write_results(triton.__version__, list(zip(plan, results)))}")
-    return 1 if failed else 0
+    return FAILED if failed else OK
+
+
+def run_interpreted(containing: str, jobs: int) -> int:
+    """Run the interpreted tests with the Triton that is here, keep the results, and return the exit code."""
+    why = unfit()
+    if why is not None:
+        print(why, file=sys.stderr)
+        return BAD_INPUT
+    failed = 0
+    try:
+        for done in interpret(files(containing), jobs):
+            print(f"Triton {triton.__version__}, {done}", flush=True)
+            keep(triton.__version__, [done])
+            failed += done.failed
+    except KeyboardInterrupt:
+        print("\nstopped; what had run is kept", file=sys.stderr)
+        return STOPPED
+    return FAILED if failed else OK
 
 
 def compile_plan(plan: list[Planned], jobs: int = 1, fresh: bool = False) -> list[Compiled]:
@@ -134,4 +166,5 @@ def _without(arguments: list[str], option: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -214,7 +214,7 @@ def _gather(kernel: JITFunction, found: dict[str, str]) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    found[name] = _outline(tree)
+    found[name] = outline(tree)
     for used in sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}):
         value = function.__globals__.get(used)
         if isinstance(value, JITFunction):
@@ -223,9 +223,10 @@ def _gather(kernel: JITFunction, found: dict[str, str]) -> None:
             found[used] = f"{used} = {value!r}"
 
 
-def _outline(node: object) -> str:
+def outline(node: object) -> str:
+    """A syntax tree as text: the code without its comments and layout."""
     # Not ast.dump or ast.unparse: what they write differs between versions of Python.
     if isinstance(node, ast.AST):
-        fields = [f"{name}={_outline(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
+        fields = [f"{name}={outline(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
         return f"{type(node).__name__}({', '.join(fields)})"
-    return f"[{', '.join(map(_outline, node))}]" if isinstance(node, list) else repr(node)
+    return f"[{', '.join(map(outline, node))}]" if isinstance(node, list) else repr(node)

@@ -9,6 +9,7 @@ from pathlib import Path
 from kernels.configs import SHARED_LIMIT
 
 from .aot_compile import Compiled, fingerprint
+from .aot_interpret import table
 from .aot_judge import judge, load_known
 from .aot_plan import all_cases
 from .aot_store import ROOT, Store, committed_versions, results_file
@@ -92,6 +93,21 @@ def _overview(results: dict[str, Store]) -> str:
             spilling = sum(stack > 0 for stack in stacks)
             cells.append(f"{spilling} of {len(stacks)}, {max(stacks)} B" if spilling else f"0 of {len(stacks)}")
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "## Interpreted",
+        "",
+        "The same kernels against the reference on the CPU (`tests/kernels/interpreted`), by each Triton's "
+        "interpreter. `now` counts files whose kernels and cases are still as they were then. Interpreters before "
+        "3.7 need numpy before 2.4.",
+        "",
+        "```",
+        "python run.py bench aot --triton 3.6.0                # compiles, then interprets",
+        "python run.py bench aot --interpret --triton 3.6.0    # interprets only; without --triton: with the one here",
+        "```",
+        "",
+        *table(),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.kernels import __main__ as bench
-from benchmarks.kernels import dense, timing
+from benchmarks.kernels import dense, graphs, timing
 from benchmarks.kernels.inputs import structured
 from benchmarks.kernels.measure import measured
-from benchmarks.kernels.plan import SHAPES, TINY
+from benchmarks.kernels.plan import FILL, SHAPES, TINY, Effort, Shape, measuring, once
 from benchmarks.kernels.process import Outcome, Task
 from benchmarks.kernels.report import machine
 from benchmarks.kernels.row import ATTEND, WHOLE, Row
 from benchmarks.kernels.timing import Clock
-from benchmarks.kernels.variants import VARIANTS
+from benchmarks.kernels.variants import VARIANTS, Variant
 
 CPU = torch.device("cpu")
 SMI = "NVIDIA H200, 580.1, 1980 MHz, 3201 MHz, 1980 MHz, 700.00 W, 40"
@@ -74,6 +76,22 @@ def test_a_measurement_is_the_median_of_as_many_runs_as_fit() -> None:
 
 
 @pytest.mark.usefixtures("pretend")
+def test_the_plan_counts_every_run_of_a_measurement() -> None:
+    runs: list[int] = []
+
+    def run() -> Tensor:
+        runs.append(1)
+        return torch.ones(2, 2)
+
+    row = Row("peer", "x", "failed", "S")
+    effort = Effort(0.0, 3, 3, 1.0, everywhere=False)
+    clock = pretend_clock(seconds=effort.seconds, least=effort.least, most=effort.most)
+    measured(row, run, clock, off=lambda out: 0.0, limit=1.0, memory=True)
+    each = once(1e15, "ours")
+    assert measuring(1e15, "ours", effort) == pytest.approx(len(runs) * each + effort.least * FILL)
+
+
+@pytest.mark.usefixtures("pretend")
 def test_a_right_result_is_timed_and_a_wrong_one_is_not() -> None:
     row = Row("peer", "x", "failed", "S")
     one = torch.ones(2, 2)
@@ -120,6 +138,59 @@ def test_the_clock_is_read_while_the_device_works(monkeypatch: pytest.MonkeyPatc
     assert (row.value, row.note) == (1755.0, "memory 3201 MHz, 690.12 W")
 
 
+def problem() -> tuple[Shape, Variant]:
+    def run(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, None]:
+        return scaled_dot_product_attention(q, k, v), None
+
+    return TINY[0], replace(VARIANTS["pointer"], run=run)  # type: ignore[arg-type]
+
+
+def again(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """A graph that does what it should."""
+    out = run()
+    return lambda: out.copy_(run()), out
+
+
+def stale(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """A graph that read its inputs when it was captured."""
+    return lambda: None, run()
+
+
+def spoilt(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    out = run()
+    return lambda: out.copy_(run())[0, 0, 0].zero_(), out
+
+
+@pytest.mark.parametrize(
+    ("capture", "status", "said"),
+    [(again, "right", ""), (stale, "wrong", "the captured call's output again"), (spoilt, "wrong", "of it differ")],
+)
+def test_a_graph_must_give_what_an_eager_call_gives(capture: graphs.Capture, status: str, said: str) -> None:
+    shape, variant = problem()
+    row = graphs.replayed(Row("graph", "x", "failed"), variant, shape, "none", CPU, torch.float32, capture)
+    assert row.status == status and said in row.note
+
+
+@pytest.mark.usefixtures("pretend")
+def test_a_call_that_cannot_be_captured_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    shape, variant = problem()
+    monkeypatch.setattr(graphs, "captured", raises)
+    monkeypatch.setattr(graphs, "SHAPE", shape)
+    monkeypatch.setattr(graphs, "Clock", lambda device: pretend_clock())
+    monkeypatch.setitem(VARIANTS, "pointer", variant)
+    for tails in graphs.TAILS:
+        (row,) = graphs.graph_rows("pointer", tails, CPU)
+        assert row.status == "failed" and "operation not permitted" in row.note
+
+
+def test_without_a_gpu_no_graph_is_captured() -> None:
+    (row,) = graphs.graph_rows("pointer", "tails by head", CPU)
+    assert (row.kind, row.status, row.note) == ("graph", "unmeasured", "no GPU")
+
+
 def test_the_machine_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, SMI + "\n"))
     found = machine(True)
@@ -133,7 +204,7 @@ def test_the_command_on_a_pretend_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     def checks(tasks: list[Task], device: str, *_: object) -> list[Outcome]:
         assert device == "cuda"
-        rows = [Row("check", task.name, "unmeasured", by=task.work["variant"], off=1e-3) for task in tasks]
+        rows = [Row(task.work["kind"], task.name, "unmeasured", by=task.work["variant"], off=1e-3) for task in tasks]
         return [Outcome((row,), "done", 20.0) for row in rows]
 
     def jobs(tasks: list[Task], device: str, *_: object) -> list[Outcome]:
@@ -143,19 +214,20 @@ def test_the_command_on_a_pretend_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(bench, "run_in_turn", jobs)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert bench.main(["--quick", "--out", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "kernels.json").read_text())
+    found = json.loads((tmp_path / "kernels-h200.json").read_text())
     assert found["measured"] and not found["red"] and set(found["verdicts"]) == set(VARIANTS)
     attend = found["verdicts"]["pointer"][0]
     assert attend["word"] == "met" and "worst 1.05 x" in attend["said"]
-    page = (tmp_path / "kernels.md").read_text()
-    assert "peer, FlashInfer: not run: 3 s were left" in page and "peer, flash-attn-4: exit code -11" in page
+    page = (tmp_path / "kernels-h200.md").read_text()
+    assert "peer, FlashInfer, Wan 14B 720p: not run: 3 s were left" in page
+    assert "peer, flash-attn-4, Wan 14B 720p: exit code -11" in page
     assert all(shape.name in page for shape in SHAPES)
 
 
 def outcome_of(task: Task) -> Outcome:
-    if task.name == "peer, FlashInfer":
+    if task.name == "peer, FlashInfer, Wan 14B 720p":
         return Outcome((), "not run: 3 s were left", 0.0)
-    if task.name == "peer, flash-attn-4":
+    if task.name == "peer, flash-attn-4, Wan 14B 720p":
         return Outcome((), "exit code -11", 30.0)
     rows = []
     for shape in task.work["shapes"]:

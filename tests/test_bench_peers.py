@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
 
 from benchmarks.kernels import __main__ as bench
-from benchmarks.kernels.inputs import defined_rows, kept_blocks, relative, structured
+from benchmarks.kernels import peer_rows as rows_of_peers
+from benchmarks.kernels.inputs import QKV, defined_rows, kept_blocks, relative, structured
 from benchmarks.kernels.peer_rows import gate, gate_shape, peer_rows, reference
 from benchmarks.kernels.peers import PEERS, load, missing
 from benchmarks.kernels.plan import QUICK, TINY, Shape
@@ -70,6 +73,18 @@ def test_what_a_peer_raises_is_a_result() -> None:
     assert row.status == "failed" and row.note == "on a small call: NotImplementedError: this GPU / is not served"
 
 
+def test_a_shape_whose_inputs_do_not_fit_leaves_the_next_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> QKV:
+        if shape.name == "large":
+            raise torch.OutOfMemoryError("no memory")
+        return structured(shape, device, dtype, seed)
+
+    monkeypatch.setattr(rows_of_peers, "structured", no_room)
+    (peer,) = load(fake("RIGHT"))
+    rows = list(peer_rows(peer, [replace(VIDEO, name="large"), VIDEO], [0.5], torch.float32, CLOCK))
+    assert [(row.shape, row.status) for row in rows] == [("large", "failed"), ("tiny video", "unmeasured")]
+
+
 def test_head_sizes_a_peer_does_not_take_are_skipped() -> None:
     (row,) = rows_from("OTHER_SIZES")
     assert row.status == "skipped" and "(128,)" in row.note
@@ -83,6 +98,18 @@ def test_every_adapter_loads_and_says_what_it_lacks() -> None:
     absent = {row.what for row in bench.jobs(QUICK, PEERS, True)[1]}
     if importlib.util.find_spec("flashinfer") is None:
         assert "FlashInfer block-sparse" in absent
+
+
+def test_a_peer_without_a_kernel_for_the_device_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """comfy_kitchen would run its eager reference, or raise, where it has no fused kernel."""
+    (peer,) = load(PEERS["comfy_kitchen"])
+    stand_in = ModuleType("comfy_kitchen")
+    stand_in.sol_attn_is_available = lambda device: False  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", stand_in)
+    shape = Shape("S", (2, 5, 9), 0, 1, 128, 32, 16)
+    (row,) = peer_rows(peer, [shape], [0.5], torch.bfloat16, Clock(torch.device("cuda")))
+    assert (row.status, row.note) == ("skipped", "comfy_kitchen has no fused sol_attn for this device")
+    assert peer.refuses(CPU) is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("comfy_kitchen") is None, reason="comfy_kitchen is not installed")

@@ -2,15 +2,15 @@
 
 Wan 14B and HunyuanVideo 1.5 at 720p, built on the device by their diffusers classes, each in a process with a time
 limit. Every density that the balanced preset asks for in a run of 20 and of 4 steps is timed as one step (one
-evaluation of the transformer, batch 1); the factor of a run is the sum of its steps, without text encoder and VAE.
+evaluation of the transformer, batch 1), the first sparse step of a run apart, with what a run pays once; the factor of
+a run is the sum of its steps, without text encoder and VAE.
 Without a GPU (or with --dry-run) tiny models of the same classes run on the CPU, and every time is unmeasured.
-JSON and Markdown go to benchmarks/results.
+JSON and Markdown go to benchmarks/results, named by the device.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from ..kernels.process import Deadline, Outcome, Task, run_in_turn
-from ..kernels.report import machine
+from ..kernels.report import machine, result_file, write_files
 from .models import MODELS
-from .runs import ASSUMED_TFLOPS, BUILDING, TARGETS, estimate, runs_of, verdict, wanted_densities
+from .runs import ASSUMED_TFLOPS, BUILDING, TARGETS, estimate, first_densities, runs_of, verdict, wanted_densities
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NAMES = tuple(TARGETS)
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="auto", help="backend of the sparse steps")
     parser.add_argument("--repeats", type=int, default=2, help="timed steps per density, after one to warm up")
     parser.add_argument("--minutes", type=float, default=8.5, help="stop after that long")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files, or a .json file")
     options = parser.parse_args(argv)
     if not 1 <= options.repeats <= 20:
         parser.error("--repeats must lie between 1 and 20")
@@ -49,16 +49,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     measured = torch.cuda.is_available() and not options.dry_run
 
-    work = {"kind": "model", "densities": wanted_densities(), "backend": options.backend, "repeats": options.repeats}
+    work = {"kind": "model", "densities": wanted_densities(), "first": first_densities()}
+    work |= {"backend": options.backend, "repeats": options.repeats}
     tasks = [Task(name, {**work, "model": name}, limit / len(options.models)) for name in options.models]
     outcomes = run_in_turn(tasks, "cuda" if measured else "cpu", Deadline.after(options.minutes), _tell)
-    results = collect(machine(measured), measured, list(zip(options.models, outcomes)))
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = "e2e" if measured else "e2e-dry-run"
-    (options.out / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    page = markdown(results)
-    (options.out / f"{name}.md").write_text(page, encoding="utf-8")
-    print(page)
+    about = machine(measured)
+    results = collect(about, measured, list(zip(options.models, outcomes)))
+    part = set(options.models) != set(NAMES)
+    write_files(result_file(options.out, "e2e", about, measured, part=part), results, markdown(results))
     return 0 if all(outcome.ok for outcome in outcomes) else 1
 
 
@@ -70,10 +68,10 @@ def collect(about: dict[str, Any], measured: bool, outcomes: list[tuple[str, Out
     return {
         "machine": about,
         "measured": measured,
-        "steps": [asdict(row) for row in rows],
+        "steps": [row.to_dict() for row in rows],
         "runs": [asdict(run) for run in runs],
         "verdicts": [asdict(one) | {"word": one.word} for one in found],
-        "jobs": [{"name": name, "verdict": one.verdict, "seconds": round(one.seconds, 1)} for name, one in outcomes],
+        "jobs": [one.to_dict(name) for name, one in outcomes],
     }
 
 
@@ -88,10 +86,10 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["Tiny models of the same classes: the densities are those of tiny grids, times are unmeasured.", ""]
     lines += ["| target (H200) | | |", "|---|---|---|"]
     lines += [f"| {v['target']} | **{v['word']}** | {v['said']} |" for v in results["verdicts"]]
-    lines += ["", "| balanced preset | steps | executed | x dense |", "|---|---|---|---|"]
+    lines += ["", "| balanced preset | steps | executed | x dense | without what a run pays once |", "|" + "---|" * 5]
     for run in results["runs"]:
-        factor = cell(run["factor"], ".2f") or "unmeasured"
-        lines.append(f"| {run['model']} | {run['steps']} | {cell(run['executed'], '.3f')} | {factor} |")
+        factors = [cell(run[name], ".2f") or "unmeasured" for name in ("factor", "later_factor")]
+        lines.append(f"| {run['model']} | {run['steps']} | {cell(run['executed'], '.3f')} | {' | '.join(factors)} |")
     lines += ["", "One step is one evaluation of the transformer at batch 1, random weights, bfloat16.", ""]
     lines += ["| model | step | density | executed | attention by | s | +- | weights GiB | peak GiB | note |"]
     lines += ["|" + "---|" * 10]

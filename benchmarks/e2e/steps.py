@@ -1,4 +1,8 @@
-"""Timing one model, in a process of its own: one dense step, then one of every density a schedule asks for."""
+"""Timing one model, in a process of its own: one dense step, then one of every density a schedule asks for.
+
+A run pays some things once, in its first sparse step: the error probe of every layer, index tables. That step is timed
+apart, on its own session, after the kernels have been compiled and loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import contextlib
 import functools
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,14 +25,14 @@ from draftattn_core.report import Position
 
 from ..kernels.row import Row, first_line
 from .models import MODELS, Model, built_on, weight_bytes, without_masks
+from .runs import DENSE, FIRST, SPARSE
 
-DENSE = "dense"
 # Room beside the weights for one step's activations: a guess that only decides whether it is worth trying.
 _ROOM = 6 << 30
 
 
 def step_rows(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
-    """A row per density, dense first; one row saying why if the model cannot be tried."""
+    """A row per density, dense first, and one per first sparse step of a run; one saying why if it cannot be tried."""
     model, repeats = MODELS[work["model"]], int(work["repeats"])
     measured = device.type == "cuda"
     dtype = torch.bfloat16
@@ -63,9 +67,12 @@ def step_rows(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
         row = replace(blank, density=1.0, executed=1.0, by="SDPA", note=said)
         yield _guarded(lambda: _timed(row, step, timesteps, device), row)
     for density in work["densities"]:
-        row = replace(blank, what="sparse", density=density)
-        run = functools.partial(_sparse, row, transformer, work["backend"], step, timesteps, device)
-        yield _guarded(run, row)
+        session = functools.partial(_Session, transformer, work["backend"], density, timesteps)
+        row = replace(blank, what=SPARSE, density=density)
+        yield _guarded(functools.partial(_sparse, row, session, step, timesteps, device), row)
+        if density in work["first"]:
+            row = replace(blank, what=FIRST, density=density, note="with what a run pays once")
+            yield _guarded(functools.partial(_first, row, session, step, timesteps, device), row)
 
 
 def _guarded(run: Callable[[], Row], row: Row) -> Row:
@@ -76,55 +83,112 @@ def _guarded(run: Callable[[], Row], row: Row) -> Row:
         return replace(row, status="failed", note=f"out of memory: {first_line(error)}")
 
 
-def _timed(row: Row, step: Callable[[float], Tensor], timesteps: list[float], device: torch.device) -> Row:
-    """The median of all steps but the first, which warms up."""
-    if device.type != "cuda":
-        out = [step(timestep) for timestep in timesteps][-1]
-        return row if bool(torch.isfinite(out).all()) else replace(row, status="wrong", note="its output is not finite")
-    torch.cuda.reset_peak_memory_stats(device)
-    out, times = step(timesteps[0]), []
-    finite = bool(torch.isfinite(out).all())
-    del out
-    for timestep in timesteps[1:]:
+@dataclass
+class _Steps:
+    """Steps of one kind on one device, each timed where there are CUDA events."""
+
+    device: torch.device
+    finite: bool = True
+    times: list[float] = field(default_factory=list)
+
+    def run(self, step: Callable[[float], Tensor], timestep: float) -> None:
+        """One that is timed."""
+        if self.device.type != "cuda":
+            self.warm_up(step, timestep)
+            return
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        step(timestep)
+        out = step(timestep)
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    if not finite:
-        return replace(row, status="wrong", note="its output is not finite")
-    median = statistics.median(times)
-    peak = float(torch.cuda.max_memory_allocated(device))
-    return replace(row, status="timed", seconds=median, spread=(max(times) - min(times)) / median, extra_bytes=peak)
+        self.times.append(begin.elapsed_time(end) / 1e3)
+        self.finite &= bool(torch.isfinite(out).all())
+
+    def warm_up(self, step: Callable[[float], Tensor], timestep: float) -> None:
+        """One that is not."""
+        self.finite &= bool(torch.isfinite(step(timestep)).all())
+
+    def median(self, row: Row) -> Row:
+        """`row` with what came of them."""
+        if not self.finite:
+            return replace(row, status="wrong", note="its output is not finite")
+        if not self.times:
+            return row
+        median, peak = statistics.median(self.times), float(torch.cuda.max_memory_allocated(self.device))
+        spread = (max(self.times) - min(self.times)) / median
+        return replace(row, status="timed", seconds=median, spread=spread, extra_bytes=peak)
+
+
+def _timed(row: Row, step: Callable[[float], Tensor], timesteps: list[float], device: torch.device) -> Row:
+    """All steps but the first, which warms up."""
+    steps = _Steps(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    steps.warm_up(step, timesteps[0])
+    for timestep in timesteps[1:]:
+        steps.run(step, timestep)
+    return steps.median(row)
+
+
+class _Session:
+    """Draft attention on the transformer while inside, and what it says of its calls."""
+
+    def __init__(self, transformer: nn.Module, backend: str, density: float, timesteps: list[float]) -> None:
+        settings = Settings(schedule=Schedule(((0.0, density),)), backend=backend)
+        self._apply = functools.partial(apply_draft_attention, transformer, settings, timesteps=timesteps)
+        self._used: set[str] = set()
+
+    def __enter__(self) -> _Session:
+        self._handle = self._apply()
+        self._handle.session.on_call = self._note
+        return self
+
+    def _note(self, result: Attention, _position: Position) -> None:
+        self._used.add(result.backend)
+
+    def __exit__(self, *_: object) -> None:
+        self._report = self._handle.finish_run()
+        self._handle.remove()
+
+    def judged(self, row: Row) -> Row:
+        """`row` with what was executed, by which backend; wrong if a single call ran dense."""
+        row = replace(row, executed=self._report.executed_density(), by=", ".join(sorted(self._used)))
+        dense = self._report.calls_dense()
+        if not dense:
+            return row
+        said = ", ".join(f"{count} {reason}" for reason, count in dense.items())
+        said = f"ran dense: {said}. {' '.join(self._report.notes)[:200]}"
+        return replace(row, status="wrong", seconds=None, note=said)
 
 
 def _sparse(
     row: Row,
-    transformer: nn.Module,
-    backend: str,
+    session: Callable[[], _Session],
     step: Callable[[float], Tensor],
     timesteps: list[float],
     device: torch.device,
 ) -> Row:
-    """A step at one density; wrong if a single call of it ran dense."""
-    assert row.density is not None
-    used: set[str] = set()
-
-    def note(result: Attention, _position: Position) -> None:
-        used.add(result.backend)
-
-    settings = Settings(schedule=Schedule(((0.0, row.density),)), backend=backend)
-    with apply_draft_attention(transformer, settings, timesteps=timesteps) as handle:
-        handle.session.on_call = note
+    """A later step at one density: what a run pays once is paid while it warms up."""
+    with session() as one:
         row = _timed(row, step, timesteps, device)
-        report = handle.finish_run()
-    row = replace(row, executed=report.executed_density(), by=", ".join(sorted(used)))
-    dense = report.calls_dense()
-    if dense:
-        said = ", ".join(f"{count} {reason}" for reason, count in dense.items())
-        row = replace(row, status="wrong", seconds=None, note=f"ran dense: {said}. {' '.join(report.notes)[:200]}")
-    return row
+    return one.judged(row)
+
+
+def _first(
+    row: Row,
+    session: Callable[[], _Session],
+    step: Callable[[float], Tensor],
+    timesteps: list[float],
+    device: torch.device,
+) -> Row:
+    """The first step of a session at one density, of as many sessions as other steps are timed; kernels are warm."""
+    steps = _Steps(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in timesteps[1:]:
+        with session() as one:
+            steps.run(step, timesteps[0])
+    return one.judged(steps.median(row))
 
 
 def dense_order(model: Model, device: torch.device) -> tuple[list[SDPBackend], str]:

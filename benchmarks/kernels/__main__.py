@@ -3,25 +3,28 @@
 Everything runs in processes of its own with time limits, so that a deadlock is a result and not a hang. While a kernel
 that the pack ships is wrong no speed is told; a variant that is opt-in then loses its own speeds only. Without a GPU
 (or with --dry-run) the same work is done on tiny calls by Triton's interpreter, and every speed is unmeasured.
-JSON and Markdown go to benchmarks/results.
+JSON and Markdown go to benchmarks/results, named by the device.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .checks import checks_for
-from .peers import PEERS, load, missing
+from .graphs import TAILS, graph_rows
+from .peers import PEERS, Peer, load, missing
 from .plan import (
     DENSITIES,
+    FIRST_SHAPES,
     FULL,
     QUICK,
     SHAPES,
@@ -30,15 +33,16 @@ from .plan import (
     TINY_DENSITIES,
     Effort,
     Job,
+    Shape,
     dense_job,
     describe,
     ours_job,
     peer_job,
 )
 from .process import Deadline, Outcome, Task, run_at_once, run_in_turn
-from .report import Results, machine, markdown
-from .row import Row
-from .variants import VARIANTS
+from .report import Results, machine, markdown, result_file, write_files
+from .row import Kind, Row
+from .variants import VARIANTS, Variant
 from .verdicts import verdicts
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -49,12 +53,17 @@ CHECK_LIMITS = {"cuda": 150.0, "cpu": 1200.0}
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py bench kernels", description="Check, then time, the GPU kernels.")
-    parser.add_argument("--quick", action="store_true", help="short measurements, peers on two shapes: under 9 minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="short measurements, peers on the first shapes only: under 9 minutes"
+    )
     parser.add_argument("--dry-run", action="store_true", help="no speeds: tiny calls on the CPU")
     parser.add_argument("--plan", action="store_true", help="print what would run and how long it may take, and end")
     parser.add_argument("--minutes", type=float, help="stop after that long (8.5 with --quick, else 40; dry 120)")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), metavar="NAME", help=f"only of {list(PEERS)}")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="NAME", help=f"of {list(VARIANTS)}")
+    names = [shape.name for shape in (*SHAPES, *TINY)]
+    parser.add_argument("--shapes", nargs="+", choices=names, metavar="NAME", help=f"only of {names}")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files, or a .json file")
     options = parser.parse_args(argv)
 
     if options.minutes is not None and options.minutes <= 0:
@@ -67,11 +76,16 @@ def main(argv: list[str] | None = None) -> int:
     peers = {name: target for name, target in PEERS.items() if options.peers is None or name in options.peers}
     # A plan is one for a GPU, also where there is none.
     for_gpu = measured or options.plan
-    checks = checks_for("cuda" if for_gpu else "cpu", options.quick)
-    wanted, absent = jobs(effort, peers, for_gpu)
+    variants = {name: one for name, one in VARIANTS.items() if options.variants is None or name in options.variants}
+    shapes = tuple(s for s in (SHAPES if for_gpu else TINY) if options.shapes is None or s.name in options.shapes)
+    if not shapes:
+        parser.error(f"none of the shapes {', '.join(options.shapes)} is one of this run's: see --help")
+    checks = checks_for("cuda" if for_gpu else "cpu", options.quick, variants)
+    wanted, absent = jobs(effort, peers, for_gpu, shapes, variants)
+    part = not (options.peers is None and options.variants is None and options.shapes is None)
     at_once = max(1, min(8, (os.cpu_count() or 1) // 2)) if for_gpu else 1
     if options.plan:
-        print(describe(len(checks), CHECK_LIMITS["cuda"], at_once, wanted, effort))
+        print(describe(len(checks) + len(variants) * len(TAILS), CHECK_LIMITS["cuda"], at_once, wanted, effort))
         print("\n".join(f"left out, {row.what} {row.by}: {row.note}" for row in absent))
         return 0
     if importlib.util.find_spec("triton") is None:
@@ -81,46 +95,87 @@ def main(argv: list[str] | None = None) -> int:
     # One that is opt-in, and may hang, is not waited for as long.
     patience = {name: 1.0 if variant.required else 0.6 for name, variant in VARIANTS.items()}
     tasks = [Task(one.name, one.work(), patience[one.variant] * CHECK_LIMITS[device]) for one in checks]
-    check_rows = _checked(tasks, run_at_once(tasks, device, deadline, at_once, _tell))
+    graphs = [(name, tails) for name in variants for tails in TAILS]
+    if measured:
+        tasks += [_graph_task(*graph, CHECK_LIMITS[device]) for graph in graphs]
+    checked = run_at_once(tasks, device, deadline, at_once, _tell)
+    check_rows = _checked(tasks, checked)
+    if not measured:
+        check_rows += [row for graph in graphs for row in graph_rows(*graph, torch.device(device))]
     red, broken = judge(check_rows)
     outcomes: list[tuple[str, Outcome]] = []
     if not red:
         wanted = [job for job in wanted if job.work.get("variant") not in broken]
         turn = [Task(job.name, job.work, job.limit if measured else CHECK_LIMITS["cpu"]) for job in wanted]
         outcomes = list(zip((task.name for task in turn), run_in_turn(turn, device, deadline, _tell)))
-    results = collect(machine(measured), measured, red, [*check_rows, *absent], outcomes)
-    write(results, options.out, "kernels" if measured else "kernels-dry-run")
+    about = machine(measured)
+    named = list(zip((task.name for task in tasks), checked))
+    results = collect(about, measured, red, [*check_rows, *absent], outcomes, named, variants)
+    path = result_file(options.out, "kernels", about, measured, part=part)
+    write_files(path, results.to_dict(), markdown(results))
     return 1 if results.red else 0
 
 
-def jobs(effort: Effort, peers: dict[str, str], measured: bool) -> tuple[list[Job], list[Row]]:
-    """The jobs in the order of their worth, and rows for peers that are not there."""
-    shapes, peer_shapes = (SHAPES, effort.peer_shapes) if measured else (TINY, TINY)
-    densities = DENSITIES if measured else TINY_DENSITIES
-    device_type = "cuda" if measured else "cpu"
+def jobs(
+    effort: Effort,
+    peers: dict[str, str],
+    for_gpu: bool,
+    shapes: tuple[Shape, ...] = SHAPES,
+    variants: Mapping[str, Variant] = VARIANTS,
+) -> tuple[list[Job], list[Row]]:
+    """The jobs in the order of their worth, and rows for peers that are not there.
+
+    Everyone's dense attention on all shapes, so that one best dense call holds for all that is compared with it; then
+    on the first shapes our variants and the peers that targets name; then our variants, those peers and the others on
+    the shapes that are left.
+    """
+    densities = DENSITIES if for_gpu else TINY_DENSITIES
+    there, absent = _installed(peers, "cuda" if for_gpu else "cpu")
+    first = tuple(shape for shape in shapes if shape in FIRST_SHAPES) if for_gpu else shapes
+    rest = tuple(shape for shape in shapes if shape not in first)
+    compiled: set[int] = set()
     wanted = [dense_job(shapes, effort)]
-    wanted += [
-        ours_job(shape, name, effort, densities) for name, one in VARIANTS.items() if one.required for shape in shapes
-    ]
+
+    def ours(some: tuple[Shape, ...], name: str, one: Variant) -> None:
+        for shape in some:
+            compiles = not one.required or shape.dim not in compiled
+            wanted.append(ours_job(shape, name, effort, densities, required=one.required, compiles=compiles))
+            compiled.add(shape.dim)
+
+    def of_peers(names: Iterable[str], some: tuple[Shape, ...], kind: str) -> None:
+        for name in names:
+            count = sum(peer.kind == kind for peer in there.get(name, ()))
+            if count and some:
+                wanted.append(peer_job(name, peers[name], {kind: count}, effort, some, densities))
+
+    others = [name for name in peers if name not in TARGET_PEERS]
+    of_peers(peers, shapes, "dense")
+    for some in (first, rest):
+        for name, one in variants.items():
+            if one.required or some is first or effort.everywhere:
+                ours(some, name, one)
+        if some is first or effort.everywhere:
+            of_peers((name for name in TARGET_PEERS if name in peers), some, "peer")
+    of_peers(others, shapes if effort.everywhere else shapes[:1], "peer")
+    return wanted, absent
+
+
+def _installed(peers: dict[str, str], device_type: str) -> tuple[dict[str, list[Peer]], list[Row]]:
+    """Peers that can be tried, by package, and rows for the others."""
+    there: dict[str, list[Peer]] = {}
     absent = []
-    of_peers = []
     for name, target in peers.items():
-        there = []
         for peer in load(target):
             why = missing(peer, device_type)
             if why is None:
-                there.append(peer)
+                there.setdefault(name, []).append(peer)
             else:
                 absent.append(Row(peer.kind, peer.name, "skipped", by=peer.by, note=why))
-        if there:
-            taken = peer_shapes if not measured or name in TARGET_PEERS else peer_shapes[: effort.other_shapes]
-            of_peers.append(peer_job(name, target, len(there), effort, taken, densities))
-    # Those of the targets first, which are timed on more shapes, then variants that are opt-in, then the others.
-    wanted += of_peers[:2]
-    for name, one in VARIANTS.items():
-        if not one.required:
-            wanted += [ours_job(shape, name, effort, densities) for shape in peer_shapes]
-    return wanted + of_peers[2:], absent
+    return there, absent
+
+
+def _graph_task(variant: str, tails: str, limit: float) -> Task:
+    return Task(f"{variant}, CUDA graph, {tails}", {"kind": "graph", "variant": variant, "tails": tails}, limit)
 
 
 def _checked(tasks: list[Task], outcomes: list[Outcome]) -> list[Row]:
@@ -131,7 +186,8 @@ def _checked(tasks: list[Task], outcomes: list[Outcome]) -> list[Row]:
             rows += outcome.rows
         else:
             by, said = task.work["variant"], outcome.verdict
-            rows.append(Row("check", task.name, "failed", by=by, seconds=outcome.seconds, note=said))
+            kind: Kind = "graph" if task.work.get("kind") == "graph" else "check"
+            rows.append(Row(kind, task.name, "failed", by=by, seconds=outcome.seconds, note=said))
     return rows
 
 
@@ -139,7 +195,7 @@ def judge(check_rows: list[Row]) -> tuple[list[str], set[str]]:
     """What forbids any speed, and the opt-in variants that lose theirs."""
     red, broken = [], set()
     for row in check_rows:
-        if row.status in ("wrong", "failed"):
+        if row.kind == "check" and row.status in ("wrong", "failed"):
             if VARIANTS[row.by].required:
                 red.append(f"{row.what}: {row.note}")
             else:
@@ -148,7 +204,13 @@ def judge(check_rows: list[Row]) -> tuple[list[str], set[str]]:
 
 
 def collect(
-    about: dict[str, object], measured: bool, red: list[str], rows: list[Row], outcomes: list[tuple[str, Outcome]]
+    about: dict[str, Any],
+    measured: bool,
+    red: list[str],
+    rows: list[Row],
+    outcomes: list[tuple[str, Outcome]],
+    checked: Iterable[tuple[str, Outcome]] = (),
+    variants: Mapping[str, Variant] = VARIANTS,
 ) -> Results:
     """Results of the jobs, with speeds withheld where a kernel proved wrong at full size."""
     rows = [*rows, *(row for _, outcome in outcomes for row in outcome.rows)]
@@ -162,22 +224,14 @@ def collect(
                 red += [f"{row.what}, {row.shape}, density {row.density}: {row.note}" for row in wrong]
     found = tuple(
         (name, tuple(verdicts(rows, str(about["device"]), name)))
-        for name in VARIANTS
-        if VARIANTS[name].required or any(row.by == name and row.kind == "ours" for row in rows)
+        for name, one in variants.items()
+        if one.required or any(row.by == name and row.kind == "ours" for row in rows)
     )
-    return Results(dict(about), measured, tuple(red), tuple(rows), tuple(outcomes), found)
+    return Results(dict(about), measured, tuple(red), tuple(rows), tuple(checked), tuple(outcomes), found)
 
 
 def _withheld(row: Row, variant: str) -> bool:
     return row.kind == "ours" and row.by == variant and row.status == "timed"
-
-
-def write(results: Results, folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n", encoding="utf-8")
-    page = markdown(results)
-    (folder / f"{name}.md").write_text(page, encoding="utf-8")
-    print(page)
 
 
 def _tell(task: Task, outcome: Outcome) -> None:

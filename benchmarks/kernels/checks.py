@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +15,17 @@ from draftattn_core.attention import attend
 from draftattn_core.backends import triton_door
 from draftattn_core.backends.reference import attend_reference
 from draftattn_core.backends.request import AttendRequest
+from draftattn_core.draft import draft_logits
 from draftattn_core.layout import build_tables
 from draftattn_core.policy import TailName
-from draftattn_core.selection import select_from_draft
 
 from .inputs import LIMITS, relative, structured
+from .measure import after_failure
 from .ours import make_call, shuffled
 from .plan import Shape
 from .row import Row
+from .selections import difference
+from .timing import Clock
 from .variants import VARIANTS, Lists
 
 
@@ -48,14 +51,14 @@ CASES = (("bfloat16", 64, "linear1"), ("bfloat16", 128, "mixed"), ("bfloat16", 6
 INTERPRETED_CASES = (("float32", 64, "linear1"), ("float16", 64, "linear1"), ("float32", 64, "mixed"))
 
 
-def checks_for(device_type: str, quick: bool) -> list[Check]:
-    """The checks to run on a kind of device.
+def checks_for(device_type: str, quick: bool, variants: Iterable[str] = VARIANTS) -> list[Check]:
+    """The checks to run on a kind of device, of some variants.
 
     Triton's interpreter knows no right bfloat16 products, so on the CPU float32 takes its place, and one head size
     stands for both with `quick`.
     """
     wanted = []
-    for name in VARIANTS:
+    for name in variants:
         for dim in (128, 64):
             if device_type == "cuda":
                 wanted += [Check(name, dim, *case) for case in CASES]
@@ -72,23 +75,49 @@ def check_rows(check: Check, device: torch.device) -> Iterator[Row]:
         yield Row("check", check.name, "skipped", by=check.variant, note=why)
         return
     dtype = getattr(torch, check.dtype)
-    found = list(errors_of(check, device, dtype))
-    wrong = [f"{name} is off by {error:.1e}" for name, error, limit in found if not error <= limit]
-    worst = max(error for name, error, _ in found if name != "selection")
-    said = "; ".join(wrong) + (f", the limit is {LIMITS[dtype]:.0e}" if wrong else "")
+    found: list[Found] = []
+    raised = None
+    try:
+        found.extend(errors_of(check, device, dtype))
+    except Exception as failure:
+        # What was compared before is told too; a device that no longer answers ends the process here.
+        raised = after_failure(Row("check", "", "failed"), failure, Clock(device)).note
+    wrong = [one.said for one in found if not one.error <= one.limit]
+    said = "; ".join(wrong)
+    if raised is not None:
+        said = "; ".join(filter(None, [said, f"raised after {len(found)} comparisons: {raised}"]))
     yield Row(
         "check",
         check.name,
-        "wrong" if wrong else "unmeasured",
+        "wrong" if wrong else "failed" if raised is not None else "unmeasured",
         by=check.variant,
-        off=worst,
+        off=max((one.error for one in found if one.limit), default=None),
         seconds=time.monotonic() - start,
-        note=said,
+        note=said or "; ".join(filter(None, (one.note for one in found))),
     )
 
 
-def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float, float]]:
-    """(what, error, limit) on two calls: one with masked text on both sides, one of video alone, as the bench times."""
+class Found(NamedTuple):
+    """One comparison: what, how far off it was, how far it may be, and what else is to be said.
+
+    A limit of 0 means that things are counted, not measured.
+    """
+
+    name: str
+    error: float
+    limit: float
+    note: str = ""
+
+    @property
+    def said(self) -> str:
+        """What is wrong, in words."""
+        if not self.limit:
+            return f"{self.name}: {self.error:.0f} wrong"
+        return f"{self.name} is off by {self.error:.1e}, the limit is {self.limit:.0e}"
+
+
+def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterator[Found]:
+    """Two calls: one with masked text on both sides, one of video alone, as the bench times."""
     tiny = device.type == "cpu"
     sizes = (32, 16) if tiny else (128, check.k_block)
     grid = TokenGrid(3, 5, 7) if tiny else TokenGrid(5, 19, 23)
@@ -108,8 +137,9 @@ def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterato
         truth = attend_reference(call.request)
         label = "with text" if with_text else "video alone"
         draft, _, _ = triton_door.prepare(q, k, v, tables, policy, copy=False)
-        other = select_from_draft(draft, tables, policy, call.request.scale)
-        yield f"selection {label}", float((call.request.keep ^ other).sum()), 0.0
+        scores = draft_logits(draft, tables, call.request.scale)
+        selected = difference(scores, call.request.keep, tables, policy)
+        yield Found(f"selection {label}", float(selected.wrong), 0.0, selected.note)
         runs: dict[str, tuple[AttendRequest, Lists, tuple[Tensor, Tensor] | None]] = {
             "attend": (call.request, call.lists, call.in_order),
             "attend, lists shuffled": (call.request, shuffled(*call.lists), call.in_order),
@@ -117,14 +147,14 @@ def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterato
         if variant.gathers:
             runs["attend, K and V gathered"] = (call.request, call.lists, None)
         for name, arguments in runs.items():
-            yield f"{name}, {label}", relative(variant.attend(*arguments), truth), LIMITS[dtype]
+            yield Found(f"{name}, {label}", relative(variant.attend(*arguments), truth), LIMITS[dtype])
         bare = replace(call.request, tail=None)
         if not policy.drops:
             out = variant.attend(bare, call.lists, call.in_order)
-            yield f"attend without tail, {label}", relative(out, attend_reference(bare)), LIMITS[dtype]
+            yield Found(f"attend without tail, {label}", relative(out, attend_reference(bare)), LIMITS[dtype])
         # Runs the backend's own check on first use, and is refused with its reason where that fails.
         public = attend(q, k, v, layout, policy, backend=variant.backend, key_bias=bias)
-        yield f"the public call, {label}", relative(public.out, truth), LIMITS[dtype]
+        yield Found(f"the public call, {label}", relative(public.out, truth), LIMITS[dtype])
 
 
 def _tail(name: str) -> TailName:

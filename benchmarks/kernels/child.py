@@ -17,15 +17,16 @@ import torch
 
 from draftattn_core.backends import triton_door
 
-from . import dense, ours
+from . import dense, graphs, ours
 from .checks import Check, check_rows
 from .inputs import structured
+from .measure import guarded
 from .peer_rows import peer_rows
 from .peers import load, missing
 from .plan import Shape, shape_from
-from .row import DONE, READY, Row
+from .row import DONE, READY, WHOLE, Row
 from .timing import Clock
-from .variants import VARIANTS
+from .variants import VARIANTS, Variant
 
 Handler = Callable[[dict[str, Any], torch.device], Iterator[Row]]
 
@@ -40,20 +41,34 @@ def _dense(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
     clock, dtype, shapes = _effort(work, device)
     yield from dense.ceilings(clock)
     for shape in shapes:
-        yield from dense.dense_rows(shape, structured(shape, device, dtype), clock)
+        yield from guarded(Row("dense", "SDPA", "failed", shape.name), _dense_rows(shape, dtype, clock), clock)
+
+
+def _dense_rows(shape: Shape, dtype: torch.dtype, clock: Clock) -> Iterator[Row]:
+    yield from dense.dense_rows(shape, structured(shape, clock.device, dtype), clock)
 
 
 def _ours(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
     clock, dtype, shapes = _effort(work, device)
+    variant = VARIANTS[work["variant"]]
     for shape in shapes:
-        qkv = structured(shape, device, dtype)
-        for density in work["densities"]:
-            yield from ours.our_rows(shape, qkv, density, VARIANTS[work["variant"]], clock)
+        blank = Row("ours", WHOLE, "failed", shape.name, variant.name)
+        yield from guarded(blank, _our_rows(shape, dtype, work["densities"], variant, clock), clock)
+
+
+def _our_rows(
+    shape: Shape, dtype: torch.dtype, densities: list[float], variant: Variant, clock: Clock
+) -> Iterator[Row]:
+    qkv = structured(shape, clock.device, dtype)
+    for density in densities:
+        yield from ours.our_rows(shape, qkv, density, variant, clock)
 
 
 def _peer(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
     clock, dtype, shapes = _effort(work, device)
     for peer in load(work["peer"]):
+        if peer.kind not in work["parts"]:
+            continue
         why = missing(peer, device.type)
         if why is None:
             yield from peer_rows(peer, shapes, work["densities"], dtype, clock)
@@ -64,6 +79,10 @@ def _peer(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
 def _check(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
     plain = {name: value for name, value in work.items() if name != "kind"}
     return check_rows(Check(**plain), device)
+
+
+def _graph(work: dict[str, Any], device: torch.device) -> Iterator[Row]:
+    return graphs.graph_rows(work["variant"], work["tails"], device)
 
 
 def handler(kind: str) -> Handler:
@@ -77,9 +96,9 @@ def handler(kind: str) -> Handler:
         from ..e2e.steps import step_rows
 
         return step_rows
-    if kind in ("check", "ours"):
+    if kind in ("check", "ours", "graph"):
         triton_door.kernel_module("attend_pointer")
-    known: dict[str, Handler] = {"check": _check, "dense": _dense, "ours": _ours, "peer": _peer}
+    known: dict[str, Handler] = {"check": _check, "graph": _graph, "dense": _dense, "ours": _ours, "peer": _peer}
     if kind not in known:
         raise ValueError(f"no job of kind {kind!r}")
     return known[kind]

@@ -15,7 +15,7 @@ from .inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
 from .measure import measured
 from .plan import Shape
 from .row import Row, first_line
-from .timing import Clock, poison
+from .timing import Clock
 
 # Math is left out: it builds the whole L x L map.
 DENSE = {
@@ -81,8 +81,7 @@ def dense_rows(shape: Shape, qkv: QKV, clock: Clock) -> Iterator[Row]:
 
         row = Row("dense", name, "failed", shape.name, density=1.0, executed=1.0, flops=shape.flops)
         row = replace(row, io_bytes=shape.bytes)
-        poison(q)
-        row = measured(row, run, clock, off=off, limit=limit, error=off, memory=True)
+        row = measured(row, run, clock, off=off, limit=limit, error=off, memory=True, poisons=q)
         if row.status == "failed" and any(said in row.note for said in _NO_KERNEL):
             row = replace(row, status="skipped", note="torch has no kernel of this backend for the call")
         yield row

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .row import Row, first_line
-from .timing import Clock
+from .timing import Clock, poison
 
 Figure = Callable[[Tensor], float]
 
@@ -23,6 +23,7 @@ def measured(
     limit: float,
     error: Figure | None = None,
     memory: bool = False,
+    poisons: Tensor | None = None,
 ) -> Row:
     """`row` with its status and figures filled in.
 
@@ -32,11 +33,14 @@ def measured(
         off: how far an output is from what it should be; more than `limit` is wrong, and no speed is told.
         error: how far it is from dense attention, or None.
         memory: measure peak memory too, by one more run.
+        poisons: shaped like the output, see `poison`.
 
     Raises:
         Exception: if the device no longer answers after an error; what else would run in this process is lost.
     """
     try:
+        if poisons is not None:
+            poison(poisons)
         out = run()
         clock.wait()
         found = off(out) if bool(torch.isfinite(out).all()) else float("inf")
@@ -69,3 +73,15 @@ def after_failure(row: Row, failure: Exception, clock: Clock) -> Row:
     if isinstance(failure, torch.OutOfMemoryError) and clock.measures:
         torch.cuda.empty_cache()
     return replace(row, status="failed", note=first_line(failure))
+
+
+def guarded(blank: Row, rows: Iterator[Row], clock: Clock) -> Iterator[Row]:
+    """The rows; where making them raises, `blank` says what, and whatever comes after these rows goes on.
+
+    Raises:
+        Exception: what the device says, if it no longer answers.
+    """
+    try:
+        yield from rows
+    except Exception as failure:
+        yield after_failure(blank, failure, clock)

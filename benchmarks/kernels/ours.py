@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -14,19 +15,15 @@ from draftattn_core.backends import triton_door
 from draftattn_core.backends.request import AttendRequest
 from draftattn_core.draft import Draft, draft_logits
 from draftattn_core.layout import LayoutTables, build_tables
-from draftattn_core.policy import TailName
-from draftattn_core.selection import select_blocks
 
 from . import row as names
 from .inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
-from .measure import after_failure, measured, timed
-from .plan import Shape
+from .measure import after_failure, guarded, measured, timed
+from .plan import OTHER_TAILS, TAIL, Shape
 from .row import Row
-from .timing import Clock, poison
+from .selections import Difference, difference
+from .timing import Clock
 from .variants import Lists, Variant
-
-TAIL: TailName = "linear1"
-OTHER_TAILS: tuple[TailName, ...] = ("none", "mean", "linear0", "linear2")
 
 
 @dataclass(frozen=True)
@@ -84,18 +81,22 @@ def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Cl
 
     The parts of selection and preparation are the same for every variant and are measured with the required one.
     """
+    blank = Row("ours", names.WHOLE, "failed", shape.name, variant.name, density, io_bytes=shape.bytes)
+    why = variant.refuses(qkv[0].device, shape.dim)
+    if why is not None:
+        yield replace(blank, status="skipped", note=why)
+        return
+    yield from guarded(blank, _rows(shape, qkv, density, variant, clock, blank), clock)
+
+
+def _rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock, blank: Row) -> Iterator[Row]:
+    """`our_rows` of a variant that serves the call. Raises where setting up does: no row could be measured then."""
     q = qkv[0]
-    policy = Policy(density=density, tail=TAIL)
+    policy, scale = Policy(density=density, tail=TAIL), shape.dim**-0.5
     tables = build_tables(shape.layout, q.device)
     rows = sampled(shape.tokens, shape.layout.grid.tokens).to(q.device)
-    dense = defined_rows(qkv, tables.perm[rows], shape.dim**-0.5)
+    dense = defined_rows(qkv, tables.perm[rows], scale)
     limit = FULL_SIZE_LIMITS[q.dtype]
-    blank = Row("ours", "", "failed", shape.name, variant.name, density, io_bytes=shape.bytes)
-
-    why = variant.refuses(q.device, shape.dim)
-    if why is not None:
-        yield replace(blank, what=names.WHOLE, status="skipped", note=why)
-        return
 
     def of(out: Tensor) -> Tensor:
         return out[0][:, tables.perm[rows]]
@@ -104,63 +105,59 @@ def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Cl
         return relative(of(out), dense)
 
     def whole(policy: Policy = policy) -> Tensor:
-        return variant.run(*qkv, tables, policy, None, shape.dim**-0.5)[0]
+        return variant.run(*qkv, tables, policy, None, scale)[0]
 
-    try:
-        # What the backend does with its heads in groups is judged by the request it says this amounts to.
-        _, asked = variant.run(*qkv, tables, policy, None, shape.dim**-0.5)
-        executed, asked_truth = executed_of(asked), expected_of(asked, rows)
-        del asked
-        call = make_call(qkv, tables, policy)
-    except Exception as failure:
-        yield after_failure(replace(blank, what=names.WHOLE), failure, clock)
-        return
+    # What the backend does with its heads in groups is judged by the request it says this amounts to.
+    _, asked = variant.run(*qkv, tables, policy, None, scale)
+    executed, asked_truth = executed_of(asked), expected_of(asked, rows)
+    del asked
+    call = make_call(qkv, tables, policy)
     blank = replace(blank, executed=executed, flops=shape.flops * executed)
     truth, bare_truth = (expected_of(request, rows) for request in (call.request, call.bare))
 
-    def attend(
-        what: str, request: AttendRequest, expected: Tensor, lists: Lists | None = None, gathered: bool = False
-    ) -> Row:
-        in_order = None if gathered else call.in_order
-        poison(q)
+    def measure(what: str, run: Callable[[], Tensor], expected: Tensor) -> Row:
         return measured(
             replace(blank, what=what),
-            lambda: variant.attend(request, lists or call.lists, in_order),
+            run,
             clock,
             off=lambda out: relative(of(out), expected),
             limit=limit,
             error=error,
             memory=True,
+            poisons=q,
         )
 
-    poison(q)
-    yield measured(
-        replace(blank, what=names.WHOLE),
-        whole,
-        clock,
-        off=lambda out: relative(of(out), asked_truth),
-        limit=limit,
-        error=error,
-        memory=True,
-    )
-    yield attend(names.ATTEND, call.bare, bare_truth)
-    yield attend(names.ATTEND_TAIL, call.request, truth)
-    yield attend(names.SHUFFLED, call.bare, bare_truth, shuffled(*call.lists))
+    def attend(request: AttendRequest, lists: Lists | None = None, gathered: bool = False) -> Tensor:
+        return variant.attend(request, lists or call.lists, None if gathered else call.in_order)
+
+    def in_random_order() -> Iterator[Row]:
+        lists = shuffled(*call.lists)
+        yield measure(names.SHUFFLED, lambda: attend(call.bare, lists), bare_truth)
+
+    yield measure(names.WHOLE, whole, asked_truth)
+    yield measure(names.ATTEND, lambda: attend(call.bare), bare_truth)
+    yield measure(names.ATTEND_TAIL, lambda: attend(call.request), truth)
+    yield from guarded(replace(blank, what=names.SHUFFLED), in_random_order(), clock)
     if variant.required:
-        yield from part_rows(replace(blank, flops=None), qkv, tables, policy, clock)
+        parts = replace(blank, what=names.PREPARE, flops=None)
+        yield from guarded(parts, part_rows(parts, qkv, tables, policy, clock), clock)
     if variant.gathers:
-        yield attend(names.GATHERED, call.bare, bare_truth, gathered=True)
+        yield measure(names.GATHERED, lambda: attend(call.bare, gathered=True), bare_truth)
     if variant.required:
         for name in OTHER_TAILS:
-            yield _tail_row(replace(blank, what=f"tail {name}"), whole(replace(policy, tail=name)), error)
+            run = functools.partial(whole, replace(policy, tail=name))
+            yield _tail_row(replace(blank, what=f"tail {name}"), run, error, clock)
     if shape.k_block != shape.q_block:
         del call
         yield coarse_row(shape, qkv, density, variant, clock, blank, error)
 
 
-def _tail_row(row: Row, out: Tensor, error: Callable[[Tensor], float]) -> Row:
+def _tail_row(row: Row, run: Callable[[], Tensor], error: Callable[[Tensor], float], clock: Clock) -> Row:
     """What another tail would err, at the same selection; its time is not of interest."""
-    return replace(row, status="unmeasured", error=error(out), note="error only")
+    try:
+        return replace(row, status="unmeasured", error=error(run()), note="error only")
+    except Exception as failure:
+        return after_failure(row, failure, clock)
 
 
 def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock: Clock) -> Iterator[Row]:
@@ -176,21 +173,23 @@ def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock:
     }
     for what, run in parts.items():
         try:
-            wrong = misplaced(draft, tables, policy, scale) if what == names.SELECT else 0
-            if wrong:
-                said = f"{wrong} block pairs of four heads are not those of the reference"
-                yield replace(blank, what=what, status="wrong", note=said)
-                continue
-            yield timed(replace(blank, what=what), run, clock, memory=True)
+            row = replace(blank, what=what)
+            if what == names.SELECT:
+                found = selection_difference(draft.of_heads(slice(0, 4)), tables, policy, scale)
+                row = replace(row, note=found.note and f"of four heads, {found.note}")
+                if found.wrong:
+                    said = f"{found.wrong} block pairs of four heads are not those of the definition"
+                    yield replace(row, status="wrong", note=said)
+                    continue
+            yield timed(row, run, clock, memory=True)
         except Exception as failure:
             yield after_failure(replace(blank, what=what), failure, clock)
 
 
-def misplaced(draft: Draft, tables: LayoutTables, policy: Policy, scale: float) -> int:
-    """Block pairs of four heads in which the kernels' selection differs from the core's on the same scores."""
-    scores = draft_logits(draft.of_heads(slice(0, 4)), tables, scale)
-    ours = triton_door.select_scores(scores, tables, policy).keep
-    return int((ours ^ select_blocks(scores, tables, policy)).sum())
+def selection_difference(draft: Draft, tables: LayoutTables, policy: Policy, scale: float) -> Difference:
+    """How the kernels' selection differs from the definition on the same scores."""
+    scores = draft_logits(draft, tables, scale)
+    return difference(scores, triton_door.select_scores(scores, tables, policy).keep, tables, policy)
 
 
 def coarse_row(

@@ -14,7 +14,7 @@ from draftattn_core.backends.request import AttendRequest
 from draftattn_core.layout import Layout, build_tables
 
 from .inputs import FULL_SIZE_LIMITS, KeptBlocks, defined_rows, kept_blocks, relative, sampled, structured
-from .measure import after_failure, measured, timed
+from .measure import after_failure, guarded, measured, timed
 from .peers import Peer
 from .plan import Shape
 from .row import Row, first_line
@@ -34,6 +34,10 @@ def peer_rows(
         return
     small = gate_shape(peer, served[0], clock)
     try:
+        why = peer.refuses(clock.device)
+        if why is not None:
+            yield replace(blank, status="skipped", note=why)
+            return
         off = gate(peer, small, dtype, clock)
     except ImportError as failure:
         yield replace(blank, status="skipped", note=f"not importable: {first_line(failure)}")
@@ -50,19 +54,27 @@ def peer_rows(
         if shape.dim not in peer.dims:
             yield replace(blank, status="skipped", shape=shape.name, note=f"takes head sizes {peer.dims} only")
             continue
-        fitted = _fitted(peer, shape)
-        qkv = structured(fitted, clock.device, dtype)
-        rows = sampled(shape.tokens, shape.layout.grid.tokens).to(clock.device)
-        perm = build_tables(fitted.layout, clock.device).perm
-        dense = defined_rows(qkv, perm[rows], shape.dim**-0.5)
-        for density in densities:
-            row = replace(blank, shape=shape.name, density=density, io_bytes=shape.bytes)
-            try:
-                call = kept_blocks(fitted, qkv, density)
-                yield _timed_row(peer, row, call, rows, perm, dense, clock)
-                del call
-            except Exception as failure:
-                yield after_failure(row, failure, clock)
+        row = replace(blank, shape=shape.name, io_bytes=shape.bytes)
+        yield from guarded(row, _shape_rows(peer, shape, densities, dtype, clock, row), clock)
+
+
+def _shape_rows(
+    peer: Peer, shape: Shape, densities: list[float], dtype: torch.dtype, clock: Clock, blank: Row
+) -> Iterator[Row]:
+    """A row per density at one shape. Raises where its inputs cannot be made."""
+    fitted = _fitted(peer, shape)
+    qkv = structured(fitted, clock.device, dtype)
+    rows = sampled(shape.tokens, shape.layout.grid.tokens).to(clock.device)
+    perm = build_tables(fitted.layout, clock.device).perm
+    dense = defined_rows(qkv, perm[rows], shape.dim**-0.5)
+    for density in densities:
+        row = replace(blank, density=density)
+        try:
+            call = kept_blocks(fitted, qkv, density)
+            yield _timed_row(peer, row, call, rows, perm, dense, clock)
+            del call
+        except Exception as failure:
+            yield after_failure(row, failure, clock)
 
 
 def _fitted(peer: Peer, shape: Shape) -> Shape:

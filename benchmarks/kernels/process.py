@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from .row import DONE, READY, Row, row_of
 ROOT = Path(__file__).resolve().parents[2]
 # How long a killed process may take to go before it is left behind, and the least time worth starting a job in.
 GRACE, WORTH_STARTING = 5.0, 20.0
-_KEPT_LINES = 60
+# Of a child's output.
+_KEPT_LINES, _KEPT_LENGTH = 60, 500
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,22 @@ class Outcome:
         rows: those it printed, also when it did not end well.
         verdict: "done", or what happened.
         seconds: from its being told to go.
+        said: the last lines of what else it printed.
     """
 
     rows: tuple[Row, ...]
     verdict: str
     seconds: float
+    said: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         return self.verdict == "done"
+
+    def to_dict(self, name: str) -> dict[str, Any]:
+        """As plain values for JSON, with the last lines it printed if it did not end well."""
+        plain = {"name": name, "verdict": self.verdict, "seconds": round(self.seconds, 1)}
+        return plain if self.ok else plain | {"said": list(self.said)}
 
 
 class Child:
@@ -83,7 +91,7 @@ class Child:
             elif line.startswith(DONE):
                 self._done = True
             elif line.strip():
-                self._said = [*self._said[1 - _KEPT_LINES :], line.strip()]
+                self._said = [*self._said[1 - _KEPT_LINES :], line.rstrip()[:_KEPT_LENGTH]]
         self._ready.set()
 
     def work(self, limit: float) -> Outcome:
@@ -99,10 +107,12 @@ class Child:
             code = self._process.wait(max(0.1, limit - (time.monotonic() - start)))
         except subprocess.TimeoutExpired:
             self.stop()
-            return Outcome(tuple(self._rows), f"no answer within {limit:.0f} s, stopped", time.monotonic() - start)
+            return self._outcome(f"no answer within {limit:.0f} s, stopped", start)
         self._close()
-        verdict = "done" if code == 0 and self._done else self._last_words(code)
-        return Outcome(tuple(self._rows), verdict, time.monotonic() - start)
+        return self._outcome("done" if code == 0 and self._done else self._last_words(code), start)
+
+    def _outcome(self, verdict: str, start: float) -> Outcome:
+        return Outcome(tuple(self._rows), verdict, time.monotonic() - start, tuple(self._said))
 
     def stop(self) -> None:
         """Kill it and what it started; one that the driver holds on to is left behind."""
@@ -123,7 +133,7 @@ class Child:
 
     def _last_words(self, code: int) -> str:
         ended = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        return f"{ended}: {self._said[-1][:200]}" if self._said else ended
+        return f"{ended}: {self._said[-1].strip()[:200]}" if self._said else ended
 
 
 @dataclass
@@ -183,7 +193,7 @@ def run_in_turn(
             waiting = Child(tasks[index + 1].work, device) if index + 1 < len(tasks) else None
             outcome = child.work(deadline.limit(task.limit))
             if not outcome.ok and deadline.left() <= GRACE and outcome.verdict.startswith("no answer"):
-                outcome = Outcome(outcome.rows, "stopped at the end of the bench's time", outcome.seconds)
+                outcome = replace(outcome, verdict="stopped at the end of the bench's time")
         outcomes.append(outcome)
         told(task, outcome)
     if waiting is not None:

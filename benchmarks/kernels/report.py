@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from .verdicts import Table, Verdict
 
 PACKAGES = ("triton", "comfy-kitchen", "flash-attn-4", "nvidia-cudnn-frontend", "flashinfer-python", "diffusers")
 _ASKED = ("device", "driver", "SM clock", "memory clock", "most SM clock", "power limit", "degC")
+_MAKERS = ("nvidia", "geforce", "amd", "tesla")
 _QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
 CONDITIONS = """\
 Inputs: bfloat16, batch 1, smooth over the video with noise, views of (1, L, H, D). Times: medians of CUDA events, a
@@ -35,6 +39,7 @@ class Results:
     measured: bool
     red: tuple[str, ...]
     rows: tuple[Row, ...]
+    checks: tuple[tuple[str, Outcome], ...]
     jobs: tuple[tuple[str, Outcome], ...]
     verdicts: tuple[tuple[str, tuple[Verdict, ...]], ...]
 
@@ -43,11 +48,9 @@ class Results:
             "machine": self.machine,
             "measured": self.measured,
             "red": list(self.red),
-            "rows": [asdict(row) for row in self.rows],
-            "jobs": [
-                {"name": name, "verdict": outcome.verdict, "seconds": round(outcome.seconds, 1)}
-                for name, outcome in self.jobs
-            ],
+            "rows": [row.to_dict() for row in self.rows],
+            "checks": [outcome.to_dict(name) for name, outcome in self.checks if not outcome.ok],
+            "jobs": [outcome.to_dict(name) for name, outcome in self.jobs],
             "verdicts": {
                 variant: [asdict(verdict) | {"word": verdict.word} for verdict in found]
                 for variant, found in self.verdicts
@@ -77,6 +80,35 @@ def machine(measured: bool) -> dict[str, Any]:
     return found
 
 
+def short_name(device: str) -> str:
+    """A device in file names: "NVIDIA H100 80GB HBM3" is "h100"."""
+    words = re.findall(r"[a-z0-9]+", device.lower())
+    kept = [word for word in words if word not in _MAKERS and not re.fullmatch(r"\d+gb|hbm\d\w*", word)]
+    return "-".join(kept or words) or "unknown"
+
+
+def result_file(out: Path, kind: str, machine: dict[str, Any], measured: bool, *, part: bool = False) -> Path:
+    """Where results go, without a suffix: `out` itself if it names a .json file, else a file in it, by the device.
+
+    Args:
+        kind: of the bench.
+        part: whether some of the bench was left out on request, which must not replace the whole.
+    """
+    if out.suffix == ".json":
+        return out.with_suffix("")
+    where = short_name(str(machine["device"])) if measured else "dry-run"
+    return out / "-".join([kind, where, *(["part"] if part else [])])
+
+
+def write_files(path: Path, results: dict[str, Any], page: str) -> None:
+    """Write results and their page, and print the page."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = json.dumps(results, indent=2, allow_nan=False)
+    path.with_name(f"{path.name}.json").write_text(written + "\n", encoding="utf-8")
+    path.with_name(f"{path.name}.md").write_text(page, encoding="utf-8")
+    print(page)
+
+
 def markdown(results: Results) -> str:
     """The page for readers."""
     lines = ["# Kernel bench", "", "  \n".join(f"{key}: {value}" for key, value in results.machine.items()), ""]
@@ -91,8 +123,10 @@ def markdown(results: Results) -> str:
         lines += [f"| {v.target} | **{v.word}** | {v.said} |" for v in found] + [""]
     lines += ["## Checks", "", "| check | verdict | off | s |", "|---|---|---|---|"]
     for row in results.rows:
-        if row.kind == "check":
-            verdict = {"unmeasured": "right", "skipped": "skipped: " + row.note}.get(row.status, row.note)
+        if row.kind in ("check", "graph"):
+            words = {"unmeasured": "right", "skipped": "skipped"} if row.kind == "check" else {}
+            word = words.get(row.status, "" if row.kind == "check" else row.status)
+            verdict = ": ".join(filter(None, (word, row.note)))
             lines.append(f"| {row.what} | {verdict} | {_cell(row.off, '.1e')} | {_cell(row.seconds, '.0f')} |")
     lines += ["", "## Rows", "", CONDITIONS, ""]
     table = Table(results.rows)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Status = Literal["timed", "unmeasured", "wrong", "failed", "skipped"]
-Kind = Literal["ceiling", "dense", "ours", "peer", "check", "step"]
+Status = Literal["timed", "right", "unmeasured", "wrong", "failed", "skipped"]
+Kind = Literal["ceiling", "dense", "ours", "peer", "check", "graph", "step"]
 # Marks a row among whatever else a child writes.
 MARK = "@row "
 # What a child says when it has loaded, and when it has come to its end.
@@ -31,8 +32,9 @@ class Row:
     Attributes:
         kind: which part of the bench it belongs to.
         what: the call, part, backend, peer or check.
-        status: `timed`; `unmeasured` (ran and is right, but not on a GPU); `wrong` (ran, its result is off: no speed is
-            told); `failed` (raised or never came back); `skipped` (cannot run here, the note says why).
+        status: `timed`; `right` (on a GPU, of what is not timed); `unmeasured` (ran and is right, but not on a GPU);
+            `wrong` (ran, its result is off: no speed is told); `failed` (raised or never came back); `skipped` (cannot
+            run here, the note says why).
         shape: name of the shape, empty where there is none.
         by: the variant of our kernel, or a peer's blocks.
         density: asked for.
@@ -68,6 +70,11 @@ class Row:
         """The same with its figures of speed withheld."""
         plain = asdict(self) | {"status": "wrong", "seconds": None, "spread": None, "value": None, "note": why}
         return Row(**plain)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON, which knows no infinity."""
+        values = asdict(self).items()
+        return {k: str(x) if isinstance(x, float) and not math.isfinite(x) else x for k, x in values}
 
     def line(self) -> str:
         return MARK + json.dumps(asdict(self))

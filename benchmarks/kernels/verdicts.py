@@ -11,6 +11,8 @@ from .row import Row
 
 TARGET_DEVICE = "H200"
 ATTEND_LIMIT, PREPARATION_LIMIT, TAIL_LIMIT, MEMORY_LIMIT = 1.15, 0.03, 0.03, 1.0
+# Executed densities this close, as a share of ours, count as equal: a peer of its own selection meets ours only nearly.
+EQUAL_DENSITY = 0.03
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class _Figure:
 
 
 def verdicts(rows: Iterable[Row], device: str, variant: str) -> list[Verdict]:
-    """A verdict per target of section 3 for one variant of `attend`."""
+    """A verdict per target for one variant of `attend`."""
+    rows = list(rows)
     table = Table(rows)
     cells = [(shape, density) for shape in TARGET_SHAPES for density in DENSITIES]
     attend, preparation, tail, memory = [], [], [], []
@@ -102,6 +105,7 @@ def verdicts(rows: Iterable[Row], device: str, variant: str) -> list[Verdict]:
         _worst("extra memory beside the output at most K + V once", memory, MEMORY_LIMIT, count, device, "x K + V"),
         _against(table, variant, "FlexAttention", names.ATTEND, "128/64", device),
         _against(table, variant, "comfy_kitchen.sol_attn", names.WHOLE, None, device),
+        _captured(rows, variant),
     ]
 
 
@@ -133,7 +137,7 @@ def _against(table: Table, variant: str, peer: str, what: str, by: str | None, d
     """Faster than a peer at equal executed density, with an error no larger, wherever both were timed."""
     same_blocks = what == names.ATTEND
     target = f"faster than {peer} at equal executed density" + (", the same blocks" if same_blocks else ", lower error")
-    faster, lower, said = True, True, []
+    faster, lower, said, unequal = True, True, [], []
     for row in table.rows:
         if row.kind != "peer" or row.what != peer or by not in (None, row.by) or row.density is None:
             continue
@@ -141,13 +145,33 @@ def _against(table: Table, variant: str, peer: str, what: str, by: str | None, d
         whole = table.find(names.WHOLE, row.shape, row.density, variant)
         if ours is None or not ours.seconds or not row.seconds or whole is None:
             continue
+        where = f"{row.shape} at {row.density:g}"
+        if not _equal(row.executed, ours.executed):
+            unequal.append(f"{where} (its {row.executed or 0.0:.3f}, ours {ours.executed or 0.0:.3f})")
+            continue
         speed = row.seconds / ours.seconds
         faster &= speed > 1.0
-        line = f"{row.shape} at {row.density:g}: {speed:.2f} x its speed"
+        line = f"{where}: {speed:.2f} x its speed"
         if whole.error is not None and row.error is not None:
             lower &= whole.error < row.error
             line += f", error {whole.error:.4f} against {row.error:.4f}"
         said.append(line)
+    left_out = [f"left out, executed densities differ: {', '.join(unequal)}"] if unequal else []
     if not said:
-        return Verdict(target, None, "not both timed")
-    return Verdict(target, faster and lower, "; ".join(said) + _on(device))
+        return Verdict(target, None, "; ".join(["not both timed at equal executed density", *left_out]))
+    return Verdict(target, faster and lower, "; ".join([*said, *left_out]) + _on(device))
+
+
+def _equal(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and abs(a - b) <= EQUAL_DENSITY * b
+
+
+def _captured(rows: list[Row], variant: str) -> Verdict:
+    """Whether a whole call can be captured in a CUDA graph and gives the same bits when replayed on other inputs."""
+    target = "the whole call can be captured in a CUDA graph"
+    found = [row for row in rows if row.kind == "graph" and row.by == variant]
+    ran = [row for row in found if row.status in ("right", "wrong", "failed")]
+    if not ran:
+        return Verdict(target, None, "; ".join(dict.fromkeys(row.note for row in found)) or "not tried")
+    bad = [f"{row.what}: {row.note}" for row in ran if row.status != "right"]
+    return Verdict(target, not bad, "; ".join(bad) or f"{len(ran)} calls replayed bit for bit")

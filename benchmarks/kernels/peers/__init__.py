@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..inputs import KeptBlocks
@@ -36,6 +37,7 @@ class Peer:
         note: what a reader must know of the figures.
         dims: head sizes it takes, of those the bench has.
         needs_cuda: False for those that also run on a CPU, if slowly.
+        refuses: why it cannot run on a device although it is installed; it may import the package.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Peer:
     note: str = ""
     needs_cuda: bool = True
     dims: tuple[int, ...] = (64, 128)
+    refuses: Callable[[torch.device], str | None] = lambda device: None
 
     @property
     def kind(self) -> Literal["dense", "peer"]:

@@ -108,6 +108,18 @@ def _density(call: KeptBlocks) -> float:
     return strips.density(count)
 
 
+def _refuses(device: torch.device) -> str | None:
+    """On a GPU its eager reference would run in the place of a fused kernel, which is no peer."""
+    if device.type == "cpu":
+        return None
+    import comfy_kitchen
+
+    there = getattr(comfy_kitchen, "sol_attn_is_available", None)
+    if there is None:
+        return "this comfy_kitchen has no sol_attn"
+    return None if there(device) else "comfy_kitchen has no fused sol_attn for this device"
+
+
 _NOTE = "whole call, its own selection in strips of 64, INT8"
 PEERS = (
     Peer(
@@ -122,5 +134,6 @@ PEERS = (
         note=_NOTE,
         needs_cuda=False,
         dims=(128,),
+        refuses=_refuses,
     ),
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.kernels import checks, child, ours
 from benchmarks.kernels import row as names
 from benchmarks.kernels.checks import Check, check_rows
 from benchmarks.kernels.inputs import structured
@@ -17,6 +19,13 @@ from benchmarks.kernels.plan import Shape
 from benchmarks.kernels.row import Row
 from benchmarks.kernels.timing import Clock, Timing
 from benchmarks.kernels.variants import VARIANTS, Variant
+from draftattn_core import Policy
+from draftattn_core.backends import triton_door
+from draftattn_core.backends.reference import attend_reference
+from draftattn_core.backends.request import AttendRequest, BackendFailure
+from draftattn_core.draft import make_draft
+from draftattn_core.selection import select_from_draft
+from draftattn_core.tail import make_tail
 
 CPU = torch.device("cpu")
 SHAPE = Shape("tiny", (2, 5, 9), 21, 1, 64, 32, 16)
@@ -34,6 +43,21 @@ class StoppedClock(Clock):
 def rows_of(variant: Variant) -> dict[str, Row]:
     qkv = structured(SHAPE, CPU, torch.float32)
     return {row.what: row for row in our_rows(SHAPE, qkv, 0.5, variant, StoppedClock(CPU))}
+
+
+def by_reference(request: AttendRequest, *_: object) -> Tensor:
+    return attend_reference(request)
+
+
+def run_by_reference(*arguments: Any) -> tuple[Tensor, AttendRequest]:
+    q, k, v, tables, policy, bias, scale = arguments
+    keep = select_from_draft(make_draft(q, k, tables, spread=True), tables, policy, scale)
+    request = AttendRequest(q, k, v, tables, keep, make_tail(k, v, tables, policy.tail), bias, scale)
+    return attend_reference(request), request
+
+
+# Interprets nothing but prepare and select.
+QUICK = replace(VARIANTS["pointer"], backend="reference", run=run_by_reference, attend=by_reference)
 
 
 def test_our_rows() -> None:
@@ -85,6 +109,68 @@ def test_a_check_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(VARIANTS, "pointer", replace(right, attend=forgets_the_text))
     (row,) = check_rows(check, CPU)
     assert row.status == "wrong" and "attend, with text is off by" in row.note
+
+
+def test_a_selection_that_is_wrong_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head trades its first kept pair for its first skipped one: exact counts, wrong pairs."""
+    right = triton_door.select_scores
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        selected = right(*arguments, **options)
+        head = selected.keep[0, 0, :4, :8].flatten()
+        pairs = torch.stack([head.nonzero()[0, 0], (~head).nonzero()[0, 0]])
+        selected.keep[0, 0, pairs // 8, pairs % 8] ^= True
+        return selected
+
+    monkeypatch.setattr(triton_door, "select_scores", wrong)
+    assert rows_of(QUICK)[names.SELECT].status == "wrong"
+    monkeypatch.setitem(VARIANTS, "pointer", QUICK)
+    (row,) = check_rows(Check("pointer", 64, "float32", 64, "none"), CPU)
+    assert row.status == "wrong" and "selection with text: " in row.note
+
+
+def test_what_raises_in_the_middle_costs_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(q: Tensor, k: Tensor, v: Tensor, tables: object, policy: Policy, *rest: object) -> Any:
+        if policy.tail == "linear2":
+            raise BackendFailure("out of resources")
+        return run_by_reference(q, k, v, tables, policy, *rest)
+
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory for shuffled lists")
+
+    monkeypatch.setattr(ours, "shuffled", no_memory)
+    rows = rows_of(replace(QUICK, run=run))
+    failed = {what: row.note for what, row in rows.items() if row.status == "failed"}
+    assert failed == {
+        "tail linear2": "BackendFailure: out of resources",
+        names.SHUFFLED: "OutOfMemoryError: no memory for shuffled lists",
+    }
+    assert rows[names.COARSE].status == rows[names.PREPARE].status == rows[names.ATTEND_TAIL].status == "timed"
+
+
+def test_a_set_up_that_raises_leaves_the_next_density_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = ours.defined_rows, []
+
+    def defined_rows(*arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return right(*arguments)
+
+    monkeypatch.setattr(ours, "defined_rows", defined_rows)
+    variant = replace(QUICK, required=False, gathers=False)
+    first, *others = child._our_rows(SHAPE, torch.float32, [0.5, 0.25], variant, StoppedClock(CPU))
+    assert (first.what, first.status, first.density) == (names.WHOLE, "failed", 0.5)
+    assert {row.density for row in others} == {0.25} and all(row.status != "failed" for row in others)
+
+
+def test_a_check_that_raises_says_what_it_had_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*_: object) -> tuple[Tensor, Tensor]:
+        raise BackendFailure("out of resources")
+
+    monkeypatch.setattr(checks, "shuffled", raises)
+    (row,) = check_rows(Check("pointer", 64, "float32", 64, "none"), CPU)
+    assert row.status == "failed" and row.note == "raised after 1 comparisons: BackendFailure: out of resources"
 
 
 def test_a_variant_that_refuses_says_why() -> None:
