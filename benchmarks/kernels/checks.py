@@ -14,7 +14,7 @@ from draftattn_core import Layout, Policy, TokenGrid
 from draftattn_core.attention import attend
 from draftattn_core.backends import triton_door
 from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
+from draftattn_core.backends.request import AttendRequest, Listed
 from draftattn_core.draft import draft_logits
 from draftattn_core.layout import build_tables
 from draftattn_core.policy import TailName
@@ -26,7 +26,7 @@ from .plan import Shape
 from .row import Row
 from .selections import difference
 from .timing import Clock
-from .variants import VARIANTS, Lists
+from .variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -140,17 +140,17 @@ def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterato
         scores = draft_logits(draft, tables, call.request.scale)
         selected = difference(scores, call.request.keep, tables, policy)
         yield Found(f"selection {label}", float(selected.wrong), 0.0, selected.note)
-        runs: dict[str, tuple[AttendRequest, Lists, tuple[Tensor, Tensor] | None]] = {
-            "attend": (call.request, call.lists, call.in_order),
-            "attend, lists shuffled": (call.request, shuffled(*call.lists), call.in_order),
+        runs: dict[str, tuple[AttendRequest, Listed, tuple[Tensor, Tensor] | None]] = {
+            "attend": (call.request, call.listed, call.in_order),
+            "attend, lists shuffled": (call.request, shuffled(call.listed), call.in_order),
         }
         if variant.gathers:
-            runs["attend, K and V gathered"] = (call.request, call.lists, None)
+            runs["attend, K and V gathered"] = (call.request, call.listed, None)
         for name, arguments in runs.items():
             yield Found(f"{name}, {label}", relative(variant.attend(*arguments), truth), LIMITS[dtype])
         bare = replace(call.request, tail=None)
         if not policy.drops:
-            out = variant.attend(bare, call.lists, call.in_order)
+            out = variant.attend(bare, call.listed, call.in_order)
             yield Found(f"attend without tail, {label}", relative(out, attend_reference(bare)), LIMITS[dtype])
         # Runs the backend's own check on first use, and is refused with its reason where that fails.
         public = attend(q, k, v, layout, policy, backend=variant.backend, key_bias=bias)

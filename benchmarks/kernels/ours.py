@@ -12,7 +12,7 @@ from torch import Tensor
 from draftattn_core import Policy
 from draftattn_core.attention import Attention
 from draftattn_core.backends import triton_door
-from draftattn_core.backends.request import AttendRequest
+from draftattn_core.backends.request import AttendRequest, Listed
 from draftattn_core.draft import Draft, draft_logits
 from draftattn_core.layout import LayoutTables, build_tables
 
@@ -23,7 +23,7 @@ from .plan import OTHER_TAILS, TAIL, Shape
 from .row import Row
 from .selections import Difference, difference
 from .timing import Clock
-from .variants import Lists, Variant
+from .variants import Variant
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Call:
 
     Attributes:
         request: what `attend` is asked, with the tail; `bare` is the same without it.
-        lists: the selection as lists and counts.
+        listed: the selection as kernels walk it.
         in_order: K and V in block order.
     """
 
     request: AttendRequest
-    lists: Lists
+    listed: Listed
     in_order: tuple[Tensor, Tensor]
 
     @property
@@ -66,14 +66,15 @@ def make_call(qkv: QKV, tables: LayoutTables, policy: Policy, key_bias: Tensor |
     selected = triton_door.select(draft, tables, policy, scale)
     assert in_order is not None
     request = AttendRequest(q, k, v, tables, selected.keep, tail, key_bias, scale)
-    return Call(request, (selected.lists, selected.counts), in_order)
+    return Call(request, triton_door.listed(selected), in_order)
 
 
-def shuffled(lists: Tensor, counts: Tensor) -> Lists:
+def shuffled(listed: Listed) -> Listed:
     """The same lists in random order."""
+    lists = listed.lists
     columns = torch.arange(lists.shape[-1], device=lists.device)
-    key = torch.rand(lists.shape, device=lists.device).masked_fill_(columns >= counts[..., None], 2.0)
-    return lists.gather(-1, key.argsort(-1)), counts
+    key = torch.rand(lists.shape, device=lists.device).masked_fill_(columns >= listed.counts[..., None], 2.0)
+    return listed._replace(lists=lists.gather(-1, key.argsort(-1)))
 
 
 def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock) -> Iterator[Row]:
@@ -127,12 +128,12 @@ def _rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock
             poisons=q,
         )
 
-    def attend(request: AttendRequest, lists: Lists | None = None, gathered: bool = False) -> Tensor:
-        return variant.attend(request, lists or call.lists, None if gathered else call.in_order)
+    def attend(request: AttendRequest, listed: Listed | None = None, gathered: bool = False) -> Tensor:
+        return variant.attend(request, listed or call.listed, None if gathered else call.in_order)
 
     def in_random_order() -> Iterator[Row]:
-        lists = shuffled(*call.lists)
-        yield measure(names.SHUFFLED, lambda: attend(call.bare, lists), bare_truth)
+        listed = shuffled(call.listed)
+        yield measure(names.SHUFFLED, lambda: attend(call.bare, listed), bare_truth)
 
     yield measure(names.WHOLE, whole, asked_truth)
     yield measure(names.ATTEND, lambda: attend(call.bare), bare_truth)
@@ -213,7 +214,7 @@ def coarse_row(
         return after_failure(row, failure, clock)
     return measured(
         replace(row, executed=executed, flops=shape.flops * executed),
-        lambda: variant.attend(call.bare, call.lists, call.in_order),
+        lambda: variant.attend(call.bare, call.listed, call.in_order),
         clock,
         off=lambda out: relative(out[0][:, tables.perm[rows]], expected),
         limit=FULL_SIZE_LIMITS[qkv[0].dtype],

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from draftattn_core.backends.ops import call_op
-from draftattn_core.backends.request import AttendRequest
+from draftattn_core.backends.request import AttendRequest, Listed
 from draftattn_core.backends.triton_backend import run_triton
 from draftattn_core.backends.triton_hopper import attend_listed, run_hopper, unfit
 
-Lists = tuple[Tensor, Tensor]
-Attend = Callable[[AttendRequest, Lists, "tuple[Tensor, Tensor] | None"], Tensor]
+Attend = Callable[[AttendRequest, Listed, "tuple[Tensor, Tensor] | None"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Variant:
         name: as in the results.
         backend: the registry's name for it.
         run: a whole call as the backend makes it, and the request it amounts to; see `Backend.run`.
-        attend: output (B, H, L, D) of a request, its lists and counts, and K and V in block order if they are at hand.
+        attend: output (B, H, L, D) of a request, its selection as kernels walk it, and K and V in block order if they
+            are at hand.
         refuses: why it cannot run on a device at a head size; None if it can.
         required: whether the bench tells no speed at all while this one is wrong. One that is opt-in only loses its
             own.
@@ -41,8 +41,8 @@ class Variant:
     gathers: bool = True
 
 
-def _pointer(request: AttendRequest, lists: Lists, in_order: tuple[Tensor, Tensor] | None) -> Tensor:
-    return call_op(request, lists=lists, in_order=in_order)
+def _pointer(request: AttendRequest, listed: Listed, in_order: tuple[Tensor, Tensor] | None) -> Tensor:
+    return call_op(request, listed=listed, in_order=in_order)
 
 
 VARIANTS = {

@@ -45,12 +45,14 @@ def whole_call(
     keeps, counts, tails = [], [], []
     for part in head_groups(tables.layout, q.shape[0], q.shape[1]):
         request, _ = attend_group(attend, out, q, k, v, tables, policy, key_bias, scale, part)
+        assert request.counts is not None
         keeps.append(request.keep)
         counts.append(request.counts)
         tails.append(request.tail)
         # Freed before the next group asks for the same.
         del request, _
-    keep, count = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in (keeps, counts))
+    keep = keeps[0] if len(keeps) == 1 else torch.cat(keeps, dim=1)
+    count = counts[0] if len(counts) == 1 else torch.cat(counts, dim=1)
     return out, AttendRequest(q, k, v, tables, keep, _joined(tails), key_bias, scale, count)
 
 
