@@ -22,6 +22,8 @@ from .whole_call import AttendListed, attend_group
 
 # Relative L2 error that tells rounding to bfloat16 (a few 1e-3) from a wrong kernel.
 LIMIT = 2e-2
+# With this one no score of a small call is so near a threshold that rounding could change the selection.
+_SEED = 2
 
 
 def check(attend: AttendListed, problem: Problem, variant: Variant) -> str | None:
@@ -66,7 +68,7 @@ def small_request(problem: Problem, variant: Variant) -> AttendRequest:
     layout, policy = small_layout(problem.q_block, problem.k_block), small_policy(variant)
     tables, scale = build_tables(layout, problem.device), float(problem.head_dim) ** -0.5
     shape = (3, 1, 2, layout.tokens, problem.head_dim)
-    q, k, v = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(problem.device, problem.dtype)
+    q, k, v = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED)).to(problem.device, problem.dtype)
     key_bias = torch.linspace(-2, 0, layout.extra, device=problem.device)[None] if variant.biased else None
     keep = select_from_draft(make_draft(q, k, tables, spread=policy.spreads(2)), tables, policy, scale)
     return AttendRequest(q, k, v, tables, keep, make_tail(k, v, tables, policy.tail), key_bias, scale)

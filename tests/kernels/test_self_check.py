@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,8 +14,9 @@ from draftattn_core.backends.problem import Problem, Variant, variants_of
 from draftattn_core.backends.reference import attend_reference
 from draftattn_core.backends.request import AttendRequest
 from draftattn_core.backends.self_check import judge, small_policy, small_request
-from draftattn_core.draft import Draft, make_draft
+from draftattn_core.draft import Draft, draft_logits, make_draft
 from draftattn_core.policy import METHODS, TAILS, Method, Policy, TailName
+from draftattn_core.selection import select_blocks
 from draftattn_core.tail import Tail
 
 SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
@@ -108,3 +110,18 @@ def test_a_policy_has_a_variant_for_each_of_its_tails() -> None:
     assert problem.with_tail("linear2").variants == (Variant("row", "linear2", True),)
     q = torch.zeros(1, 2, 5, 64)
     assert Problem.of(q, 128, 64, policy, biased=True) == problem
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_rounding_cannot_change_the_selection_of_a_small_call(method: Method, dtype: torch.dtype) -> None:
+    """A GPU's exp and another order of summation move scores by 1e-6; no small call has two that near a threshold."""
+    for dim, q_block, k_block in itertools.product((64, 128), repeat=3):
+        problem = Problem(torch.device("cpu"), dtype, dim, q_block, k_block)
+        variant = Variant(method, "mean")
+        request, policy = small_request(problem, variant), small_policy(variant)
+        draft = make_draft(request.q, request.k, request.tables, spread=policy.spreads(2))
+        scores = draft_logits(draft, request.tables, request.scale)
+        noise = torch.randn(8, *scores.shape, generator=torch.Generator().manual_seed(1)) * 1e-5
+        for moved in scores + noise:
+            assert torch.equal(select_blocks(moved, request.tables, policy), request.keep)
