@@ -114,8 +114,7 @@ def attend_kernel(
     list_row = pair * q_total + row
 
     if TAIL:
-        # A tile's address is a scalar, to which threads add offsets that do not change: 64-bit products of rows and a
-        # stride would be a sixth of all instructions of these loops.
+        # A tile's address is a scalar, to which threads add offsets that do not change.
         first = pair * k_video
         g_lanes = tl.arange(0, BLOCK_G)
         across = g_lanes[None, :] * DIM + dims[:, None]
@@ -137,7 +136,7 @@ def attend_kernel(
             if BLOCK_G > 32:
                 next_word_2 = tl.load(words_row + tl.minimum(next_start // 32 + 1, words - 1))
                 bits = tl.where(g_lanes < 32, word, word_2)
-            kept = (bits >> ((g_start + g_lanes) % 32)) & 1
+            kept = (bits >> (g_start % 32)) & (1 << (g_lanes % 32))
             log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
             k_mean = tl.load(k_mean_ptr + tile + across, mask=inside[None, :], other=0.0)
             scores = tl.dot(q, k_mean, input_precision="ieee") * factor
@@ -175,8 +174,9 @@ def attend_kernel(
     steps = tl.load(count_ptr + list_row) * N_SUB
     full_blocks = video_tokens // K_BLOCK
     if IN_ORDER:
-        k_base = k_ptr + pair * tokens * DIM
-        v_base = v_ptr + pair * tokens * DIM
+        # Contiguous, with a stride the compiler knows.
+        k_base, k_n = k_ptr + pair * tokens * DIM, DIM
+        v_base, v_n = v_ptr + pair * tokens * DIM, DIM
     else:
         k_base = k_ptr + batch * k_b + head * k_h
         v_base = v_ptr + batch * v_b + head * v_h
@@ -185,20 +185,18 @@ def attend_kernel(
     for step in tl.range(0, steps, num_stages=STAGES):
         next_block = tl.load(entries + tl.minimum((step + 1) // N_SUB, k_total - 1))
         start, end = block_span(block, K_BLOCK, k_video, video_tokens, tokens)
-        start += (step % N_SUB) * BLOCK_N
-        positions = start + lanes
+        positions = start + (step % N_SUB) * BLOCK_N + lanes
         valid = positions < end
         if IN_ORDER:
-            tile = start.to(tl.int64) * DIM
-            k = tl.load(k_base + tile + (lanes[None, :] * DIM + dims[:, None]), mask=valid[None, :], other=0.0)
+            rows = positions
         else:
             rows = tl.load(perm_ptr + positions, mask=valid, other=0)
-            k = tl.load(k_base + row_offsets(rows, k_n)[None, :] + dims[:, None] * k_d, mask=valid[None, :], other=0.0)
+        k = tl.load(k_base + row_offsets(rows, k_n)[None, :] + dims[:, None] * k_d, mask=valid[None, :], other=0.0)
         scores = tl.dot(q, k, input_precision="ieee")
         if block >= full_blocks:
             if BIAS:
-                biases = bias_ptr + batch * bias_stride + (start - video_tokens)
-                bias = tl.load(biases + lanes, mask=valid & (block >= k_video), other=0.0)
+                extra = positions - video_tokens
+                bias = tl.load(bias_ptr + batch * bias_stride + extra, mask=valid & (extra >= 0), other=0.0)
                 scores += bias[None, :] * (1.0 / scale)
             scores = tl.where(valid[None, :], scores, float("-inf"))
         # The scale is positive, so it may wait until after the maximum: with the subtraction it is one FFMA.
@@ -208,10 +206,7 @@ def attend_kernel(
         total = total * shrink + tl.sum(weights, 1)
         acc = acc * shrink[:, None]
         top = new_top
-        if IN_ORDER:
-            v = tl.load(v_base + tile + (lanes[:, None] * DIM + dims[None, :]), mask=valid[:, None], other=0.0)
-        else:
-            v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
+        v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         block = next_block
 
