@@ -24,7 +24,7 @@ def patch_language_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return
     patched: set[tuple[bool, ...]] = set()
 
-    class Scope(interpreter._LangPatchScope):  # type: ignore[name-defined, misc]
+    class Scope(interpreter._LangPatchScope):  # type: ignore[misc]
         def restore(self) -> None:
             patched.clear()
             super().restore()
