@@ -1,22 +1,18 @@
-"""Index arithmetic beyond 2^31 elements, in every kernel, on tensors that are small or only reserved."""
+"""Index arithmetic beyond 2^31 elements, in every kernel (those for Hopper: `hopper_cases.py`), on tensors that are small or only reserved."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from draftattn_core.backends import triton_door
 from draftattn_core.backends.triton_backend import attend_triton, run_triton
 from draftattn_core.policy import Policy
-from kernels.attend_hopper import attend_hopper
 from kernels.attend_pointer import attend_pointer
-from kernels.configs import HopperConfig
 from tests.kernels.far import move_programs_far, reserved
 from tests.kernels.problems import (
     LIMITS,
     TINY,
-    Problem,
     lists_of,
     make_problem,
     poisoned_output,
@@ -71,36 +67,6 @@ def test_log_sum_exp_of_far_heads(monkeypatch: pytest.MonkeyPatch) -> None:
         found.append(lse)
         move_programs_far(monkeypatch)
     assert torch.equal(*found)
-
-
-def run_hopper(problem: Problem, out: Tensor, lse: Tensor | None = None) -> None:
-    request = problem.request
-    k, v = (x.index_select(2, request.tables.perm) for x in (request.k, request.v))
-    lists, config = lists_of(request.keep), HopperConfig(stages=2, block_g=16, tail_stages=2)
-    rest = (problem.tail, request.key_bias, request.scale, config)
-    attend_hopper(request.q, k, v, problem.geometry, *lists, *rest, out=out, lse=lse)
-
-
-def test_the_kernels_for_hopper_give_the_same_bits_on_far_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their descriptors are made in the kernel, of a pointer moved to the head."""
-    problem = make_problem(**SMALL, tail="linear2")
-    found = []
-    for _ in range(2):
-        lse = torch.full((2, 1, problem.geometry.tokens), torch.nan)
-        out = poisoned_output(problem.request)
-        run_hopper(problem, out, lse)
-        found.append((out, lse))
-        move_programs_far(monkeypatch)
-    (out, lse), (far_out, far_lse) = found
-    assert out.isfinite().all()
-    assert torch.equal(far_out, out) and torch.equal(far_lse, lse)
-
-
-def test_the_kernels_for_hopper_write_rows_that_lie_far_apart() -> None:
-    problem = make_problem(grid=(1, 5, 7), after=5, heads=1, tail="mean", dtype=torch.float16)
-    out = reserved(poisoned_output(problem.request), 64)
-    run_hopper(problem, out)
-    assert relative_error(out, truth_of(problem.request)) < LIMITS[torch.float16]
 
 
 def test_attend_reads_and_writes_rows_that_lie_far_apart() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels.attend_hopper import attend_hopper, key_slots
 from kernels.configs import HopperConfig, hopper_config
 from tests.kernels.bfloat16 import right_bfloat16_products
+from tests.kernels.far import move_programs_far, reserved
 from tests.kernels.problems import (
     LIMITS,
     Problem,
@@ -183,6 +184,25 @@ def test_the_output_may_lie_anywhere() -> None:
     out = wide[..., expected.shape[3] : 2 * expected.shape[3]]
     assert torch.equal(run(problem, out=out), expected)
     assert wide[..., : expected.shape[3]].isnan().all() and wide[..., 2 * expected.shape[3] :].isnan().all()
+
+
+def test_far_heads_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 2^31 elements: descriptors are made in the kernel, of a pointer moved to the head."""
+    problem = make_problem(grid=(2, 4, 5), after=5, batch=2, heads=1, bias="per_batch", tail="linear2")
+    found = []
+    for _ in range(2):
+        lse = torch.full((2, 1, problem.geometry.tokens), torch.nan)
+        found.append((run(problem, lse=lse), lse))
+        move_programs_far(monkeypatch)
+    (out, lse), (far_out, far_lse) = found
+    assert out.isfinite().all()
+    assert torch.equal(far_out, out) and torch.equal(far_lse, lse)
+
+
+def test_rows_that_lie_far_apart_are_written() -> None:
+    problem = make_problem(grid=(1, 5, 7), after=5, heads=1, tail="mean", dtype=torch.float16)
+    out = run(problem, out=reserved(poisoned_output(problem.request), 64))
+    assert relative_error(out, truth_of(problem.request)) < LIMITS[torch.float16]
 
 
 def test_keys_that_are_not_in_block_order_memory_are_refused() -> None:
