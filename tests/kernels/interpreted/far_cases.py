@@ -1,4 +1,4 @@
-"""Index arithmetic beyond 2^31 elements, in every kernel (those for Hopper: `hopper_cases.py`), on tensors that are small or only reserved."""
+"""Index arithmetic beyond 2^31 elements, on small or only reserved tensors; Hopper: `hopper_cases.py`."""
 
 from __future__ import annotations
 
