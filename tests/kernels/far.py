@@ -7,6 +7,7 @@ to fall exactly where the tensor of that head would lie, and is then served from
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import pytest
@@ -46,6 +47,8 @@ KERNELS = {
     "emit_kernel": Kernel(1, _names("score ranked keep list list_count words"), _names("threshold tie")),
     "list_kernel": Kernel(1, _names("keep list list_count words")),
     "attend_kernel": Kernel(1, _names("q k v out lse list count words bias k_mean v_mean cov u w")),
+    "tail_kernel": Kernel(1, _names("q out lse words k_mean v_mean cov u w")),
+    "listed_kernel": Kernel(1, _names("q k v out lse list count slot")),
 }
 
 
@@ -69,10 +72,12 @@ class Windows:
             start = x.data_ptr() + elements * x.itemsize
             self.spans.append((start, start + length * x.itemsize, elements * x.itemsize))
 
-    def near(self, pointers: TensorHandle, mask: TensorHandle) -> TensorHandle:
+    def near(self, pointers: TensorHandle, mask: Any) -> TensorHandle:
         """The addresses that stand for `pointers`; where the mask hides an access, any."""
         wanted = pointers.data.astype(numpy.uint64)
-        active = numpy.broadcast_to(mask.data.astype(bool), wanted.shape)
+        # A load by descriptor comes here as one by pointers, its bounds as a plain array.
+        bounds = mask.data if isinstance(mask, TensorHandle) else mask
+        active = numpy.broadcast_to(bounds.astype(bool), wanted.shape)
         found = wanted.copy()
         missing = active.copy()
         for start, end, moved in self.spans:
@@ -105,8 +110,10 @@ def move_programs_far(monkeypatch: pytest.MonkeyPatch) -> None:
             handle = TensorHandle(handle.data + numpy.int32(FAR), handle.dtype)
         return handle
 
-    def far_load(self: InterpreterBuilder, pointers: TensorHandle, mask: TensorHandle, *rest: object) -> TensorHandle:
-        return load(self, running[-1].near(pointers, mask), mask, *rest)
+    def far_load(
+        self: InterpreterBuilder, pointers: TensorHandle, mask: TensorHandle, *rest: object, **how: object
+    ) -> TensorHandle:
+        return load(self, running[-1].near(pointers, mask), mask, *rest, **how)
 
     def far_store(
         self: InterpreterBuilder, pointers: TensorHandle, value: TensorHandle, mask: TensorHandle, *rest: object
@@ -130,11 +137,11 @@ def move_programs_far(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", far_atomic)
 
 
-def reserved(x: Tensor) -> Tensor:
+def reserved(x: Tensor, gap: int) -> Tensor:
     """A copy of x (1, 1, L, D) whose rows lie so far apart that the last begins beyond 2^31 elements; of the memory in
-    between not a page ever exists."""
+    between not a page ever exists. `gap`: elements more, so that no two tensors share their strides."""
     length, dim = x.shape[2:]
-    stride = (1 << 31) // (length - 1) + 64
+    stride = (1 << 31) // (length - 1) + gap
     try:
         storage = torch.empty(stride * (length - 1) + dim, dtype=x.dtype)
     except RuntimeError as error:

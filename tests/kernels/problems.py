@@ -61,6 +61,7 @@ def make_problem(
     tail: str | tuple[str, ...] | None = None,
     bias: str | None = None,
     interleaved: bool = False,
+    scattered: bool = False,
     q_scale: float = 1.0,
     seed: int = 0,
 ) -> Problem:
@@ -80,6 +81,8 @@ def make_problem(
     v += drift.roll(1, -1).to(dtype)
     if q_scale != 1.0:
         q = q * q_scale
+    if scattered:
+        q, k, v = scatter(q, k, v)
     key_bias = None
     if bias is not None and layout.extra:
         rows = batch if bias == "per_batch" else 1
@@ -91,6 +94,19 @@ def make_problem(
     return Problem(request, geometry_of(tables), pooled_of(request))
 
 
+def scatter(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same values with no stride of one tensor equal to that of another or to 1, and NaN in between: one stride
+    taken for another is seen."""
+    return _laid_out(q, (0, 1, 2, 3), 3), _laid_out(k, (2, 1, 0, 3), 2), _laid_out(v, (1, 3, 0, 2), 5)
+
+
+def _laid_out(x: Tensor, order: tuple[int, ...], step: int) -> Tensor:
+    """x in memory whose axes, the slowest first, are those named in `order`, `step` elements for each of its own."""
+    spread = x.new_full((*(x.shape[axis] for axis in order), step), torch.nan)
+    spread[..., 0] = x.permute(order)
+    return spread[..., 0].permute([order.index(axis) for axis in range(4)])
+
+
 def pooled_of(request: AttendRequest) -> PooledTail | None:
     tail = request.tail
     if tail is None:
@@ -99,8 +115,10 @@ def pooled_of(request: AttendRequest) -> PooledTail | None:
 
 
 def lists_of(keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ascending lists, counts and packed words of a keep map; slots past a count hold a block that must never be read,
-    bits past the last column are set."""
+    """Ascending lists, counts and packed words of a keep map; slots past a count hold a block that must never be read.
+
+    Bits past the last column are set on purpose: there are no such blocks, whatever the bits say.
+    """
     counts = keep.sum(-1, dtype=torch.int32)
     columns = torch.arange(keep.shape[-1]).expand(keep.shape)
     lists = torch.where(keep, columns, 1 << 30).sort(-1).values
@@ -108,14 +126,14 @@ def lists_of(keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def words_of(keep: Tensor, filler: bool = True) -> Tensor:
-    """A keep map as int32 words, lowest bit first; `filler` in the bits past the last column."""
+    """A keep map as int32 words, lowest bit first; `filler` in the bits past the last column (`select` clears them)."""
     bits = torch.nn.functional.pad(keep, (0, -keep.shape[-1] % 32), value=filler).unflatten(-1, (-1, 32))
     return (bits.long() << torch.arange(32)).sum(-1).to(torch.int32)
 
 
 def poisoned_output(request: AttendRequest) -> Tensor:
     batch, heads, length, dim = request.q.shape
-    return torch.full((batch, length, heads, dim), torch.nan, dtype=request.q.dtype).transpose(1, 2)
+    return torch.full((batch, length, heads, 2 * dim), torch.nan, dtype=request.q.dtype)[..., ::2].transpose(1, 2)
 
 
 def relative_error(answer: Tensor, truth: Tensor) -> float:

@@ -20,7 +20,7 @@ from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout
 from draftattn_core.policy import Policy
 from kernels import attend_pointer, prepare
-from tests.kernels.problems import lists_of
+from tests.kernels.problems import lists_of, scatter
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), 3, 18, 32, 16)
 SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
@@ -43,10 +43,11 @@ def test_a_whole_call_is_the_references(tail: str) -> None:
 
 
 def test_heads_in_two_halves_are_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With everything that may differ from head to head, so that each half has to take its own share of it."""
+    """With everything that may differ from head to head, so that each half has to take its own share of it, and q, k
+    and v each with strides of its own."""
     monkeypatch.setattr(head_groups, "LEAST_PROGRAMS", 1)
     layout = Layout(TokenGrid(2, 4, 6), 0, 5, 32, 16)
-    q, k, v = torch.randn(3, 2, 3, layout.tokens, 64)
+    q, k, v = scatter(*torch.randn(3, 2, 3, layout.tokens, 64))
     policy = Policy(density=(0.2, 0.4, 0.6), tail=("none", "linear1", "mean"), tail_gain=(0.0, 0.5, 1.0))
     found = attend(q, k, v, layout, policy, backend="triton")
     expected = attend(q, k, v, layout, policy, backend="reference")

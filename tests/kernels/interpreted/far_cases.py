@@ -1,4 +1,4 @@
-"""Index arithmetic beyond 2^31 elements, in every kernel, on tensors that are small or only reserved."""
+"""Index arithmetic beyond 2^31 elements, on small or only reserved tensors; Hopper: `hopper_cases.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tests.kernels.problems import (
     truth_of,
 )
 
-SMALL = {"grid": (2, 4, 5), "after": 5, "batch": 2, "heads": 1, "bias": "per_batch"}
+SMALL = {"grid": (2, 4, 5), "after": 5, "batch": 2, "heads": 1, "bias": "per_batch", "scattered": True}
+GAPS = (64, 72, 80, 88)
 
 
 @pytest.mark.parametrize(("method", "tail"), [("head", "linear2"), ("top_p", "mean"), ("draft", "none")])
@@ -71,7 +72,8 @@ def test_log_sum_exp_of_far_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attend_reads_and_writes_rows_that_lie_far_apart() -> None:
     problem = make_problem(grid=(1, 5, 7), after=5, heads=1, dtype=torch.float16)
     request = problem.request
-    q, k, v, out = (reserved(x) for x in (request.q, request.k, request.v, poisoned_output(request)))
+    tensors = (request.q, request.k, request.v, poisoned_output(request))
+    q, k, v, out = (reserved(x, gap) for x, gap in zip(tensors, GAPS))
     lists = lists_of(request.keep)
     attend_pointer(q, k, v, problem.geometry, *lists, None, None, request.scale, TINY, out=out)
     assert relative_error(out, truth_of(request)) < LIMITS[torch.float16]
@@ -81,7 +83,7 @@ def test_prepare_reads_rows_that_lie_far_apart() -> None:
     request = make_problem(grid=(1, 5, 7), after=5, heads=1, dtype=torch.float16).request
     policy = Policy(tail="linear1")
     near = triton_door.prepare(request.q, request.k, request.v, request.tables, policy, copy=True)
-    q, k, v = (reserved(x) for x in (request.q, request.k, request.v))
+    q, k, v = (reserved(x, gap) for x, gap in zip((request.q, request.k, request.v), GAPS))
     far = triton_door.prepare(q, k, v, request.tables, policy, copy=True)
     for found, expected in zip(far, near):
         for name, x in vars(expected).items() if not isinstance(expected, tuple) else enumerate(expected):

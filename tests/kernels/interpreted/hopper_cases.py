@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels.attend_hopper import attend_hopper, key_slots
 from kernels.configs import HopperConfig, hopper_config
 from tests.kernels.bfloat16 import right_bfloat16_products
+from tests.kernels.far import move_programs_far, reserved
 from tests.kernels.problems import (
     LIMITS,
     Problem,
@@ -36,7 +37,7 @@ def run(
     request = problem.request
     launched = attend_hopper(
         request.q,
-        *(x[:, :, request.tables.perm] for x in (request.k, request.v)),
+        *(x.index_select(2, request.tables.perm) for x in (request.k, request.v)),
         problem.geometry,
         *lists_of(request.keep),
         problem.tail,
@@ -56,13 +57,13 @@ def run(
         {},
         {"grid": (2, 4, 8), "density": 0.7},
         {"after": 20, "bias": "one", "tail": "mean", "batch": 2, "heads": 1},
-        {"before": 5, "after": 9, "bias": "per_batch", "batch": 2, "heads": 1, "tail": "linear0"},
+        {"before": 5, "after": 9, "bias": "per_batch", "batch": 2, "tail": "linear0", "scattered": True},
         {"before": 17, "tail": "linear1", "interleaved": True},
-        {"tail": "linear2", "dtype": torch.float16},
+        {"tail": "linear2", "dtype": torch.float16, "before": 9},
         {"tail": ("none", "linear2"), "after": 1, "dim": 128},
-        {"tail": "linear1", "dtype": torch.float16, "after": 20, "bias": "one", "interleaved": True, "dim": 128},
-        {"tail": "linear1", "dtype": torch.bfloat16, "after": 3},
-        {"tail": "mean", "dtype": torch.bfloat16, "q_scale": 4.0},
+        {"tail": "linear1", "dtype": torch.float16, "before": 3, "after": 20, "bias": "one", "dim": 128},
+        {"tail": "linear1", "dtype": torch.bfloat16, "before": 7, "after": 20, "bias": "one", "interleaved": True},
+        {"tail": "mean", "dtype": torch.bfloat16, "before": 17, "q_scale": 4.0},
         {"tail": "linear1", "density": 0.0, "heads": 1},
         {"tail": "linear1", "density": 1.0, "after": 4, "heads": 1},
         {"grid": (1, 3, 5), "k_block": 32, "tail": "linear1"},
@@ -111,10 +112,10 @@ def test_a_row_without_keys_is_zero_and_its_lse_minus_infinity() -> None:
 
 
 def test_lse_is_the_log_of_the_denominator_tail_included() -> None:
-    problem = make_problem(tail="mean", after=5, bias="one", heads=1)
+    problem = make_problem(grid=(2, 4, 5), tail="mean", after=5, bias="per_batch", batch=2)
     request, tail = problem.request, problem.request.tail
     assert tail is not None and request.key_bias is not None
-    lse = torch.full((1, 1, problem.geometry.tokens), torch.nan)
+    lse = torch.full((2, 2, problem.geometry.tokens), torch.nan)
     run(problem, lse=lse)
     tables = request.tables
     q_block, k_block = tables.q.of_token[tables.inverse], tables.k.of_token[tables.inverse]
@@ -138,17 +139,33 @@ def test_a_block_hidden_by_its_bias_is_no_key() -> None:
     assert relative_error(out.where(truth.isfinite(), 0), truth.nan_to_num()) < LIMITS[torch.float32]
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_reaches_exactly_the_rows_that_attend_to_it(value: float) -> None:
+@pytest.mark.parametrize(("of", "value"), [("v", torch.nan), ("v", torch.inf), ("k", torch.nan)])
+def test_what_is_not_finite_reaches_exactly_the_rows_that_attend_to_it(of: str, value: float) -> None:
     problem = make_problem(heads=1)
     request = problem.request
     tables = request.tables
-    request.v[0, 0, 40, 3] = value
+    (request.v if of == "v" else request.k)[0, 0, 40, 3] = value
     out = run(problem)
     block = tables.k.of_token[tables.inverse[40]]
     attends = request.keep[0, 0, tables.q.of_token[tables.inverse], block]
-    assert torch.equal(out[0, 0, :, 3].isfinite(), ~attends)
-    assert out[0, 0, :, torch.arange(out.shape[3]) != 3].isfinite().all()
+    reached = torch.zeros_like(out[0, 0], dtype=torch.bool)
+    # A key spoils the weights of all values, a value its own place.
+    reached[:, 3 if of == "v" else slice(None)] = attends[:, None] if of == "k" else attends
+    assert torch.equal(out[0, 0].isfinite(), ~reached)
+
+
+@pytest.mark.parametrize("of", ["k_mean", "v_mean", "u", "w", "cov"])
+def test_a_tail_that_is_not_finite_reaches_the_video_rows_of_its_head(of: str) -> None:
+    """Those that do not skip the block attend to the token that spoiled it."""
+    problem = make_problem(grid=(2, 4, 5), after=3, tail="linear1", density=0.5)
+    clean = run(problem)
+    getattr(problem.tail, of)[0, 0, 1, ..., 3] = torch.nan
+    out = run(problem)
+    video = problem.geometry.video_tokens
+    reached = torch.zeros_like(out, dtype=torch.bool)
+    reached[0, 0, :video, slice(None) if of in ("k_mean", "u") else 3] = True
+    assert torch.equal(out.isnan(), reached)
+    assert torch.equal(out[~reached], clean[~reached])
 
 
 def test_a_query_that_is_not_finite_stays_in_its_row() -> None:
@@ -167,6 +184,25 @@ def test_the_output_may_lie_anywhere() -> None:
     out = wide[..., expected.shape[3] : 2 * expected.shape[3]]
     assert torch.equal(run(problem, out=out), expected)
     assert wide[..., : expected.shape[3]].isnan().all() and wide[..., 2 * expected.shape[3] :].isnan().all()
+
+
+def test_far_heads_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 2^31 elements: descriptors are made in the kernel, of a pointer moved to the head."""
+    problem = make_problem(grid=(2, 4, 5), after=5, batch=2, heads=1, bias="per_batch", tail="linear2")
+    found = []
+    for _ in range(2):
+        lse = torch.full((2, 1, problem.geometry.tokens), torch.nan)
+        found.append((run(problem, lse=lse), lse))
+        move_programs_far(monkeypatch)
+    (out, lse), (far_out, far_lse) = found
+    assert out.isfinite().all()
+    assert torch.equal(far_out, out) and torch.equal(far_lse, lse)
+
+
+def test_rows_that_lie_far_apart_are_written() -> None:
+    problem = make_problem(grid=(1, 5, 7), after=5, heads=1, tail="mean", dtype=torch.float16)
+    out = run(problem, out=reserved(poisoned_output(problem.request), 64))
+    assert relative_error(out, truth_of(problem.request)) < LIMITS[torch.float16]
 
 
 def test_keys_that_are_not_in_block_order_memory_are_refused() -> None:

@@ -28,12 +28,13 @@ def off(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(
     "case",
     [
-        {},
         {"before": 5, "after": 20},
+        {"scattered": True, "batch": 2, "grid": (2, 4, 7), "after": 3},
         {"interleaved": True, "batch": 2, "heads": 1},
         {"dtype": torch.float16, "dim": 128},
+        {"dtype": torch.bfloat16, "after": 3},
     ],
-    ids=lambda case: "-".join(f"{key}={value}" for key, value in case.items()) or "plain",
+    ids=lambda case: "-".join(f"{key}={value}" for key, value in case.items()),
 )
 def test_means_spread_and_copies(case: dict[str, Any]) -> None:
     request = make_problem(**case).request
@@ -67,7 +68,7 @@ def test_means_spread_and_copies(case: dict[str, Any]) -> None:
 def test_ranks_and_average_add_up_to_the_whole_covariance(
     tails: tuple[str, ...], dtype: torch.dtype, limit: float
 ) -> None:
-    request = make_problem(dtype=dtype, after=3).request
+    request = make_problem(grid=(2, 4, 7), dtype=dtype, after=3, batch=2, scattered=True).request
     tables = request.tables
     _, tail, _ = triton_door.prepare(request.q, request.k, request.v, tables, Policy(tail=tails), copy=False)
     total = expand_blocks(request.k, request.v, tables, ["linear0"]).total
@@ -116,6 +117,42 @@ def test_heads_take_only_the_terms_they_ask_for() -> None:
     for head, linear in enumerate((False, False, True)):
         for x in (tail.cov, tail.u, tail.w):
             assert bool(x[:, head].any()) is linear
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_reaches_its_own_block_and_the_average_of_its_head(value: float) -> None:
+    request = make_problem(grid=(2, 4, 7), before=2, after=3, heads=3).request
+    policy = Policy(tail="linear1")
+    clean_draft, clean, _ = triton_door.prepare(request.q, request.k, request.v, request.tables, policy, copy=False)
+    key, value_at = (0, 0, 9, 3), (0, 1, 50, 5)
+    request.k[key], request.v[value_at] = value, value
+    draft, tail, copies = triton_door.prepare(request.q, request.k, request.v, request.tables, policy, copy=True)
+    assert tail is not None and clean is not None and copies is not None
+    of_key, of_value = (
+        (at[0], at[1], int(request.tables.k.of_token[request.tables.inverse[at[2]]])) for at in (key, value_at)
+    )
+    reached = {
+        "k_spread": [of_key],
+        "k_mean": [(*of_key, 3)],
+        "v_mean": [(*of_value, 5)],
+        "w": [of_key, of_value],
+        "cov": [(0, 0), (0, 1)],
+    }
+    for name, places in reached.items():
+        of = draft if name == "k_spread" else tail
+        expected, found = (getattr(x, name) for x in (clean_draft if of is draft else clean, of))
+        elsewhere = torch.ones_like(expected, dtype=torch.bool)
+        for place in places:
+            assert not found[place].isfinite().all(), name
+            elsewhere[place] = False
+        assert torch.equal(found[elsewhere], expected[elsewhere]), name
+    assert torch.equal(draft.k_mean.nan_to_num(), tail.k_mean.nan_to_num())
+    # What a direction turns into where its block has none does not matter: its w says so.
+    blocks = torch.ones(tail.u.shape[:3], dtype=torch.bool)
+    blocks[of_key] = blocks[of_value] = False
+    assert torch.equal(tail.u[blocks], clean.u[blocks])
+    for copy, x in zip(copies, (request.k, request.v)):
+        assert torch.equal(copy.nan_to_num(), x[:, :, request.tables.perm].nan_to_num())
 
 
 def test_tokens_that_are_all_alike_have_no_ranks() -> None:

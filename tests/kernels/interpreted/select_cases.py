@@ -11,7 +11,7 @@ from torch import Tensor
 from draftattn_core.backends import triton_door
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout, LayoutTables, build_tables
-from draftattn_core.policy import Policy
+from draftattn_core.policy import Density, Policy
 from draftattn_core.selection import forced_blocks, select_blocks
 from kernels.select import head_thresholds, lists_of
 from tests.kernels.problems import words_of
@@ -31,27 +31,43 @@ def scores_of(tables: LayoutTables, kind: str) -> Tensor:
         scores[0, 0, 1, 2] = torch.finfo(torch.float32).max
         scores[0, 1, 0, ::2] = -math.inf
         scores[0, 1, 1] = torch.tensor([0.0, -0.0] * 18)[: scores.shape[-1]]
+    if kind == "not a number":
+        scores[0, 0, :, 3] = scores[0, 1, 1, ::2] = math.nan
+        scores[0, 0, 0, 4:] = -math.inf
+        scores[0, 1, 0] = math.nan
     return scores
 
 
 def check(scores: Tensor, policy: Policy, tables: LayoutTables = TABLES) -> None:
-    expected = select_blocks(scores, tables, policy)
+    # As the core's own draft hands them over: NaN ranks last, beside what is infinitely small.
+    expected = select_blocks(scores.where(scores == scores, -math.inf), tables, policy)
     selected = triton_door.select_scores(scores, tables, policy, block=BLOCK)
-    assert torch.equal(selected.keep, expected)
+    # As bytes: any byte but 0 is true, one that was never written too.
+    assert torch.equal(selected.keep.view(torch.uint8), expected.view(torch.uint8))
     assert torch.equal(selected.counts, expected.sum(-1, dtype=torch.int32))
     assert torch.equal(selected.words, words_of(expected, filler=False))
     for found, kept, count in zip(selected.lists.flatten(0, 2), expected.flatten(0, 2), selected.counts.flatten()):
         assert found[:count].tolist() == kept.nonzero()[:, 0].tolist()
 
 
-@pytest.mark.parametrize("kind", ["ties", "edges"])
+@pytest.mark.parametrize("kind", ["ties", "edges", "not a number"])
 @pytest.mark.parametrize("method", ["row", "head", "top_p", "draft"])
 def test_keeps_what_the_core_keeps(method: str, kind: str) -> None:
     check(scores_of(TABLES, kind), Policy(density=(0.2, 0.6), method=method, tail="mean", floor=0.3))
 
 
-@pytest.mark.parametrize(("method", "density"), [("row", 0.0), ("head", 0.01), ("draft", 0.01), ("draft", 1.0)])
-def test_extreme_densities_without_a_tail(method: str, density: float) -> None:
+@pytest.mark.parametrize("method", ["row", "head", "top_p", "draft"])
+def test_nothing_of_one_head_and_all_of_another(method: str) -> None:
+    """A tail stands in for rows that keep nothing."""
+    policy = Policy(density=(0.0, 1.0), method=method, tail="mean", keep_own=False, top_p=0.0, floor=1.0)
+    scores = scores_of(TABLES, "plain")
+    video = select_blocks(scores, TABLES, policy)[:, :, : TABLES.q.video, : TABLES.k.video]
+    assert int(video[:, 0].sum()) == (method == "draft") and video[:, 1].all()
+    check(scores, policy)
+
+
+@pytest.mark.parametrize(("method", "density"), [("row", 0.0), ("head", (0.0, 0.01)), ("draft", (0.0, 0.01))])
+def test_least_densities_without_a_tail(method: str, density: Density) -> None:
     check(scores_of(TABLES, "plain"), Policy(density=density, method=method, tail="none", keep_own=False))
 
 
@@ -77,20 +93,22 @@ def test_no_mass_at_all() -> None:
     check(scores_of(TABLES, "ties"), policy)
 
 
-def test_a_batch_of_two_and_no_extra_tokens() -> None:
+def test_the_whole_mass() -> None:
+    """Of rows whose shares of it are exact; what has none of it is left out."""
+    scores = torch.zeros(1, 2, TABLES.q.video, TABLES.k.video)
+    scores[..., [4, 17, 30]] = -math.inf
+    assert (scores == 0.0).sum(-1).unique().tolist() == [32]
+    policy = Policy(density=0.0, method="top_p", top_p=1.0, tail="mean", keep_own=False)
+    kept = select_blocks(scores, TABLES, policy)[:, :, : TABLES.q.video, : TABLES.k.video]
+    assert torch.equal(kept, scores == 0.0)
+    check(scores, policy)
+
+
+@pytest.mark.parametrize("method", ["row", "head", "top_p", "draft"])
+def test_a_batch_of_two_and_no_extra_tokens(method: str) -> None:
     tables = build_tables(Layout(TokenGrid(2, 4, 6), 0, 0, 32, 16))
     scores = torch.randn(2, 2, tables.q.video, tables.k.video, generator=torch.Generator().manual_seed(5))
-    check(scores, Policy(density=(0.1, 0.6), tail="mean"), tables)
-
-
-def test_not_a_number_ranks_last() -> None:
-    scores = scores_of(TABLES, "plain")
-    hidden = scores.clone()
-    hidden[0, 0, :, 3] = -math.inf
-    scores[0, 0, :, 3] = math.nan
-    policy = Policy(density=0.5, method="row", tail="mean", keep_own=False)
-    kept = [triton_door.select_scores(x, TABLES, policy, block=BLOCK).keep for x in (scores, hidden)]
-    assert torch.equal(*kept)
+    check(scores, Policy(density=(0.1, 0.6), method=method, tail="mean"), tables)
 
 
 @pytest.mark.parametrize("tail", ["mean", "none"])
