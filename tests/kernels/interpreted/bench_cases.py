@@ -22,7 +22,7 @@ from benchmarks.kernels.variants import VARIANTS, Variant
 from draftattn_core import Policy
 from draftattn_core.backends import triton_door
 from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest, BackendFailure
+from draftattn_core.backends.request import AttendRequest, BackendFailure, Listed
 from draftattn_core.draft import make_draft
 from draftattn_core.selection import select_from_draft
 from draftattn_core.tail import make_tail
@@ -103,8 +103,8 @@ def test_a_check_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None
     (row,) = check_rows(check, CPU)
     assert row.status == "unmeasured" and row.off is not None and row.off < 2e-6
 
-    def forgets_the_text(request: object, lists: tuple[Tensor, Tensor], in_order: object) -> Tensor:
-        return right.attend(request, (lists[0], lists[1] - 1), in_order)  # type: ignore[arg-type]
+    def forgets_the_text(request: object, listed: Listed, in_order: object) -> Tensor:
+        return right.attend(request, listed._replace(counts=listed.counts - 1), in_order)  # type: ignore[arg-type]
 
     monkeypatch.setitem(VARIANTS, "pointer", replace(right, attend=forgets_the_text))
     (row,) = check_rows(check, CPU)
