@@ -202,7 +202,7 @@ def listed_kernel(
     # The floor of the running maximum is finite, so that a block with every key masked does not turn into NaN.
     if TAIL:
         # A normalised output with its LSE is an online softmax whose total is 1.
-        seeded = valid & (row < q_video)
+        seeded = valid & (positions < video_tokens)
         lse = tl.load(lse_base + rows, mask=seeded, other=float("-inf"))
         cells = row_offsets(rows, o_n)[:, None] + tl.arange(0, DIM)[None, :] * o_d
         acc = tl.load(out_base + cells, mask=seeded[:, None], other=0.0).to(tl.float32)
