@@ -27,6 +27,7 @@ from draftattn_core.policy import Policy, TailName
 from kernels import attend_hopper
 from kernels.attend_hopper import SPECIALISED_WARPS, WARPS
 from kernels.configs import attend_config, hopper_config
+from kernels.runtime import FUSED
 from tests.kernels.launches import Launches
 
 GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
@@ -148,7 +149,8 @@ def key_of(case: Case) -> tuple[str, str]:
     for name, kind in case.signature.items():
         aligned = kind.startswith("*") or name in case.aligned
         seen.append((kind, case.constants[name] if kind == "constexpr" else "D" if aligned else None))
-    return case.kernel.fn.__name__, f"{seen}{[('num_stages', case.stages), ('num_warps', case.warps)]}"
+    options = {"num_warps": case.warps, "num_stages": case.stages, **FUSED}
+    return case.kernel.fn.__name__, f"{seen}{sorted(options.items())}"
 
 
 def test_it_is_compiled_before_a_run_and_that_is_said(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:

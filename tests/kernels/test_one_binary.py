@@ -47,6 +47,7 @@ def test_one_binary_per_kernel_for_all_shapes(launches: Launches, method: str, t
     policy = Policy(density=0.4, method=method, tail=tail)
     call(SHAPES[0], policy)
     first = launches.binaries
+    assert all("('enable_fp_fusion', True)" in key for _, key in first)
     assert len(first) == len({name for name, _ in first})
     for shape in SHAPES[1:]:
         call(shape, policy)
