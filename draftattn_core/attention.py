@@ -116,7 +116,9 @@ def attend(
                 return Attention(out, request, chosen.name)
             except BackendFailure:
                 # It refuses from now on, and says why.
-                chosen = choose_backend(backend, problem)
+                pass
+            # Out here the exception is gone, and with it every tensor of the frames it came through.
+            chosen = choose_backend(backend, problem)
         draft, tail = _draft_and_tail(q, k, v, tables, policy)
         keep = select_from_draft(draft, tables, policy, scale)
         request = AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)

@@ -69,9 +69,14 @@ class DeviceCache:
         return entry.tensor
 
     def _add(self, key: Hashable, entry: _Entry) -> _Entry:
+        """Keep an entry, unless another thread was first: a graph may read that one already."""
+        if _size(entry.tensor) > self.limit_bytes:
+            return entry
         with self._lock:
-            replaced = self._entries.pop(key, None)
-            self._bytes += _size(entry.tensor) - (0 if replaced is None else _size(replaced.tensor))
+            first = self._captured.get(key) or self._entries.get(key)
+            if first is not None:
+                return first
+            self._bytes += _size(entry.tensor)
             self._entries[key] = entry
             while self._bytes > self.limit_bytes:
                 _, oldest = self._entries.popitem(last=False)

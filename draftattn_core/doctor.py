@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from .attention import attend
-from .backends.registry import Backend, Problem, backends
+from .backends.problem import Problem, Variant
+from .backends.registry import Backend, backends
 from .backends.request import AttendRequest
 from .grid import TokenGrid
 from .layout import Layout, build_tables
@@ -136,8 +137,12 @@ def check_backend(backend: Backend, device: torch.device, dtype: torch.dtype, he
 
     start = time.perf_counter()
     layout = Layout(CHECK_GRID, *CHECK_EXTRA)
-    problem = Problem(device=device, dtype=dtype, head_dim=head_dim, q_block=layout.q_block, k_block=layout.k_block)
-    refusal = backend.refuses(problem)
+    variants = (Variant(tail=CHECK_TAIL),)
+    problem = Problem(device, dtype, head_dim, layout.q_block, layout.k_block, variants)
+    try:
+        refusal = backend.refuses(problem)
+    except Exception as problem_found:
+        return result(None, _failed(problem_found))
     if refusal is not None:
         return result(None, refusal)
     generator = torch.Generator().manual_seed(0)
@@ -161,9 +166,13 @@ def check_backend(backend: Backend, device: torch.device, dtype: torch.dtype, he
         )
         error = relative_error(out.cpu(), exact.out).max().item()
     except Exception as problem_found:  # Whatever a broken driver or compiler raises is the finding.
-        first_line = (str(problem_found).strip().splitlines() or ["no message"])[0]
-        return result(None, f"it failed: {type(problem_found).__name__}: {first_line}")
+        return result(None, _failed(problem_found))
     return result(error if math.isfinite(error) else math.inf, None)
+
+
+def _failed(error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"it failed: {type(error).__name__}: {first_line}"
 
 
 def diagnose(devices: Sequence[str] | None = None) -> Diagnosis:

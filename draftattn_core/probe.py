@@ -115,6 +115,7 @@ def _probe_parts(
             v=request.v[:, heads],
             keep=request.keep[:, heads],
             tail=None,
+            counts=None,
         )
         parts.append(_probe_heads(part, None if output is None else output[:, heads], tails, positions, gains))
     return parts

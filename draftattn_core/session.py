@@ -247,6 +247,10 @@ class Session:
                 reason = passed_over(choose_backend("auto", problem).name, problem)
                 if reason is not None and self.report.note(reason):
                     log.info("DraftAttention: %s", reason)
+        except OUT_OF_MEMORY:
+            # Says nothing of the kernels: the next call tries again.
+            with self._lock:
+                self._prepared.discard(problem)
         except Exception as error:
             # The calls that need it will meet the same and be counted for it.
             log.debug("DraftAttention could not prepare its backend: %s", error)

@@ -29,7 +29,8 @@ def per_head(values: Sequence[float], device: torch.device, dtype: torch.dtype) 
         if is_capturing(device):
             runs = [(value, len(list(run))) for value, run in groupby(wanted)]
             return torch.cat([torch.full((length,), value, dtype=dtype, device=device) for value, length in runs])
-        host = torch.tensor(wanted, dtype=dtype, pin_memory=device.type == "cuda")
-        return host.to(device, non_blocking=True)
+        pinned = device.type == "cuda"
+        # What is not pinned must arrive before it is freed here.
+        return torch.tensor(wanted, dtype=dtype, pin_memory=pinned).to(device, non_blocking=pinned)
 
     return _SENT.get((wanted, dtype, device), device, make)

@@ -276,7 +276,7 @@ def attend_pointer(
         `out`.
 
     Raises:
-        ValueError: if the scale is not positive, or k or v not contiguous with `in_order`.
+        ValueError: if the scale is not positive, k or v not contiguous with `in_order`, or a pooled tile too wide.
     """
     batch, heads, tokens, dim = q.shape
     if not scale > 0.0:
@@ -285,6 +285,8 @@ def attend_pointer(
         raise ValueError("K and V in block order have to be contiguous (B, H, L, D)")
     if out is None:
         out = torch.empty(batch, tokens, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
+    if config.block_g > 64:
+        raise ValueError(f"a pooled tile reads two words of the packed map, too few for {config.block_g} blocks")
     config = config.within(geometry.q_block, geometry.k_block)
     constants = constexprs(geometry, dim, config, tail, key_bias is not None, lse is not None, in_order)
     unused = q

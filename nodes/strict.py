@@ -37,14 +37,15 @@ def refuse_surprises(
     if isinstance(tokens, Tokens):
         dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
         head_dim = _head_dim(patcher.model.diffusion_model)
-        try:
-            variants = variants_of(settings.policy, biased=False)
-            choose_backend(
-                settings.backend,
-                Problem(patcher.load_device, dtype, head_dim, settings.q_block, settings.k_block, variants),
-            )
-        except ValueError as error:
-            problems.append(str(error))
+        # Text may come with a mask, and its kernels are judged by themselves.
+        for biased in (False, True) if tokens.before + tokens.after else (False,):
+            variants = variants_of(settings.policy, biased=biased)
+            blocks = settings.q_block, settings.k_block
+            try:
+                choose_backend(settings.backend, Problem(patcher.load_device, dtype, head_dim, *blocks, variants))
+            except ValueError as error:
+                problems.append(str(error))
+                break
     if problems:
         raise ValueError(
             "DraftAttention (strict): calls would run dense: " + "; ".join(problems) + ". Or switch strict off."

@@ -185,10 +185,12 @@ def _first(
     steps = _Steps(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    for _ in timesteps[1:]:
-        with session() as one:
+    sessions = [session() for _ in timesteps[1:]]
+    for one in sessions:
+        with one:
             steps.run(step, timesteps[0])
-    return one.judged(steps.median(row))
+    judged = [one.judged(steps.median(row)) for one in sessions]
+    return next((found for found in judged if found.status == "wrong"), judged[-1])
 
 
 def dense_order(model: Model, device: torch.device) -> tuple[list[SDPBackend], str]:

@@ -136,7 +136,7 @@ def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterato
         call = make_call((q, k, v), tables, policy, bias)
         truth = attend_reference(call.request)
         label = "with text" if with_text else "video alone"
-        draft, _, _ = triton_door.prepare(q, k, v, tables, policy, copy=False)
+        draft, _, _ = triton_door.prepare(q, k, v, tables, policy, copy=True)
         scores = draft_logits(draft, tables, call.request.scale)
         selected = difference(scores, call.request.keep, tables, policy)
         yield Found(f"selection {label}", float(selected.wrong), 0.0, selected.note)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..blocks import without_autocast
 from ..draft import Draft, make_draft
 from ..grid import TokenGrid
 from ..layout import Layout, build_tables
@@ -19,6 +21,8 @@ from .reference import attend_reference
 from .request import AttendRequest, new_output
 from .trust import OUT_OF_MEMORY, in_short, short_of_memory
 from .whole_call import AttendListed, attend_group
+
+log = logging.getLogger(__name__)
 
 # Relative L2 error that tells rounding to bfloat16 (a few 1e-3) from a wrong kernel.
 LIMIT = 2e-2
@@ -90,10 +94,13 @@ def judge(out: Tensor, request: AttendRequest, draft: Draft, policy: Policy) -> 
 
 def _verdict(compute: Callable[[], str | None], problem: Problem, variant: Variant) -> str | None:
     try:
-        wrong = compute()
+        # Not as the caller of the first call has it: the verdict is for all of them.
+        with without_autocast(problem.device), torch.no_grad():
+            wrong = compute()
     except Exception as error:
         if short_of_memory(error):
             raise OUT_OF_MEMORY(str(error)) from error
+        log.debug("DraftAttention's check of %s", variant, exc_info=error)
         return f"a kernel does not run on {problem.device}: {in_short(error)} ({variant})"
     return None if wrong is None else f"{wrong} on {problem.device} ({variant})"
 

@@ -241,4 +241,4 @@ def _log_count(tables: LayoutTables, policy: Policy, heads: int, part: slice) ->
         of_heads = per_head(offsets, tables.perm.device, torch.float32)
         return log_block_counts(tables, torch.float32) + of_heads[:, None]
 
-    return tables.constant(("log count", offsets), make)
+    return tables.constant(("tail log counts", offsets), make)

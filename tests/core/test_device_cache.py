@@ -57,8 +57,25 @@ def test_small_tensors_count_as_what_they_take() -> None:
 
 def test_more_than_the_limit_is_not_kept() -> None:
     cache = DeviceCache(limit_bytes=512)
+    kept = cache.get(0, CPU, lambda: torch.zeros(1))
     assert cache.get(1, CPU, kilobyte).numel() == 256
-    assert len(cache) == 0
+    assert len(cache) == 1 and cache.get(0, CPU, kilobyte) is kept
+
+
+def test_of_two_that_make_one_entry_the_first_is_kept(capture: Callable[[bool], None]) -> None:
+    """The other thread's tensor may be in a graph by the time this one has made its own."""
+    cache, others = DeviceCache(limit_bytes=1 << 20), []
+
+    def late() -> Tensor:
+        others.append(cache.get(1, CPU, kilobyte))
+        capture(True)
+        assert cache.get(1, CPU, kilobyte) is others[0]
+        capture(False)
+        return kilobyte()
+
+    assert cache.get(1, CPU, late) is others[0]
+    capture(True)
+    assert cache.get(1, CPU, kilobyte) is others[0]
 
 
 def test_what_a_graph_reads_outlives_every_later_entry(capture: Callable[[bool], None]) -> None:

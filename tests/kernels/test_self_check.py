@@ -13,7 +13,7 @@ from torch import Tensor
 from draftattn_core.backends.problem import Problem, Variant, variants_of
 from draftattn_core.backends.reference import attend_reference
 from draftattn_core.backends.request import AttendRequest
-from draftattn_core.backends.self_check import judge, small_policy, small_request
+from draftattn_core.backends.self_check import check_gathered, judge, small_policy, small_request
 from draftattn_core.draft import Draft, draft_logits, make_draft
 from draftattn_core.policy import METHODS, TAILS, Method, Policy, TailName
 from draftattn_core.selection import select_blocks
@@ -125,3 +125,15 @@ def test_rounding_cannot_change_the_selection_of_a_small_call(method: Method, dt
         noise = torch.randn(8, *scores.shape, generator=torch.Generator().manual_seed(1)) * 1e-5
         for moved in scores + noise:
             assert torch.equal(select_blocks(moved, request.tables, policy), request.keep)
+
+
+def test_the_verdict_does_not_depend_on_the_first_callers_autocast() -> None:
+    seen = []
+
+    def attends(request: AttendRequest) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return attend_reference(request)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert check_gathered(attends, SMALL, Variant("head", "linear1")) is None
+    assert seen == [False]

@@ -20,7 +20,7 @@ from draftattn_core.backends import registry, triton_backend
 from draftattn_core.backends.problem import Problem, Variant, variants_of
 from draftattn_core.backends.registry import passed_over, prepare_backend, tails_served
 from draftattn_core.backends.triton_backend import run_triton
-from draftattn_core.backends.trust import Trust
+from draftattn_core.backends.trust import OUT_OF_MEMORY, Trust
 from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout, build_tables
 from draftattn_core.policy import METHODS, TAILS, Method, Policy
@@ -165,6 +165,22 @@ def test_a_run_that_will_not_use_the_kernels_does_not_wait(launches: Launches, c
     session.start_run()
     serve(session, 0.0)
     assert not launches.keys
+
+
+def test_a_preparation_without_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Problem] = []
+
+    def prepare(name: str, problem: Problem, *_: object, **__: object) -> None:
+        tried.append(problem)
+        if len(tried) == 1:
+            raise OUT_OF_MEMORY("none left")
+
+    monkeypatch.setattr("draftattn_core.session.prepare_backend", prepare)
+    session = Session(Settings(schedule=constant(0.3, warmup=0.5), min_tokens=0))
+    session.start_run()
+    for _ in range(3):
+        serve(session, 0.0)
+    assert len(tried) == 2
 
 
 def test_a_preparation_that_fails_is_left_to_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
