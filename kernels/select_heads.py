@@ -1,8 +1,8 @@
 """select, one head at a time: the n-th largest entry of a whole map by a radix histogram, and who shares it.
 
-A map has more than a million entries at 720p and a call few heads, so many programs share a map. Eight bits a pass: every program
-adds its part of the map to the head's histogram (integers, so the order in which they arrive changes nothing), and the
-next pass begins with reading from it which entries are still in the race.
+A map has up to 1.7 million entries at 720p and a call few heads, so many programs share a map. Eight bits a pass: every
+program adds its part of the map to the head's histogram (integers, so the order in which they arrive changes nothing),
+and the next pass begins with reading from it which entries are still in the race.
 """
 
 from __future__ import annotations
