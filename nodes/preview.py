@@ -7,12 +7,12 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..draftattn_core.capture import CallCapture
-from ..draftattn_core.charts import block_overlays, block_sheet, message_picture
-from ..draftattn_core.charts.clips import Frames
+from ..draftattn_core.run.capture import CallCapture
+from ..draftattn_core.views.charts import block_overlays, block_sheet, message_picture
+from ..draftattn_core.views.charts.clips import Frames
 from .apply import CATEGORY, Report
-from .pictures import from_image, latent_preview, to_image
-from .runs import ReportHandle
+from .display.pictures import from_image, latent_preview, to_image
+from .host.runs import ReportHandle
 
 Capture = io.Custom("DRAFT_ATTENTION_CAPTURE")
 KEY = "draft_attention_capture"

@@ -1,6 +1,6 @@
 """``python run.py test``: lint, formatting, types, tests; one summary, with what was skipped and why at the end.
 
-Tests that need ComfyUI run against the one that demo/comfyui_path.py finds, or against each of COMFYUI_PATHS.
+Tests that need ComfyUI run against the one that tools/comfyui/path.py finds, or against each of COMFYUI_PATHS.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from demo.comfyui_path import ComfyUIInstall, ComfyUIPathError, find_all_comfyui
+from tools.comfyui.path import ComfyUIInstall, ComfyUIPathError, find_all_comfyui
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = {

@@ -16,8 +16,9 @@ from benchmarks.e2e.runs import FIRST, RUNS, Run, densities_of, first_densities,
 from benchmarks.e2e.steps import step_rows
 from benchmarks.kernels.process import Outcome
 from benchmarks.kernels.row import Row
-from draftattn_core import Schedule, Settings, session
-from draftattn_core.hosts.diffusers import apply_draft_attention
+from draftattention.draftattn_core import Schedule, Settings
+from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
+from draftattention.draftattn_core.run import session
 
 CPU = torch.device("cpu")
 HUNYUAN = "HunyuanVideo 1.5 720p"

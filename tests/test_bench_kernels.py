@@ -26,16 +26,7 @@ from benchmarks.kernels.plan import (
 )
 from benchmarks.kernels.process import GRACE, Child, Deadline, Outcome, Task, run_at_once, run_in_turn
 from benchmarks.kernels.report import markdown, result_file, short_name, write_files
-from benchmarks.kernels.row import (
-    ATTEND,
-    ATTEND_TAIL,
-    PREPARE,
-    PREPARE_BARE,
-    SELECT,
-    WHOLE,
-    Row,
-    row_of,
-)
+from benchmarks.kernels.row import ATTEND, ATTEND_TAIL, PREPARE, PREPARE_BARE, SELECT, WHOLE, Row, row_of
 from benchmarks.kernels.variants import VARIANTS, Variant
 from benchmarks.kernels.verdicts import Verdict, verdicts
 

@@ -16,17 +16,15 @@ from benchmarks.kernels.inputs import QKV, defined_rows, kept_blocks, relative, 
 from benchmarks.kernels.peer_rows import gate, gate_shape, peer_rows, reference
 from benchmarks.kernels.peers import PEERS, load, missing
 from benchmarks.kernels.plan import QUICK, TINY, Shape
-from benchmarks.kernels.row import (
-    Row,
-)
+from benchmarks.kernels.row import Row
 from benchmarks.kernels.timing import Clock
-from draftattn_core import Policy
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.draft import make_draft
-from draftattn_core.layout import build_tables
-from draftattn_core.selection import select_from_draft
-from draftattn_core.tail import make_tail
+from draftattention.draftattn_core import Policy
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.geometry.layout import build_tables
+from draftattention.draftattn_core.method.draft import make_draft
+from draftattention.draftattn_core.method.selection import select_from_draft
+from draftattention.draftattn_core.method.tail.expand import make_tail
 
 CPU = torch.device("cpu")
 CLOCK = Clock(CPU)

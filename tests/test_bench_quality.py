@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core import Layout, Policy, TokenGrid
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.layout import build_tables
-from draftattn_core.policy import TAILS
-from draftattn_core.probe import HeadTails, sample_rows
-from draftattn_core.selection import select_blocks
+from draftattention.draftattn_core import Layout, Policy, TokenGrid
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.geometry.layout import build_tables
+from draftattention.draftattn_core.method.policy import TAILS
+from draftattention.draftattn_core.method.selection import select_blocks
+from draftattention.draftattn_core.run.probe import HeadTails, sample_rows
 
 pytest.importorskip("diffusers")
 
@@ -32,7 +32,7 @@ from benchmarks.quality.verdicts import verdicts
 from benchmarks.quality.work import exact_share, solve, spread_counts, tail_shares
 from demo import checkpoint
 from demo.sample import sample
-from draftattn_core import TableCache
+from draftattention.draftattn_core import TableCache
 
 GRID = TokenGrid(6, 16, 21)  # 2,016 tokens: the last block of 64 and of 128 is short
 
@@ -297,7 +297,7 @@ def test_paper_row_is_the_published_rule() -> None:
     source = source_of(paper())
     chosen = choose(paper(), source, 0.3)
     assert chosen is not None and set(chosen.tails.names) == {"none"}
-    from draftattn_core.draft import draft_logits, make_draft
+    from draftattention.draftattn_core.method.draft import draft_logits, make_draft
 
     draft = make_draft(source.q, source.k, source.tables, spread=False)
     scores = draft_logits(draft, source.tables, source.scale)

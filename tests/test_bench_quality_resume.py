@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from draftattn_core import TokenGrid
+from draftattention.draftattn_core import TokenGrid
 
 pytest.importorskip("diffusers")
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.selections import _promised, difference
-from draftattn_core import Layout, Policy, TokenGrid
-from draftattn_core.layout import build_tables
-from draftattn_core.selection import select_blocks
+from draftattention.draftattn_core import Layout, Policy, TokenGrid
+from draftattention.draftattn_core.geometry.layout import build_tables
+from draftattention.draftattn_core.method.selection import select_blocks
 
 POLICY = Policy(density=0.25, tail="linear1")
 # With extra blocks behind the video's.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftattn_core import Layout, Policy, Position, TokenGrid, attend
-from draftattn_core.attention import Attention
-from draftattn_core.capture import CallCapture, capture
+from draftattention.draftattn_core import Layout, Policy, Position, TokenGrid, attend
+from draftattention.draftattn_core.attention import Attention
+from draftattention.draftattn_core.run.capture import CallCapture, capture
 
 GRID = TokenGrid(3, 5, 7)
 LAYOUT = Layout(GRID, extra_before=4, extra_after=3, q_block=16, k_block=8)

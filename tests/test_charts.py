@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from draftattn_core import Layout, Policy, Position, RunReport, Schedule, TokenGrid, attend
-from draftattn_core.capture import capture
-from draftattn_core.charts import (
+from draftattention.draftattn_core import Layout, Policy, Position, RunReport, Schedule, TokenGrid, attend
+from draftattention.draftattn_core.run.capture import capture
+from draftattention.draftattn_core.run.report import Call, DenseReason
+from draftattention.draftattn_core.run.schedule import LayerBand, constant, preset
+from draftattention.draftattn_core.views.charts import (
     as_frames,
     block_overlays,
     block_sheet,
@@ -24,11 +26,9 @@ from draftattn_core.charts import (
     side_by_side,
     stack,
 )
-from draftattn_core.charts.canvas import ACCENT, LINES, on, ramp, ramp_colour, wrapped
-from draftattn_core.charts.curve import AREA, DENSE, dense_stretches, trace
-from draftattn_core.charts.density import REASON_COLOURS, UNSEEN, cells, scale_top, tails_per_layer
-from draftattn_core.report import Call, DenseReason
-from draftattn_core.schedule import LayerBand, constant, preset
+from draftattention.draftattn_core.views.charts.canvas import ACCENT, LINES, on, ramp, ramp_colour, wrapped
+from draftattention.draftattn_core.views.charts.curve import AREA, DENSE, dense_stretches, trace
+from draftattention.draftattn_core.views.charts.density import REASON_COLOURS, UNSEEN, cells, scale_top, tails_per_layer
 
 
 def call(step: int, layer: int, density: float | None, reason: DenseReason | None = None, seconds: float = 0.0) -> Call:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.comfyui_path import ComfyUIPathError, find_all_comfyui, find_comfyui
+from tools.comfyui.path import ComfyUIPathError, find_all_comfyui, find_comfyui
 
 
 def make_comfyui(path: Path, version: str = "0.33.0") -> Path:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 
-from demo import attention, checkpoint, data, flow, latent, prompts, sample
+from demo import attention, checkpoint, data, flow, latent, sample
+from draftattention.nodes import demo_prompts as prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -18,8 +18,8 @@ pytest.importorskip("diffusers")
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from draftattn_core import DenseReason, Policy, Schedule, Settings, TokenGrid
-from draftattn_core.hosts.diffusers import apply_draft_attention
+from draftattention.draftattn_core import DenseReason, Policy, Schedule, Settings, TokenGrid
+from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
 from tests.diffusers_models import GRID, HEADS, MODELS, TOKENS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -412,4 +412,4 @@ def test_the_host_loads_without_diffusers(monkeypatch):
         if module.partition(".")[0] == "draftattn_core":
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    importlib.import_module("draftattn_core.hosts.diffusers")
+    importlib.import_module("draftattention.draftattn_core.hosts.diffusers.apply")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import run
-from demo.comfyui_path import PACK_ROOT
+from tools.comfyui.path import PACK_ROOT
 
 FOLDER = PACK_ROOT / ".github" / "workflows"
 PATHS = sorted(FOLDER.glob("*.yml"))

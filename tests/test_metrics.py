@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from draftattn_core.metrics import flicker, psnr, ssim
+from draftattention.draftattn_core.views.metrics import flicker, psnr, ssim
 
 
 def clip(frames: int = 3, height: int = 17, width: int = 21, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.comfyui_path import PACK_ROOT
+from tools.comfyui.path import PACK_ROOT
 
 MEGABYTE = 1 << 20
 # Packages that ComfyUI's own requirements bring at every version from 0.14.0 on.
@@ -36,11 +36,12 @@ def test_the_pack_loads_without_comfyui_and_imports_nothing_yet() -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def test_the_core_is_importable_by_its_own_name() -> None:
-    import draftattn_core
+def test_a_checkout_is_importable_under_the_name_it_installs_as() -> None:
+    import draftattention
 
-    assert draftattn_core.__file__ is not None
-    assert Path(draftattn_core.__file__).parent == PACK_ROOT / "draftattn_core"
+    assert Path(draftattention.draft_attention.__code__.co_filename) == PACK_ROOT / "draftattn_core" / "attention.py"
+    for name in draftattention.__all__:
+        assert getattr(draftattention, name) is not None
 
 
 def test_installing_the_pack_installs_nothing_that_comfyui_lacks() -> None:
@@ -92,8 +93,7 @@ def test_the_archive_holds_what_runs_in_comfyui_and_nothing_else(published_tree:
 
     assert {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "draftattn_core/__init__.py"} <= names
     assert "nodes/extension.py" in names
-    assert {name for name in names if name.startswith("demo/")} <= {"demo/__init__.py", "demo/prompts.py"}
-    unwanted = ("tests/", "benchmarks/", "docs/", "assets/", ".", "run.py", "requirements")
+    unwanted = ("tests/", "benchmarks/", "docs/", "assets/", "demo/", "tools/", ".", "run.py", "requirements")
     assert not [name for name in names if name.startswith(unwanted)]
     assert not [name for name in names if name.endswith((".safetensors", ".mp4", ".gif", ".zip"))]
     assert archive.stat().st_size < 2 * MEGABYTE

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality.presets import LIMITS, RESULTS, choose, table, work_for
-from draftattn_core.schedule import PRESET_DENSE_START, PRESET_DENSITY, PRESETS
+from draftattention.draftattn_core.run.schedule import PRESET_DENSE_START, PRESET_DENSITY, PRESETS
 
 PAGE = Path(__file__).parents[1] / "docs" / "quality.md"
 # A full run counts where there is one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftattn_core.hosts.text_mask import read_text_mask
+from draftattention.draftattn_core.hosts.diffusers.text_mask import read_text_mask
 
 VIDEO, TEXT = 6, 4
 HIDDEN = -torch.inf

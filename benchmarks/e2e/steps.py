@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from draftattn_core import Schedule, Settings
-from draftattn_core.attention import Attention
-from draftattn_core.hosts.diffusers import apply_draft_attention
-from draftattn_core.report import Position
-
-from ..kernels.row import Row, first_line
-from .models import MODELS, Model, built_on, weight_bytes, without_masks
-from .runs import DENSE, FIRST, SPARSE
+from benchmarks.e2e.models import MODELS, Model, built_on, weight_bytes, without_masks
+from benchmarks.e2e.runs import DENSE, FIRST, SPARSE
+from benchmarks.kernels.row import Row, first_line
+from draftattention.draftattn_core import Schedule, Settings
+from draftattention.draftattn_core.attention import Attention
+from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
+from draftattention.draftattn_core.run.report import Position
 
 # Room beside the weights for one step's activations: a guess that only decides whether it is worth trying.
 _ROOM = 6 << 30

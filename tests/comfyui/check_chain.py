@@ -212,7 +212,7 @@ def _() -> None:
         seen["dense"].add(paused[0])
         return func(*args, **kwargs)
 
-    session = host.pack("draftattn_core.session")
+    session = host.pack("draftattn_core.run.session")
     original = session.attend
 
     def attend(*args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ class Spy:
     """Stands in for `Session.attention`: keeps what the core was told, and lets the call through."""
 
     def __init__(self) -> None:
-        self.session = host.pack("draftattn_core.session").Session
+        self.session = host.pack("draftattn_core.run.session").Session
         self.original = self.session.attention
         self.calls: list[dict[str, Any]] = []
 
@@ -159,7 +159,7 @@ def check_dense(case: Case, model: Any) -> None:
 
 def almost_dense() -> Any:
     """Every block computed by the sparse path: the schedule keeps density 1 itself for the host's own attention."""
-    return host.pack("draftattn_core.schedule").Schedule(((0.0, 1.0 - 1e-9),))
+    return host.pack("draftattn_core.run.schedule").Schedule(((0.0, 1.0 - 1e-9),))
 
 
 CHECKS = {case.name: (lambda case=case: check_case(case)) for case in CASES}

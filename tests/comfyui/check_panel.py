@@ -127,7 +127,9 @@ def split_run() -> None:
     import comfy.samplers
 
     model, latent, conditioning = wan()
-    curve = host.pack("nodes.curves").SparsityCurve("custom points", points=((0, 1), (0.45, 1), (0.45, 0.3), (1, 0.3)))
+    curve = host.pack("nodes.inputs.curves").SparsityCurve(
+        "custom points", points=((0, 1), (0.45, 1), (0.45, 0.3), (1, 0.3))
+    )
     patched, handle = host.apply(model, schedule=curve)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)
     reasons = []

@@ -105,7 +105,7 @@ def _() -> None:
 def _() -> None:
     kept: list[weakref.ref[Any]] = []
     tables: list[int] = []
-    core = host.pack("draftattn_core.session")
+    core = host.pack("draftattn_core.run.session")
     original = core.attend
 
     def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -141,7 +141,7 @@ def _() -> None:
 
 @check("every preset runs")
 def _() -> None:
-    for preset in host.pack("nodes.presets").PRESET_NAMES:
+    for preset in host.pack("nodes.inputs.presets").PRESET_NAMES:
         patched, handle = host.apply(wan(), preset=preset, tail="auto", blocks=(128, 64))
         out = run(patched, torch.zeros(1, 16, 5, 16, 16), steps=4)
         assert out.isfinite().all() and handle.report.calls_sparse > 0, (preset, handle.report.summary())

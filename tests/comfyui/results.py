@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from demo.comfyui_path import ComfyUIInstall
+from tools.comfyui.path import ComfyUIInstall
 
 HERE = Path(__file__).parent
 TIMEOUT = 3600

@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from draftattn_core import session as session_module
-from draftattn_core.attention import Attention, attend
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import DEFAULT_TILES
-from draftattn_core.policy import TAILS, Policy
-from draftattn_core.probe import best_tails, gains_of, probe_errors
-from draftattn_core.report import DenseReason, Position
-from draftattn_core.schedule import Schedule, constant
-from draftattn_core.session import MAX_ERRORS, Session, Settings
+from draftattention.draftattn_core.attention import Attention, attend
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import DEFAULT_TILES
+from draftattention.draftattn_core.method.policy import TAILS, Policy
+from draftattention.draftattn_core.run import session as session_module
+from draftattention.draftattn_core.run.probe import best_tails, gains_of, probe_errors
+from draftattention.draftattn_core.run.report import DenseReason, Position
+from draftattention.draftattn_core.run.schedule import Schedule, constant
+from draftattention.draftattn_core.run.session import MAX_ERRORS, Session, Settings
 from tests.core.cases import relative, smooth_qkv
 
 SETTINGS = Settings(schedule=constant(0.3), auto_gain=False, q_block=16, k_block=8, tile=DEFAULT_TILES[16])
@@ -74,7 +74,9 @@ def test_a_profile_of_another_model_is_refused_in_one_sentence(
     changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Before any work is done, with a reason of its own; it is no error, and nothing stands aside."""
-    monkeypatch.setattr("draftattn_core.attention.make_draft", lambda *given, **named: pytest.fail("work was done"))
+    monkeypatch.setattr(
+        "draftattention.draftattn_core.attention.make_draft", lambda *given, **named: pytest.fail("work was done")
+    )
     session = Session(replace(SETTINGS, **changes))
     for layer in range(MAX_ERRORS + 1):
         assert torch.equal(call(session, layer=layer % 4), dense_output())
@@ -271,7 +273,7 @@ def test_a_call_whose_tails_were_already_the_best_is_not_repeated(monkeypatch: p
         return attend(*arguments, **options)
 
     monkeypatch.setattr(session_module, "attend", counted)
-    monkeypatch.setattr("draftattn_core.probe.best_tails", lambda probe: (Policy().tail,) * 2)
+    monkeypatch.setattr("draftattention.draftattn_core.run.probe.best_tails", lambda probe: (Policy().tail,) * 2)
     call(session)
     assert len(calls) == 1
 

@@ -11,8 +11,9 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from benchmarks import aot, aot_interpret
-from benchmarks.aot_interpret import Interpreted, code_of, interpret, keep, results, table, unfit
+from tools.aot import __main__ as aot
+from tools.aot import interpret as aot_interpret
+from tools.aot.interpret import Interpreted, code_of, interpret, keep, results, table, unfit
 
 ONE_OF_EACH = """
 import os
@@ -139,7 +140,7 @@ def test_the_other_triton_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path:
         called.append((command[3:], env["PYTHONPATH"].split(os.pathsep)[0]))
         return 1
 
-    monkeypatch.setattr("benchmarks.aot_triton.install", lambda version: tmp_path / version)
+    monkeypatch.setattr("tools.aot.triton.install", lambda version: tmp_path / version)
     monkeypatch.setattr("subprocess.call", call)
     monkeypatch.setattr(aot, "write_pages", list)
     assert aot.main(["--interpret", "--triton", "3.3.1", "--triton", "3.6.0", "--jobs", "2"]) == aot.FAILED

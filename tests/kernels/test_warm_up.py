@@ -16,17 +16,18 @@ if importlib.util.find_spec("triton") is None:
 
 from triton.runtime.errors import OutOfResources
 
-from draftattn_core.backends import registry, triton_backend
-from draftattn_core.backends.problem import Problem, Variant, variants_of
-from draftattn_core.backends.registry import passed_over, prepare_backend, tails_served
-from draftattn_core.backends.triton_backend import run_triton
-from draftattn_core.backends.trust import OUT_OF_MEMORY, Trust
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import METHODS, TAILS, Method, Policy
-from draftattn_core.report import DenseReason, Position
-from draftattn_core.schedule import constant
-from draftattn_core.session import Session, Settings
+from draftattention.draftattn_core.backends import registry
+from draftattention.draftattn_core.backends.call_kind import Problem, Variant, variants_of
+from draftattention.draftattn_core.backends.registry import passed_over, prepare_backend, tails_served
+from draftattention.draftattn_core.backends.triton import pointer as triton_backend
+from draftattention.draftattn_core.backends.triton.pointer import run_triton
+from draftattention.draftattn_core.backends.triton.trust import OUT_OF_MEMORY, Trust
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import METHODS, TAILS, Method, Policy
+from draftattention.draftattn_core.run.report import DenseReason, Position
+from draftattention.draftattn_core.run.schedule import constant
+from draftattention.draftattn_core.run.session import Session, Settings
 from tests.kernels.launches import Launches
 
 PROBLEM = Problem(torch.device("cpu"), torch.bfloat16, 64, 128, 64)
@@ -123,7 +124,7 @@ def test_a_run_whose_own_tail_fails_compiles_no_others(monkeypatch: pytest.Monke
 
 def test_the_probe_chooses_among_the_tails_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     served = ("none", "mean", "linear0", "linear1")
-    monkeypatch.setattr("draftattn_core.session.tails_served", lambda name, problem, tails: served)
+    monkeypatch.setattr("draftattention.draftattn_core.run.session.tails_served", lambda name, problem, tails: served)
     session = Session(Settings(schedule=constant(0.3), auto_tail=True))
     session.start_run()
     serve(session, 0.0)
@@ -175,7 +176,7 @@ def test_a_preparation_without_memory_is_tried_again(monkeypatch: pytest.MonkeyP
         if len(tried) == 1:
             raise OUT_OF_MEMORY("none left")
 
-    monkeypatch.setattr("draftattn_core.session.prepare_backend", prepare)
+    monkeypatch.setattr("draftattention.draftattn_core.run.session.prepare_backend", prepare)
     session = Session(Settings(schedule=constant(0.3, warmup=0.5), min_tokens=0))
     session.start_run()
     for _ in range(3):
@@ -187,7 +188,7 @@ def test_a_preparation_that_fails_is_left_to_the_calls(monkeypatch: pytest.Monke
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such device")
 
-    monkeypatch.setattr("draftattn_core.session.prepare_backend", fail)
+    monkeypatch.setattr("draftattention.draftattn_core.run.session.prepare_backend", fail)
     session = Session(Settings(schedule=constant(0.3)))
     session.start_run()
     serve(session, 0.0)

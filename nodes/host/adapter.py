@@ -1,0 +1,280 @@
+"""The bridge to ComfyUI: from the host's attention calls to the core's session, and back.
+
+Three hooks share one `Adapter`: an OUTER_SAMPLE wrapper opens and closes a run and lays the chain of overrides, a
+DIFFUSION_MODEL wrapper (APPLY_MODEL for models without one) works out what the coming attention calls look like, and
+the override serves each of them. What one model call needs travels inside its own `transformer_options`, so threads,
+context windows and split conditions cannot get into each other's way.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...draftattn_core.run.report import DenseReason, RunReport
+from ...draftattn_core.run.session import Session
+from ..inputs.presets import Choices
+from . import chain
+from .calls import HostCall, classify
+from .layouts import NoLayout, Tokens, describe
+from .memory import unrecorded
+from .runs import ModelCall, ReportHandle, Run, Trajectory
+from .strict import refuse_surprises
+
+log = logging.getLogger(__name__)
+
+KEY = "draft_attention"
+WRAPPERS = ("outer_sample", "apply_model", "diffusion_model")
+# Where a node may put an attention of its own; cross-attention (NAG patches it) is none of our business.
+ATTENTION_FORWARD = re.compile(
+    r"^diffusion_model\.(?!.*(cross|attn2|refiner)).*(attn|attention)[^.]*(\.(forward|compute_attention))?$"
+)
+
+
+@dataclass
+class Adapter:
+    """State behind one patched model: the choices, and the run while there is one."""
+
+    choices: Choices
+    handle: ReportHandle = field(default_factory=ReportHandle)
+    tell_node: Callable[[str], None] | None = None
+    run: Run | None = None
+
+    def outer_sample(
+        self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """OUTER_SAMPLE wrapper.
+
+        Raises:
+            ValueError: before sampling starts, if a choice is out of range or `strict` finds a reason for dense calls.
+        """
+        guider = executor.class_obj
+        opened = self._open(guider, noise, sigmas, kwargs.get("latent_shapes"))
+        options = guider.model_options.setdefault("transformer_options", {})
+        outer, found = self.run, chain.install(options, self.serve)
+        self.run = opened
+        try:
+            return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+        finally:
+            self.run = outer
+            chain.restore(options, found)
+            if opened is not None:
+                opened.finish()
+
+    def _open(self, guider: Any, noise: Tensor, sigmas: Tensor, shapes: Any) -> Run | None:
+        """A run, or None if this host is not what we know: sampling then goes on without us."""
+        patcher = guider.model_patcher
+        try:
+            sampling = patcher.get_model_object("model_sampling")
+            trajectory = Trajectory(sampling.percent_to_sigma, tuple(float(sigma) for sigma in sigmas))
+            steps = trajectory.whole_steps()
+            tokens = _expected(patcher.model.diffusion_model, tuple(shapes[0]) if shapes else tuple(noise.shape))
+            bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))
+        except Exception:
+            log.exception("DraftAttention does not understand this run and leaves it dense")
+            self.handle.report = RunReport(notes=["this run was not understood and stayed dense, see the log"])
+            return None
+        settings = self.choices.settings(steps, tokens.grid.tokens if isinstance(tokens, Tokens) else 0)
+        if self.choices.strict:
+            refuse_surprises(tokens, settings, bypassed, patcher)
+        session = Session(settings)
+        session.on_call = self.handle.tell if self.handle.listeners else None
+        session.start_run()
+        self.handle.session, self.handle.report = session, session.report
+        run = Run(session, trajectory, bypassed, self.tell_node)
+        session.on_wait = run.show
+        return run
+
+    def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """APPLY_MODEL wrapper: serves models that have no DIFFUSION_MODEL wrapper; others overrule it there."""
+        options = _find_options(args, kwargs)
+        if self.run is None or options is None:
+            return executor(x, t, *args, **kwargs)
+        network = executor.class_obj.diffusion_model
+        network = getattr(network, "_orig_mod", network)  # a compiled module around it
+        arguments = {**kwargs, "x": x, "context": args[1] if len(args) > 1 else kwargs.get("c_crossattn")}
+        arguments["transformer_options"] = options
+        with self._model_call(network, lambda: arguments, options):
+            return executor(x, t, *args, **kwargs)
+
+    def diffusion_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """DIFFUSION_MODEL wrapper."""
+        options = _find_options(args, kwargs)
+        if self.run is None or options is None:
+            return executor(*args, **kwargs)
+        with self._model_call(executor.class_obj, lambda: _by_name(executor.original, args, kwargs), options):
+            return executor(*args, **kwargs)
+
+    @contextmanager
+    def _model_call(
+        self, network: Any, arguments: Callable[[], Mapping[str, Any]], options: dict[str, Any]
+    ) -> Iterator[None]:
+        """Put what the coming attention calls need into their transformer_options."""
+        found = {key: options.get(key) for key in (KEY, "patches")}
+        if self.run is not None:
+            try:
+                self._prepare(self.run, network, arguments(), options)
+            except Exception as error:
+                self.run.session.failed(error)
+        try:
+            yield
+        finally:
+            call: ModelCall | None = options.get(KEY)
+            if self.run is not None and call is not None and call.stop is not None:
+                self.run.session.report.add_evaluation(call.step, call.stop())
+            self._say_why_not(call)
+            for key, value in found.items():
+                if value is None:
+                    options.pop(key, None)
+                else:
+                    options[key] = value
+
+    def _say_why_not(self, call: ModelCall | None) -> None:
+        """Keep the reason of a model call that has no layout, also where none of its attention reached us."""
+        if self.run is None or call is None or call.overruled or not isinstance(call.tokens, NoLayout):
+            return
+        if call.tokens.candidate is None:
+            self.run.explain(call.tokens.reason, call.tokens.message)
+
+    @staticmethod
+    def _prepare(run: Run, network: Any, arguments: Mapping[str, Any], options: dict[str, Any]) -> None:
+        try:
+            tokens = describe(network, arguments)
+        except Exception as error:
+            tokens = NoLayout(DenseReason.UNKNOWN_GRID, f"the token grid could not be derived: {error!r}")
+        call = options[KEY] = run.model_call(network, tokens, arguments, options, options.get(KEY))
+        if isinstance(tokens, NoLayout) and tokens.candidate is not None:
+            options["patches"] = _with_listener(options.get("patches") or {}, call)
+
+    def serve(
+        self, dense: Callable[[], Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Answer one attention call of the host; `dense` is the rest of the chain."""
+        options = kwargs.get("transformer_options") or {}
+        model: ModelCall | None = options.get(KEY)
+        if self.run is None or (model is not None and model.served):
+            return dense()
+        if model is None:
+            return self.run.session.dense(dense, DenseReason.UNKNOWN_GRID)
+        model.served = True
+        try:
+            with unrecorded() as record_again:
+
+                def recorded() -> Tensor:
+                    record_again()
+                    return dense()
+
+                return self._serve(self.run, model, recorded, HostCall(q, k, v, heads, args, kwargs), options)
+        finally:
+            model.served = False
+
+    def _serve(
+        self,
+        run: Run,
+        model: ModelCall,
+        dense: Callable[[], Tensor],
+        call: HostCall,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        session, failure = run.session, None
+        try:
+            place = classify(model, call, options)
+            q, k, v = call.to_core()
+        except Exception as error:
+            failure = DenseReason.STOOD_ASIDE if session.stood_aside else DenseReason.ERROR
+            session.failed(error)
+        if failure is not None:
+            return session.dense(dense, failure)
+        if place.reason is not None or place.tokens is None or place.position is None:
+            reason = place.reason or DenseReason.ERROR
+            if place.explanation:
+                run.explain(reason, place.explanation)
+            return session.dense(dense, reason, place.position, q, k.shape[2])
+        self.handle.grid = place.tokens.grid.as_tuple()
+        return session.attention(
+            q,
+            k,
+            v,
+            grid=place.tokens.grid,
+            extra_before=place.tokens.before,
+            extra_after=place.tokens.after,
+            position=place.position,
+            dense=dense,
+            key_bias=place.bias,
+            from_core=call.from_core,
+        )
+
+
+def _with_listener(patches: Mapping[str, Any], call: ModelCall) -> dict[str, Any]:
+    """The patches of a model call and one of ours, which keeps where the host says the image begins and ends."""
+
+    def listen(*_: Any, extra_options: Mapping[str, Any] | None = None, **__: Any) -> dict[str, Any]:
+        start_end = (extra_options or {}).get("img_slice")
+        call.image = None if start_end is None else (int(start_end[0]), int(start_end[1]))
+        return {}
+
+    return {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), listen]}
+
+
+def _expected(network: Any, shape: tuple[int, ...]) -> Tokens | NoLayout | None:
+    """Layout to expect for a latent of this shape, its text left out; None if only the model calls can tell."""
+    try:
+        return describe(network, {"x": torch.empty(shape, device="meta"), "context": torch.empty(1, 0, 1)})
+    except Exception:  # an unusual latent: what a model call brings along is not known yet
+        return None
+
+
+def _find_options(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The transformer_options among the arguments of a model call."""
+    options = kwargs.get("transformer_options")
+    if isinstance(options, dict):
+        return options
+    return next((value for value in args if isinstance(value, dict) and "sigmas" in value), None)
+
+
+def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by their parameter names, extra keyword arguments included."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    arguments = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(name, {}))
+    return arguments
+
+
+def apply_draft_attention(
+    model: Any, choices: Choices, tell_node: Callable[[str], None] | None = None
+) -> tuple[Any, ReportHandle]:
+    """A clone of `model` (ComfyUI's ModelPatcher) whose video self-attention is sparse, and the handle of its reports.
+
+    Applied to a model that has it already, the new choices replace the old ones.
+
+    Raises:
+        ValueError: if a choice is out of range.
+    """
+    choices.settings(steps=20, tokens=0)
+    patched = model.clone()
+    adapter = Adapter(choices, tell_node=tell_node)
+    for kind in WRAPPERS:
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, _closure(getattr(adapter, kind)))
+    options = patched.model_options["transformer_options"] = dict(patched.model_options.get("transformer_options", {}))
+    chain.install(options, _closure(adapter.serve))
+    return patched, adapter.handle
+
+
+def _closure(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain function around a bound method: hosts that deep-copy model options would copy the method's object."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    return call
