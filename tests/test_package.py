@@ -1,4 +1,4 @@
-"""`pip install .` gives one package, `draftattention`: core and kernels, without ComfyUI, and the README's Python runs."""
+"""`pip install .` gives one package, `draftattention`: core and kernels, enough for the README's Python."""
 
 from __future__ import annotations
 
