@@ -9,7 +9,7 @@ from ...draftattn_core.geometry.layout import PAPER_TILE
 from ...draftattn_core.geometry.order import Tile
 from ...draftattn_core.method.policy import TAILS, Policy, TailName
 from ...draftattn_core.run.schedule import PRESET_DENSITY, PRESETS, Schedule, constant, preset
-from ...draftattn_core.run.session import Settings
+from ...draftattn_core.run.settings import Settings
 
 PRESET_NAMES = ("auto", *PRESETS, "paper", "custom")
 TAIL_NAMES = ("auto", *TAILS)

@@ -16,7 +16,7 @@ from benchmarks.e2e.steps import step_rows
 from benchmarks.kernels.row import Row
 from draftattention.draftattn_core import Schedule, Settings
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
-from draftattention.draftattn_core.run import session
+from draftattention.draftattn_core.run import run as run_module
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_the_first_sparse_step_pays_what_a_run_pays_once(monkeypatch: pytest.Mon
     """Of two sessions each, the probe runs in the step that is timed; in the other sparse row it warms up."""
     probes: list[str] = []
     timed: list[list[str]] = []
-    right, run = session.probe_tails, steps._Steps.run
+    right, run = run_module.probe_tails, steps._Steps.run
 
     def probe(*arguments: Any, **options: Any) -> Any:
         probes.append("probe")
@@ -51,7 +51,7 @@ def test_the_first_sparse_step_pays_what_a_run_pays_once(monkeypatch: pytest.Mon
         run(self, *arguments)
         timed.append(probes.copy())
 
-    monkeypatch.setattr(session, "probe_tails", probe)
+    monkeypatch.setattr(run_module, "probe_tails", probe)
     monkeypatch.setattr(steps._Steps, "run", noted)
     with torch.no_grad():
         dense, sparse, first = step_rows(work("Wan 14B 720p", first=[0.3], repeats=2), CPU)
@@ -62,7 +62,7 @@ def test_the_first_sparse_step_pays_what_a_run_pays_once(monkeypatch: pytest.Mon
 
 
 def test_a_step_that_ran_dense_is_no_sparse_step() -> None:
-    """The interpreter is off, so the Triton backend refuses, and the session serves every call dense."""
+    """The interpreter is off, so the Triton backend refuses, and the run serves every call dense."""
     with torch.no_grad():
         _, sparse = step_rows(work("Wan 14B 720p", backend="triton"), CPU)
     assert sparse.status == "wrong" and sparse.seconds is None

@@ -1,4 +1,4 @@
-"""A session: sparse where the schedule allows, dense with a counted reason everywhere else, never an exception."""
+"""A run: sparse where the plan allows, dense with a counted reason everywhere else, never an exception."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import DEFAULT_TILES
 from draftattention.draftattn_core.method.policy import TAILS, Policy
-from draftattention.draftattn_core.run import session as session_module
+from draftattention.draftattn_core.run import run as run_module
+from draftattention.draftattn_core.run.events import CallDone
 from draftattention.draftattn_core.run.probe import best_tails, gains_of, probe_errors
 from draftattention.draftattn_core.run.report import DenseReason, Position
+from draftattention.draftattn_core.run.run import MAX_ERRORS, Run
 from draftattention.draftattn_core.run.schedule import Schedule, constant
-from draftattention.draftattn_core.run.session import MAX_ERRORS, Session, Settings
+from draftattention.draftattn_core.run.settings import Settings
 from tests.core.cases import relative, smooth_qkv
 
 SETTINGS = Settings(schedule=constant(0.3), auto_gain=False, q_block=16, k_block=8, tile=DEFAULT_TILES[16])
@@ -32,7 +34,7 @@ PAIRS = 2 * 110.0**2
 
 
 def call(
-    session: Session,
+    run: Run,
     qkv: tuple[Tensor, Tensor, Tensor] | None = None,
     *,
     step: int = 0,
@@ -54,7 +56,7 @@ def call(
         "extra_after": 3,
         "from_core": host_form,
     }
-    return session.attention(q, k, v, **(arguments | changes))
+    return run.attention(q, k, v, **(arguments | changes))
 
 
 def dense_output() -> Tensor:
@@ -77,24 +79,24 @@ def test_a_profile_of_another_model_is_refused_in_one_sentence(
     monkeypatch.setattr(
         "draftattention.draftattn_core.attention.make_draft", lambda *given, **named: pytest.fail("work was done")
     )
-    session = Session(replace(SETTINGS, **changes))
+    run = Run(replace(SETTINGS, **changes))
     for layer in range(MAX_ERRORS + 1):
-        assert torch.equal(call(session, layer=layer % 4), dense_output())
-    assert session.report.calls_dense() == {str(DenseReason.HEADS): MAX_ERRORS + 1}
-    assert not session.stood_aside
-    assert len(session.report.notes) == len(caplog.records) == 1
-    assert message in session.report.notes[0] and "profile" in session.report.notes[0]
+        assert torch.equal(call(run, layer=layer % 4), dense_output())
+    assert run.report.calls_dense() == {str(DenseReason.HEADS): MAX_ERRORS + 1}
+    assert not run.stood_aside
+    assert len(run.report.notes) == len(caplog.records) == 1
+    assert message in run.report.notes[0] and "profile" in run.report.notes[0]
 
 
 def test_a_sparse_call_is_the_core_call_in_the_hosts_form() -> None:
-    session = Session(SETTINGS)
+    run = Run(SETTINGS)
     q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
     expected = attend(q, k, v, LAYOUT, SETTINGS.policy.with_density(0.3))
-    assert torch.equal(call(session), expected.out.transpose(1, 2).flatten(2))
-    assert session.report.calls_sparse == 1
-    assert session.report.calls_dense() == {}
-    assert session.report.executed_density() == pytest.approx(float(expected.density()), rel=1e-6)
-    assert len(session.cache) == 1
+    assert torch.equal(call(run), expected.out.transpose(1, 2).flatten(2))
+    assert run.report.calls_sparse == 1
+    assert run.report.calls_dense() == {}
+    assert run.report.executed_density() == pytest.approx(float(expected.density()), rel=1e-6)
+    assert len(run.cache) == 1
 
 
 @pytest.mark.parametrize(
@@ -110,36 +112,35 @@ def test_a_sparse_call_is_the_core_call_in_the_hosts_form() -> None:
 def test_every_dense_call_has_its_reason(
     settings: dict[str, Any], changes: dict[str, Any], reason: DenseReason
 ) -> None:
-    session = Session(replace(SETTINGS, **settings))
-    assert torch.equal(call(session, **changes), dense_output())
-    assert session.report.calls_dense() == {str(reason): 1}
-    assert session.report.executed_density() == 1.0
+    run = Run(replace(SETTINGS, **settings))
+    assert torch.equal(call(run, **changes), dense_output())
+    assert run.report.calls_dense() == {str(reason): 1}
+    assert run.report.executed_density() == 1.0
 
 
 def test_a_call_that_records_gradients_runs_dense() -> None:
-    session = Session(SETTINGS)
+    run = Run(SETTINGS)
     q, k, v = (x.requires_grad_() for x in smooth_qkv(LAYOUT, dtype=torch.float32))
-    assert call(session, (q, k, v)).requires_grad
-    assert session.report.calls_dense() == {str(DenseReason.BACKEND): 1}
-    assert "no gradients" in session.report.notes[0]
+    assert call(run, (q, k, v)).requires_grad
+    assert run.report.calls_dense() == {str(DenseReason.BACKEND): 1}
+    assert "no gradients" in run.report.notes[0]
 
 
 def test_executed_density_of_a_run_by_hand() -> None:
-    session = Session(replace(SETTINGS, schedule=constant(0.3, warmup=0.5)))
-    session.start_run()
+    run = Run(replace(SETTINGS, schedule=constant(0.3, warmup=0.5)))
     densities = []
-    session.on_call = lambda result, position: densities.append(float(result.density()))
+    run.events.subscribe(CallDone, lambda event: densities.append(float(event.result.density())))
     for step in range(4):
         for layer in range(3):
-            call(session, step=step, progress=step / 4, layer=layer)
-    session.dense(dense_output, DenseReason.CROSS_ATTENTION)
-    report = session.finish_run()
+            call(run, step=step, progress=step / 4, layer=layer)
+    run.dense(dense_output, DenseReason.CROSS_ATTENTION)
+    report = run.finish()
     assert report.calls_dense() == {"schedule": 6, "not self-attention": 1}
     assert report.calls_sparse == len(densities) == 6
     assert report.executed_density() == pytest.approx((6 + sum(densities)) / 12, rel=1e-6)
     assert [cell is not None for row in report.density_map() for cell in row] == [True] * 12
     assert report.density_map()[1] == [1.0] * 3
-    assert len(session.cache) == 0
+    assert len(run.cache) == 0
     json.dumps(report.to_dict(), allow_nan=False)
 
 
@@ -148,43 +149,39 @@ def failing(*_: object, **__: object) -> Attention:
 
 
 def test_an_error_runs_dense_and_three_stand_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(SETTINGS)
-    monkeypatch.setattr(session_module, "attend", failing)
+    run = Run(SETTINGS)
+    monkeypatch.setattr(run_module, "attend", failing)
     for _ in range(MAX_ERRORS + 2):
-        assert torch.equal(call(session), dense_output())
-    assert session.report.calls_dense() == {str(DenseReason.ERROR): 3, str(DenseReason.STOOD_ASIDE): 2}
-    assert session.stood_aside
-    assert any("no such kernel" in note for note in session.report.notes)
-    assert any("stands aside" in note for note in session.report.notes)
-    monkeypatch.undo()
-    session.start_run()
-    call(session)
-    assert session.report.calls_sparse == 1
+        assert torch.equal(call(run), dense_output())
+    assert run.report.calls_dense() == {str(DenseReason.ERROR): 3, str(DenseReason.STOOD_ASIDE): 2}
+    assert run.stood_aside
+    assert any("no such kernel" in note for note in run.report.notes)
+    assert any("stands aside" in note for note in run.report.notes)
 
 
 def test_an_error_in_the_hosts_own_form_or_in_an_observer_does_not_stop_the_run() -> None:
-    session = Session(SETTINGS)
-    assert torch.equal(call(session, from_core=failing), dense_output())
+    run = Run(SETTINGS)
+    assert torch.equal(call(run, from_core=failing), dense_output())
 
-    def observer(result: Attention, position: Position) -> None:
+    def observer(event: CallDone) -> None:
         raise OSError("disk full")
 
-    session.on_call = observer
-    call(session)
-    assert session.report.calls_sparse == 1
-    assert any("disk full" in note for note in session.report.notes)
+    run.events.subscribe(CallDone, observer)
+    call(run)
+    assert run.report.calls_sparse == 1 and not run.events.wanted(CallDone)
+    assert any("disk full" in note for note in run.report.notes)
 
 
 def test_out_of_memory_runs_dense_and_does_not_count_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_large(*_: object, **__: object) -> Attention:
         raise torch.OutOfMemoryError("tried to allocate")
 
-    session = Session(SETTINGS)
-    monkeypatch.setattr(session_module, "attend", too_large)
+    run = Run(SETTINGS)
+    monkeypatch.setattr(run_module, "attend", too_large)
     for _ in range(MAX_ERRORS + 1):
-        assert torch.equal(call(session), dense_output())
-    assert session.report.calls_dense() == {str(DenseReason.OUT_OF_MEMORY): MAX_ERRORS + 1}
-    assert len(session.report.notes) == 1
+        assert torch.equal(call(run), dense_output())
+    assert run.report.calls_dense() == {str(DenseReason.OUT_OF_MEMORY): MAX_ERRORS + 1}
+    assert len(run.report.notes) == 1
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
@@ -204,83 +201,82 @@ def test_what_a_failed_call_had_made_is_freed_before_the_dense_one(
         alive.append(made[0]() is not None)
         return dense_output()
 
-    monkeypatch.setattr(session_module, "attend", half_done)
-    assert torch.equal(call(Session(SETTINGS), dense=dense), dense_output())
+    monkeypatch.setattr(run_module, "attend", half_done)
+    assert torch.equal(call(Run(SETTINGS), dense=dense), dense_output())
     assert alive == [False]
 
 
 def test_a_refusing_backend_runs_dense_with_its_reason() -> None:
-    session = Session(SETTINGS)
+    run = Run(SETTINGS)
     q = torch.zeros(1, 2, LAYOUT.tokens, 16, dtype=torch.int32)
-    out = call(session, (q, q, q), dense=dense_output)
+    out = call(run, (q, q, q), dense=dense_output)
     assert torch.equal(out, dense_output())
-    assert session.report.calls_dense() == {str(DenseReason.BACKEND): 1}
-    assert "int32" in session.report.notes[0]
+    assert run.report.calls_dense() == {str(DenseReason.BACKEND): 1}
+    assert "int32" in run.report.notes[0]
 
 
 def test_a_layer_is_sparse_only_after_one_finite_output() -> None:
-    session = Session(SETTINGS)
+    run = Run(SETTINGS)
     q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
     bad = v.clone()
     bad[0, 0, 7, 3] = torch.inf
-    call(session, (q, k, bad), layer=1)
-    call(session, (q, k, bad), layer=1)
-    call(session, (q, k, bad), layer=2)
-    assert session.report.calls_dense() == {str(DenseReason.NON_FINITE): 3}
-    assert "layer 1" in session.report.notes[0]
-    call(session, layer=1)
-    assert session.report.calls_sparse == 1
+    call(run, (q, k, bad), layer=1)
+    call(run, (q, k, bad), layer=1)
+    call(run, (q, k, bad), layer=2)
+    assert run.report.calls_dense() == {str(DenseReason.NON_FINITE): 3}
+    assert "layer 1" in run.report.notes[0]
+    call(run, layer=1)
+    assert run.report.calls_sparse == 1
 
 
 def test_steps_are_noise_levels_in_order_of_appearance() -> None:
-    session = Session(SETTINGS)
-    assert [session.step_of(level) for level in (1.0, 1.0, 0.7, 0.3, 0.7)] == [0, 0, 1, 2, 1]
-    session.start_run()
-    assert session.step_of(0.7) == 0
+    run = Run(SETTINGS)
+    assert [run.step_of(level) for level in (1.0, 1.0, 0.7, 0.3, 0.7)] == [0, 0, 1, 2, 1]
+    assert Run(SETTINGS).step_of(0.7) == 0
 
 
 def test_the_probe_chooses_each_heads_tail_once_per_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(replace(SETTINGS, auto_tail=True))
+    run = Run(replace(SETTINGS, auto_tail=True))
     calls: list[object] = []
 
     def counted(*arguments: Any, **options: Any) -> Attention:
         calls.append(arguments)
         return attend(*arguments, **options)
 
-    monkeypatch.setattr(session_module, "attend", counted)
+    monkeypatch.setattr(run_module, "attend", counted)
     q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
     first = attend(q, k, v, LAYOUT, SETTINGS.policy.with_density(0.3))
     names = best_tails(probe_errors(first.request, seed=1))
-    out = call(session)
-    assert session.report.tails == {1: names}
-    assert set(session.report.tail_errors[1]) == set(TAILS)
+    out = call(run)
+    assert run.report.tails == {1: names}
+    assert set(run.report.tail_errors[1]) == set(TAILS)
     chosen = attend(q, k, v, LAYOUT, replace(SETTINGS.policy, density=0.3, tail=names))
     assert torch.equal(out, chosen.out.transpose(1, 2).flatten(2))
     assert relative(chosen.out, attend_reference(chosen.request)) < 1e-6
     again = len(calls)
-    assert torch.equal(call(session), out)
+    assert torch.equal(call(run), out)
     assert len(calls) == again + 1
-    call(session, layer=2)
-    assert set(session.report.tails) == {1, 2}
+    call(run, layer=2)
+    assert set(run.report.tails) == {1, 2}
 
 
 def test_a_call_whose_tails_were_already_the_best_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(replace(SETTINGS, auto_tail=True))
+    run = Run(replace(SETTINGS, auto_tail=True))
     calls: list[object] = []
 
     def counted(*arguments: Any, **options: Any) -> Attention:
         calls.append(arguments)
         return attend(*arguments, **options)
 
-    monkeypatch.setattr(session_module, "attend", counted)
+    monkeypatch.setattr(run_module, "attend", counted)
     monkeypatch.setattr("draftattention.draftattn_core.run.probe.best_tails", lambda probe: (Policy().tail,) * 2)
-    call(session)
+    call(run)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("auto_tail", [False, True])
 def test_the_probe_fits_each_heads_tail_gain_once_per_layer(auto_tail: bool) -> None:
-    session = Session(replace(SETTINGS, auto_tail=auto_tail, auto_gain=True))
+    run = Run(replace(SETTINGS, auto_tail=auto_tail, auto_gain=True))
     q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
     qkv = (3 * q, k, v)
     first = attend(*qkv, LAYOUT, SETTINGS.policy.with_density(0.3))
@@ -289,42 +285,41 @@ def test_the_probe_fits_each_heads_tail_gain_once_per_layer(auto_tail: bool) -> 
     names = best_tails(probe)
     gains = gains_of(probe, names)
     assert any(gains)
-    out = call(session, qkv)
-    assert session.report.tails == {1: names} and session.report.tail_gains == {1: gains}
-    assert set(session.report.tail_errors[1]) == set(tails)
+    out = call(run, qkv)
+    assert run.report.tails == {1: names} and run.report.tail_gains == {1: gains}
+    assert set(run.report.tail_errors[1]) == set(tails)
     chosen = attend(*qkv, LAYOUT, replace(SETTINGS.policy, density=0.3, tail=names, tail_gain=gains))
     assert torch.equal(out, chosen.out.transpose(1, 2).flatten(2))
-    assert torch.equal(call(session, qkv), out)
+    assert torch.equal(call(run, qkv), out)
 
 
 def test_without_a_tail_there_is_nothing_to_probe() -> None:
-    session = Session(replace(SETTINGS, policy=replace(SETTINGS.policy, tail="none"), auto_gain=True))
-    call(session)
-    assert not session.report.tails and not session.report.tail_gains
+    run = Run(replace(SETTINGS, policy=replace(SETTINGS.policy, tail="none"), auto_gain=True))
+    call(run)
+    assert not run.report.tails and not run.report.tail_gains
 
 
 def test_each_head_follows_its_own_density() -> None:
     weights = ((1.0, 1.0), (0.2, 3.0))
-    session = Session(replace(SETTINGS, schedule=Schedule(((0.0, 0.3),), head_weights=weights)))
+    run = Run(replace(SETTINGS, schedule=Schedule(((0.0, 0.3),), head_weights=weights)))
     kept: list[Tensor] = []
-    session.on_call = lambda result, position: kept.append(result.computed_pairs())
-    call(session, layer=1)
+    run.events.subscribe(CallDone, lambda event: kept.append(event.result.computed_pairs()))
+    call(run, layer=1)
     assert kept[0][0, 0] < 0.5 * kept[0][0, 1]
 
 
-def test_threads_share_a_session() -> None:
-    session = Session(replace(SETTINGS, auto_tail=True))
-    session.start_run()
+def test_threads_share_a_run() -> None:
+    run = Run(replace(SETTINGS, auto_tail=True))
     outputs: list[Tensor] = []
     work = [
-        threading.Thread(target=lambda n=n: outputs.extend(call(session, layer=(n + i) % 3) for i in range(6)))
+        threading.Thread(target=lambda n=n: outputs.extend(call(run, layer=(n + i) % 3) for i in range(6)))
         for n in range(4)
     ]
     for thread in work:
         thread.start()
     for thread in work:
         thread.join()
-    assert session.report.calls_sparse == len(outputs) == 24
+    assert run.report.calls_sparse == len(outputs) == 24
     assert all(relative(out, outputs[0]) < 0.2 for out in outputs)
 
 

@@ -1,14 +1,16 @@
-"""A session: everything a host needs to serve the attention calls of one model, run after run.
+"""A run: the one owner of everything that belongs to one sampling run of one model.
 
 A host adapter only translates: which call is the video self-attention, its layout, its position in the run, and what
-dense means there. Deciding, choosing tails, counting, and standing aside when something fails happens here, so every
-host behaves alike. Nothing raised in the sparse path leaves it: the call goes dense and is counted.
+dense means there; and which evaluation of the model is asked for. Deciding, choosing tails, counting, and standing
+aside when something fails happens here, so every host behaves alike. Nothing raised in the sparse path leaves it: the
+call goes dense and is counted.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +22,6 @@ from ..attention import Attention, attend
 from ..backends.registry import (
     NoBackendError,
     Problem,
-    backend_names,
     choose_backend,
     passed_over,
     prepare_backend,
@@ -28,11 +29,14 @@ from ..backends.registry import (
 )
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
-from ..geometry.order import Tile
-from ..method.policy import TAILS, Density, Policy, WrongHeadsError
+from ..method.policy import TAILS, Policy, WrongHeadsError
+from .evaluation import Answer, Evaluation, Outcome, StepCache
+from .events import CallDone, EvaluationDone, Event, Events, Note, RunDone, RunStarted, StepDone, Waiting
+from .plan import Plan
 from .probe import HeadTails, probe_tails
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
-from .schedule import Schedule
+from .settings import Settings
+from .steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -41,94 +45,146 @@ MAX_ERRORS = 3
 OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the user chose.
+@dataclass(eq=False)
+class Run:
+    """One sampling run of one model, made when it begins and finished once. Thread-safe.
 
     Attributes:
-        policy: selection and tail; its density is replaced by the schedule's, call by call.
-        schedule: density by noise level, layer and head.
-        auto_tail: let the error probe choose each head's tail at the first sparse call of every layer.
-        auto_gain: let it fit each head's tail gain there (see `tail_gain`).
-        q_block, k_block, tile, order: see `Layout`.
-        backend: registry name or "auto".
-        min_tokens: calls with fewer video tokens run dense.
-
-    Raises:
-        ValueError: if blocks, tile or order do not fit together, or no backend has that name.
-    """
-
-    policy: Policy = field(default_factory=Policy)
-    schedule: Schedule = field(default_factory=Schedule)
-    auto_tail: bool = False
-    auto_gain: bool = True
-    q_block: int = 128
-    k_block: int = 64
-    tile: Tile | None = None
-    order: str = "tile"
-    backend: str = "auto"
-    min_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        self.layout(TokenGrid(1, 1, 1))
-        if self.backend not in backend_names():
-            raise ValueError(f"unknown backend {self.backend!r}: choose one of {', '.join(backend_names())}")
-
-    @property
-    def probes(self) -> bool:
-        """Whether the error probe runs at the first sparse call of every layer."""
-        return self.auto_tail or (self.auto_gain and self.policy.has_tail)
-
-    def layout(self, grid: TokenGrid, extra_before: int = 0, extra_after: int = 0) -> Layout:
-        return Layout(grid, extra_before, extra_after, self.q_block, self.k_block, self.tile, self.order)
-
-
-@dataclass
-class Session:
-    """State of one patched model. Thread-safe; call `start_run` before and `finish_run` after each sampling run.
-
-    Attributes:
-        on_call: told every sparse call with its internals.
-        on_wait: told in words what keeps the run waiting before its first block: kernels that are being compiled.
+        settings: what the user chose.
+        events: what the run says while it goes; may outlive it.
+        step_cache: answers evaluations without the model; None to compute them all.
+        report: counts and notes of this run.
+        cache: index tables of this run.
+        plan: policy of every call.
+        steps: how far the run has come.
     """
 
     settings: Settings
+    events: Events = field(default_factory=Events)
+    step_cache: StepCache | None = None
     report: RunReport = field(default_factory=RunReport)
     cache: TableCache = field(default_factory=TableCache)
-    on_call: Callable[[Attention, Position], None] | None = None
-    on_wait: Callable[[str], None] | None = None
-    _levels: dict[float, int] = field(default_factory=dict)
-    _tails: dict[tuple[int, int], HeadTails] = field(default_factory=dict)
+    plan: Plan = field(init=False)
+    steps: Steps = field(default_factory=Steps)
+    started: bool = False
+    finished: bool = False
     _checked: set[int] = field(default_factory=set)
     _prepared: set[Problem] = field(default_factory=set)
     _errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def start_run(self) -> None:
-        """Forget the previous run's counts, choices and failures."""
-        with self._lock:
-            self.report = RunReport()
-            self._levels.clear()
-            self._tails.clear()
-            self._checked.clear()
-            self._prepared.clear()
-            self._errors = 0
+    def __post_init__(self) -> None:
+        self.plan = Plan(self.settings.policy, self.settings.schedule)
 
-    def finish_run(self) -> RunReport:
-        """Close the run: free the index tables, return the report."""
+    def start(self, steps: int | None = None, progress: float = 0.0) -> Run:
+        """Begin, and say so.
+
+        Args:
+            steps: steps of the sampler in this run, None if unknown.
+            progress: where in the noise the run begins.
+        """
+        self.started = True
+        self.report.started = time.perf_counter()
+        self.steps.total = steps
+        self._emit(RunStarted(steps, progress, self.plan.starts_dense(progress)))
+        return self
+
+    def finish(self, cancelled: bool = False, tell: Callable[[RunReport], str] = RunReport.summary) -> RunReport:
+        """Close the run: free what it holds, say how it went, return the report. Later calls return the report only.
+
+        Args:
+            cancelled: whether it ended before its last step was done.
+            tell: puts the report in words.
+        """
+        with self._lock:
+            if self.finished:
+                return self.report
+            self.finished = True
         self.cache.clear()
-        self.report.finish()
-        return self.report
+        if self.step_cache is not None:
+            self.step_cache.clear()
+        report = self.report
+        report.finish()
+        if cancelled:
+            report.cancelled = self.steps.cancelled()
+        if not self.started:
+            return report
+        self._emit_step(None if cancelled else self.steps.finish())
+        text = tell(report)
+        self._emit(RunDone(text, report.cancelled, self.steps.total, report.seconds, *self._counts()))
+        return report
+
+    def evaluate(self, model: Callable[[Tensor], Tensor], x: Tensor, evaluation: Evaluation) -> Tensor:
+        """Answer one evaluation of the model: by the model, or by the step cache where that is near enough.
+
+        Args:
+            model: computes the host's output from the latent.
+            x: (B, C, ...) latent.
+            evaluation: what is asked for.
+
+        Returns:
+            The output in the host's form, of the shape of x.
+        """
+        answer, stop = self._ask(x, evaluation)
+        if answer is None:
+            try:
+                out = model(x)
+            except BaseException:
+                self.steps.broke()
+                raise
+        else:
+            out = evaluation.output_of(x, answer.prediction)
+        self._answered(x, out, evaluation, answer, stop)
+        return out
+
+    def _ask(self, x: Tensor, evaluation: Evaluation) -> tuple[Answer | None, Callable[[], Callable[[], float]]]:
+        """What the step cache says, and what stops the time of the evaluation."""
+        self._emit_step(self.steps.begin(evaluation.sampler_step, evaluation.progress))
+        return self._cached(x, evaluation), stopwatch(evaluation.device)
+
+    def _answered(
+        self,
+        x: Tensor,
+        out: Tensor,
+        evaluation: Evaluation,
+        answer: Answer | None,
+        stop: Callable[[], Callable[[], float]],
+    ) -> None:
+        """Count an evaluation and keep what the step cache needs of it."""
+        if answer is None:
+            self.report.add_evaluation(evaluation.step, stop())
+            self._keep(x, out, evaluation)
+        outcome = Outcome.COMPUTED if answer is None else answer.outcome
+        self.report.add_outcome(outcome.value)
+        if self.events.wanted(EvaluationDone):
+            at = evaluation.sampler_step, self.steps.total, evaluation.progress, evaluation.level
+            self._emit(EvaluationDone(*at, outcome.value, self.report.seconds))
+
+    def _cached(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
+        if self.step_cache is None or not evaluation.prediction or self.stood_aside:
+            return None
+        try:
+            return self.step_cache.answer(x, evaluation)
+        except Exception as error:
+            self.failed(error)
+            return None
+
+    def _keep(self, x: Tensor, out: Tensor, evaluation: Evaluation) -> None:
+        if self.step_cache is None or not evaluation.prediction or self.stood_aside:
+            return
+        try:
+            self.step_cache.store(x, evaluation.prediction_of(x, out), evaluation)
+        except Exception as error:
+            self.failed(error)
 
     @property
     def stood_aside(self) -> bool:
-        """Whether the session gave up on this run after `MAX_ERRORS` errors."""
+        """Whether this run gave up being sparse after `MAX_ERRORS` errors."""
         return self._errors >= MAX_ERRORS
 
     def step_of(self, level: float) -> int:
         """Index of a noise level in this run, in order of first appearance."""
-        with self._lock:
-            return self._levels.setdefault(level, len(self._levels))
+        return self.steps.index_of(level)
 
     def dense(
         self,
@@ -173,7 +229,7 @@ class Session:
         key_bias: Tensor | None = None,
         from_core: Callable[[Tensor], Tensor] = lambda out: out,
     ) -> Tensor:
-        """Serve one video self-attention call, sparse where the schedule allows it.
+        """Serve one video self-attention call, sparse where the plan allows it.
 
         Args:
             q, k, v: (B, H, L, D) as `draft_attention` takes them.
@@ -189,11 +245,13 @@ class Session:
         settings = self.settings
         if grid.tokens >= settings.min_tokens and not self.stood_aside:
             self._prepare_backend(q, key_bias is not None)
-        density = settings.schedule.density(position.progress, position.layer, position.layers)
-        if density is None:
-            dense_layer = settings.schedule.is_dense_layer(position.layer, position.layers)
-            reason = DenseReason.DENSE_LAYER if dense_layer else DenseReason.SCHEDULE
-            return self.dense(dense, reason, position, q)
+        try:
+            policy = self.plan.at(position, q.shape[1])
+        except WrongHeadsError as error:
+            policy = DenseReason.HEADS
+            self._tell(f"DraftAttention runs dense: {error}")
+        if isinstance(policy, DenseReason):
+            return self.dense(dense, policy, position, q)
         if grid.tokens < settings.min_tokens:
             return self.dense(dense, DenseReason.FEW_TOKENS, position, q)
         if q.shape[2] != grid.tokens + extra_before + extra_after:
@@ -204,9 +262,7 @@ class Session:
         stop = self._stopwatch(q.device)
         result, failure = None, DenseReason.NON_FINITE
         try:
-            result = self._sparse(
-                q, k, v, settings.layout(grid, extra_before, extra_after), density, position, key_bias
-            )
+            result = self._sparse(q, k, v, settings.layout(grid, extra_before, extra_after), policy, position, key_bias)
             if result is not None:
                 out, shares = from_core(result.out), (result.density(), result.tail_work())
         except OUT_OF_MEMORY:
@@ -219,17 +275,14 @@ class Session:
             result, failure = None, DenseReason.ERROR
             self.failed(error)
         if result is None:
-            # Out here the exception is gone, and with it every tensor of the frames it came through.
+            # Outside `except`, the traceback no longer keeps the call's tensors alive.
             if failure is DenseReason.OUT_OF_MEMORY:
                 _free(q.device)
             return self.dense(dense, failure, position, q)
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
         self.report.add(Call(position, shares[0], None, pairs, stop(), shares[1]))
-        if self.on_call is not None:
-            try:
-                self.on_call(result, position)
-            except Exception as error:
-                self.failed(error)
+        if self.events.wanted(CallDone):
+            self._emit(CallDone(position, result))
         return out
 
     def _prepare_backend(self, q: Tensor, biased: bool) -> None:
@@ -245,7 +298,7 @@ class Session:
             prepare_backend(settings.backend, problem, tails, report=self._wait)
             if settings.backend == "auto":
                 reason = passed_over(choose_backend("auto", problem).name, problem)
-                if reason is not None and self.report.note(reason):
+                if reason is not None and self.note(reason):
                     log.info("DraftAttention: %s", reason)
         except OUT_OF_MEMORY:
             # Says nothing of the kernels: the next call tries again.
@@ -255,30 +308,19 @@ class Session:
             # The calls that need it will meet the same and be counted for it.
             log.debug("DraftAttention could not prepare its backend: %s", error)
 
-    def _wait(self, message: str) -> None:
-        log.info(message)
-        if self.on_wait is not None:
-            self.on_wait(message)
-
     def _sparse(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         layout: Layout,
-        density: Density,
+        policy: Policy,
         position: Position,
         key_bias: Tensor | None,
     ) -> Attention | None:
         """The sparse call; None if it is not finite, asked in every layer until one output was."""
-        policy = self.settings.policy.with_density(density)
-        heads = q.shape[1]
-        found = self._tails.get((position.layer, heads))
-        if found is not None:
-            policy = found.put_into(policy)
-
         result = attend(q, k, v, layout, policy, backend=self.settings.backend, key_bias=key_bias, cache=self.cache)
-        if found is None and self.settings.probes:
+        if self.settings.probes and self.plan.found(position, q.shape[1]) is None:
             result = self._with_best_tails(result, policy, position)
         with self._lock:
             first = position.layer not in self._checked
@@ -305,8 +347,8 @@ class Session:
         found, probe = probe_tails(
             request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices
         )
+        self.plan.keep(position, heads, found)
         with self._lock:
-            self._tails[(layer, heads)] = found
             self.report.tails[layer], self.report.tail_gains[layer] = found.names, found.gains
             self.report.tail_errors[layer] = {
                 name: float(errors.mean()) for name, errors in (probe.fitted or probe.errors).items()
@@ -327,16 +369,40 @@ class Session:
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):
-            self.report.note(f"times are those of launching work: torch has no timer events on {device.type}")
+            self.note(f"times are those of launching work: torch has no timer events on {device.type}")
         return stopwatch(device)
 
+    def note(self, message: str) -> bool:
+        """Keep a message for the user; False if it was there already."""
+        if not self.report.note(message):
+            return False
+        self._emit(Note(message))
+        return True
+
     def _tell(self, message: str) -> None:
-        if self.report.note(message):
+        if self.note(message):
             log.warning(message)
+
+    def _wait(self, message: str) -> None:
+        log.info(message)
+        self._emit(Waiting(message))
+
+    def _emit_step(self, done: tuple[int, float] | None) -> None:
+        if done is not None and self.events.wanted(StepDone):
+            step, progress = done
+            self._emit(StepDone(step, self.steps.total, progress, self.report.seconds, *self._counts()))
+
+    def _counts(self) -> tuple[int, int, dict[str, int], dict[str, int]]:
+        calls = sum(call.position is not None for call in self.report.calls)
+        return self.report.calls_sparse, calls, self.report.calls_dense(), dict(self.report.outcomes)
+
+    def _emit(self, event: Event) -> None:
+        for failure in self.events.emit(event):
+            self.note(failure)
 
     def failed(self, error: Exception) -> None:
         """Count an error of ours, from an except block: the first is logged with its traceback, after `MAX_ERRORS` the
-        session stands aside. Hosts call it for errors of their own translation."""
+        run stands aside. Hosts call it for errors of their own translation."""
         with self._lock:
             self._errors += 1
             first, last = self._errors == 1, self._errors == MAX_ERRORS
