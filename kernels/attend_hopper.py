@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import HopperConfig
-from .geometry import Geometry, block_span, row_offsets
-from .pooled import PooledTail
+from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
+from .types import Geometry, Selected, Tail
 
 # Both kernels are launched with one warp group; the compiler adds the others.
 WARPS = 4
@@ -62,7 +62,7 @@ def tail_kernel(
     lse_ptr,
     perm_ptr,
     words_ptr,
-    log_count_ptr,
+    log_weight_ptr,
     k_mean_ptr,
     v_mean_ptr,
     cov_ptr,
@@ -120,13 +120,13 @@ def tail_kernel(
         if BLOCK_G > 32:
             bits = tl.where(lanes < 32, bits, tl.load(words_row + tl.minimum(start // 32 + 1, words - 1)))
         kept = (bits >> (lanes % 32)) & 1
-        log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
+        log_weight = tl.load(log_weight_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
         scores = tl.dot(q, k_desc.load([start, 0]).T, input_precision="ieee") * factor
         if RANKS > 0:
             along = tl.dot(q, u_desc.load([start, 0]).T, input_precision="ieee")
         if RANKS > 1:
             along_2 = tl.dot(q, u_desc_2.load([start, 0]).T, input_precision="ieee")
-        scores += tl.where(kept != 0, float("-inf"), log_count * LOG2E)[None, :]
+        scores += tl.where(kept != 0, float("-inf"), log_weight * LOG2E)[None, :]
         weights, shrink, top, total = _update(scores, top, total)
         acc = acc * shrink[:, None]
         acc = tl.dot(weights.to(q.dtype), v_desc.load([start, 0]), acc, input_precision="ieee")
@@ -245,10 +245,8 @@ def attend_hopper(
     k: Tensor,
     v: Tensor,
     geometry: Geometry,
-    lists: Tensor,
-    counts: Tensor,
-    words: Tensor,
-    tail: PooledTail | None,
+    selected: Selected,
+    tail: Tail | None,
     key_bias: Tensor | None,
     scale: float,
     config: HopperConfig,
@@ -277,19 +275,16 @@ def attend_hopper(
         triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
         launched = []
         if tail is not None:
-            pairs = (unused, unused) if tail.u is None or tail.w is None else (tail.u, tail.w)
+            parts = tail.parts()
             launched.append(
                 tail_kernel[(geometry.q_video, batch * heads)](
                     queries,
                     out,
                     log,
                     geometry.perm,
-                    words,
-                    tail.log_count,
-                    tail.k_mean,
-                    tail.v_mean,
-                    unused if tail.cov is None else tail.cov,
-                    *pairs,
+                    selected.words,
+                    *parts,
+                    *[unused] * (6 - len(parts)),
                     scale,
                     *strides(out),
                     heads,
@@ -312,8 +307,8 @@ def attend_hopper(
                 out,
                 log,
                 geometry.perm,
-                lists,
-                counts,
+                selected.lists,
+                selected.counts,
                 slots,
                 scale,
                 *strides(out),
@@ -361,7 +356,7 @@ def key_slots(geometry: Geometry, key_bias: Tensor | None) -> Tensor:
     return slots
 
 
-def tail_constants(geometry: Geometry, dim: int, config: HopperConfig, tail: PooledTail) -> dict[str, int | bool]:
+def tail_constants(geometry: Geometry, dim: int, config: HopperConfig, tail: Tail) -> dict[str, int | bool]:
     """Compile-time constants of the tail's kernel: none depends on the number of tokens."""
     return {
         "DIM": dim,

@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import AttendConfig
-from .geometry import Geometry, block_span, row_offsets
-from .pooled import PooledTail
+from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
+from .types import Geometry, Selected, Tail
 
 _LENGTHS = ["heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride"]
 
@@ -33,7 +33,7 @@ def attend_kernel(
     count_ptr,
     words_ptr,
     bias_ptr,
-    log_count_ptr,
+    log_weight_ptr,
     k_mean_ptr,
     v_mean_ptr,
     cov_ptr,
@@ -137,7 +137,7 @@ def attend_kernel(
                 next_word_2 = tl.load(words_row + tl.minimum(next_start // 32 + 1, words - 1))
                 bits = tl.where(g_lanes < 32, word, word_2)
             kept = (bits >> (g_start % 32)) & (1 << (g_lanes % 32))
-            log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
+            log_weight = tl.load(log_weight_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
             k_mean = tl.load(k_mean_ptr + tile + across, mask=inside[None, :], other=0.0)
             scores = tl.dot(q, k_mean, input_precision="ieee") * factor
             # All products with Q before the softmax, so that Q's registers are free after it.
@@ -149,7 +149,7 @@ def attend_kernel(
             if RANKS > 1:
                 u = tl.load(u_ptr + tile * RANKS + DIM + across_ranks, mask=inside[None, :], other=0.0)
                 along_2 = tl.dot(q, u, input_precision="ieee")
-            scores += tl.where(kept != 0, float("-inf"), log_count * LOG2E)[None, :]
+            scores += tl.where(kept != 0, float("-inf"), log_weight * LOG2E)[None, :]
             new_top = tl.maximum(top, tl.max(scores, 1))
             weights = tl.math.exp2(scores - new_top[:, None])
             shrink = tl.math.exp2(top - new_top)
@@ -244,10 +244,8 @@ def attend_pointer(
     k: Tensor,
     v: Tensor,
     geometry: Geometry,
-    lists: Tensor,
-    counts: Tensor,
-    words: Tensor,
-    tail: PooledTail | None,
+    selected: Selected,
+    tail: Tail | None,
     key_bias: Tensor | None,
     scale: float,
     config: AttendConfig,
@@ -261,10 +259,7 @@ def attend_pointer(
     Args:
         q: (B, H, L, D) in the host's order, any strides; float16, bfloat16 (float32 works, slowly). D a power of two.
         k, v: the same, or with `in_order` contiguous in block order.
-        lists: (B, H, q blocks, k blocks) int32, ascending key blocks of each query block, extra blocks included.
-        counts: (B, H, q blocks) int32, how many entries of each list are meant.
-        words: (B, H, q blocks, ceil(k blocks / 32)) int32, the same selection as bits (`select.Selected`); read for the
-            tail only.
+        selected: the block pairs, extra blocks included; its words are read for the tail only.
         tail: expansion of the video key blocks in the dtype of q, or None.
         key_bias: (B or 1, extra tokens) float32 added to the logits of extra tokens, or None.
         scale: factor on q.k, positive.
@@ -291,7 +286,7 @@ def attend_pointer(
     constants = constexprs(geometry, dim, config, tail, key_bias is not None, lse is not None, in_order)
     unused = q
     bias = unused if key_bias is None else key_bias.float().contiguous()
-    pooled = (None,) * 6 if tail is None else (tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w)
+    parts = () if tail is None else tail.parts()
     grid = (geometry.q_total * (geometry.q_block // constants["BLOCK_M"]), batch * heads)
     with on_device(q):
         attend_kernel[grid](
@@ -301,11 +296,10 @@ def attend_pointer(
             out,
             unused if lse is None else lse,
             geometry.perm,
-            lists,
-            counts,
-            words,
+            *selected,
             bias,
-            *(unused if x is None else x for x in pooled),
+            *parts,
+            *[unused] * (6 - len(parts)),
             scale,
             *strides(q),
             *strides(k),
@@ -331,7 +325,7 @@ def constexprs(
     geometry: Geometry,
     dim: int,
     config: AttendConfig,
-    tail: PooledTail | None,
+    tail: Tail | None,
     bias: bool,
     lse: bool,
     in_order: bool,

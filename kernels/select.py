@@ -8,17 +8,15 @@ a graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 import triton
 from torch import Tensor
 
-from .geometry import Geometry
 from .runtime import FUSED, on_device
 from .select_heads import BINS, PASSES, head_threshold_kernel, histogram_kernel, tie_kernel
 from .select_lists import WORD, emit_kernel, list_kernel
 from .select_rows import row_kernel
+from .types import Geometry, Selected
 
 ROW_BLOCK = 1024
 ROW_WARPS = 4
@@ -27,23 +25,6 @@ _PROGRAMS = 1024
 
 ROW, TOP_P, HEAD, DRAFT = 0, 1, 2, 3
 METHODS = {"row": ROW, "top_p": TOP_P, "head": HEAD, "draft": DRAFT}
-
-
-@dataclass(frozen=True)
-class Selected:
-    """A selection of a whole call, extra blocks included.
-
-    Attributes:
-        keep: (B, H, q blocks, k blocks) bool.
-        lists: (B, H, q blocks, k blocks) int32, ascending; what lies past the count is not written.
-        counts: (B, H, q blocks) int32.
-        words: (B, H, q blocks, ceil(k blocks / 32)) int32, `keep` as bits, lowest first.
-    """
-
-    keep: Tensor
-    lists: Tensor
-    counts: Tensor
-    words: Tensor
 
 
 def select(
@@ -57,8 +38,8 @@ def select(
     top_p: float = 1.0,
     rescue: bool = False,
     block: int = ROW_BLOCK,
-) -> Selected:
-    """Kept block pairs of a call.
+) -> tuple[Tensor, Selected]:
+    """Kept block pairs of a call, extra blocks included: (B, H, q blocks, k blocks) bool, and as kernels walk them.
 
     Args:
         scores: (B, H, R, C) float32 contiguous, query by key video blocks.
@@ -113,17 +94,16 @@ def select(
                     ranked, thresholds, needs, rows, columns, BLOCK=block, **FUSED, num_warps=ROW_WARPS
                 )
                 needs = left[:, None] - (needs.cumsum(-1, dtype=torch.int32) - needs)
-        selected = _empty_selection((batch, heads, geometry.q_total, geometry.k_total), device)
+        shape = (batch, heads, geometry.q_total, geometry.k_total)
+        keep, selected = torch.empty(shape, dtype=torch.bool, device=device), _empty_selection(shape, device)
         emit_kernel[(geometry.q_total, pairs)](
             scores,
             ranked,
             forced_bytes,
             thresholds,
             needs,
-            selected.keep.view(torch.uint8),
-            selected.lists,
-            selected.counts,
-            selected.words,
+            keep.view(torch.uint8),
+            *selected,
             rows,
             columns,
             geometry.q_total,
@@ -136,7 +116,7 @@ def select(
             **FUSED,
             num_warps=ROW_WARPS,
         )
-    return selected
+    return keep, selected
 
 
 def head_thresholds(ranked: Tensor, head_counts: Tensor, block: int = ROW_BLOCK) -> tuple[Tensor, Tensor]:
@@ -174,22 +154,19 @@ def lists_of(keep: Tensor, block: int = ROW_BLOCK) -> Selected:
     with on_device(keep):
         list_kernel[(q_total, batch * heads)](
             keep.view(torch.uint8),
-            selected.lists,
-            selected.counts,
-            selected.words,
+            *selected,
             q_total,
             k_total,
             BLOCK=block,
             **FUSED,
             num_warps=ROW_WARPS,
         )
-    return replace(selected, keep=keep)
+    return selected
 
 
 def _empty_selection(shape: tuple[int, ...], device: torch.device) -> Selected:
     words = triton.cdiv(shape[3], WORD)
     return Selected(
-        torch.empty(shape, dtype=torch.bool, device=device),
         torch.empty(shape, dtype=torch.int32, device=device),
         torch.empty(shape[:3], dtype=torch.int32, device=device),
         torch.empty(*shape[:3], words, dtype=torch.int32, device=device),

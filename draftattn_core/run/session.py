@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from ..attention import Attention, attend
+from ..backends.call_kind import CallKind
 from ..backends.registry import (
     NoBackendError,
-    Problem,
     backend_names,
     choose_backend,
     passed_over,
     prepare_backend,
     tails_served,
 )
+from ..backends.request import OUT_OF_MEMORY
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..geometry.order import Tile
@@ -37,8 +38,6 @@ from .schedule import Schedule
 log = logging.getLogger(__name__)
 
 MAX_ERRORS = 3
-# Before torch 2.5 there was CUDA's alone.
-OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Session:
     _levels: dict[float, int] = field(default_factory=dict)
     _tails: dict[tuple[int, int], HeadTails] = field(default_factory=dict)
     _checked: set[int] = field(default_factory=set)
-    _prepared: set[Problem] = field(default_factory=set)
+    _prepared: set[CallKind] = field(default_factory=set)
     _errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -235,7 +234,7 @@ class Session:
     def _prepare_backend(self, q: Tensor, biased: bool) -> None:
         """Before the first block of a run: have its kernels compiled, and say which backend is going without."""
         settings = self.settings
-        problem = Problem.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
+        problem = CallKind.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
         with self._lock:
             if problem in self._prepared:
                 return
@@ -300,7 +299,7 @@ class Session:
         heads, layer = request.q.shape[1], position.layer
         asked = HeadTails.of(policy, heads)
         biased = request.key_bias is not None
-        problem = Problem.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
+        problem = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
         choices = tails_served(result.backend, problem, TAILS) if settings.auto_tail else ()
         found, probe = probe_tails(
             request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices

@@ -11,14 +11,11 @@ from typing import TypeVar
 
 import torch
 
-from ..request import BackendFailure
+from ..request import OUT_OF_MEMORY, BackendFailure
 
 log = logging.getLogger(__name__)
 
 _Variant = TypeVar("_Variant", bound=Hashable)
-
-# Older torch has it under `cuda` only.
-OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from ...method.policy import TailName
-from ..call_kind import Problem, Variant
+from ..call_kind import CallKind, Variant
 from .trust import Trust
 
 Report = Callable[[str], None]
@@ -20,29 +20,29 @@ Report = Callable[[str], None]
 def warm_up(
     trust: Trust,
     kernel: tuple[object, ...],
-    problem: Problem,
+    kind: CallKind,
     tails: Sequence[TailName],
-    check: Callable[[Problem, Variant], str | None],
+    check: Callable[[CallKind, Variant], str | None],
     report: Report,
 ) -> None:
-    """Check every variant of `problem`, and of it with each of `tails`, that this process has no verdict on.
+    """Check every variant of `kind`, and of it with each of `tails`, that this process has no verdict on.
 
-    Stops where a variant of the problem itself is refused, since other kernels serve the run then.
+    Stops where a variant of the kind itself is refused, since other kernels serve the run then.
 
     Args:
         trust: where the verdicts are kept.
         kernel: what they are kept under, beside the variant.
         check: computes a small call of a variant; what is wrong with it, or None.
-        report: told in words what is being compiled.
+        report: called with a message before each variant is compiled.
     """
-    others = [problem.with_tail(tail).variants[0] for tail in tails]
-    wanted = list(dict.fromkeys([*problem.variants, *others]))
+    others = [kind.with_tail(tail).variants[0] for tail in tails]
+    wanted = list(dict.fromkeys([*kind.variants, *others]))
     missing = [variant for variant in wanted if not trust.knows((*kernel, variant))]
     for variant in wanted:
         if variant in missing:
             number = missing.index(variant) + 1
             what = f"{trust.name}, {number} of {len(missing)} (tail {variant.tail})"
             report(f"DraftAttention compiles and checks {what}; once per machine")
-        reason = trust.reason_against((*kernel, variant), functools.partial(check, problem, variant))
-        if reason is not None and variant in problem.variants:
+        reason = trust.reason_against((*kernel, variant), functools.partial(check, kind, variant))
+        if reason is not None and variant in kind.variants:
             return

@@ -40,7 +40,7 @@ def run(problem: Problem, config: AttendConfig = TINY, *, in_order: bool = False
         k,
         v,
         problem.geometry,
-        *lists_of(request.keep),
+        lists_of(request.keep),
         problem.tail,
         request.key_bias,
         request.scale,
@@ -124,7 +124,7 @@ def test_keys_in_block_order_have_to_be_contiguous() -> None:
             spread,
             problem.request.v,
             problem.geometry,
-            *lists_of(problem.request.keep),
+            lists_of(problem.request.keep),
             None,
             None,
             problem.request.scale,
@@ -160,7 +160,7 @@ def test_lse_is_the_log_of_the_denominator_tail_included() -> None:
     logits = request.scale * request.q.double() @ request.k.double().transpose(-1, -2)
     logits[..., -5:] += request.key_bias[:, None, None].double()
     logits = logits.masked_fill(~request.keep[:, :, q_block][..., k_block], -torch.inf)
-    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_count[:, None]
+    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_weight[:, None]
     pooled = pooled.masked_fill(request.keep[:, :, q_block, : tables.k.video], -torch.inf)
     expected = torch.cat([logits, pooled], -1).logsumexp(-1)
     assert torch.allclose(lse.double(), expected, rtol=0, atol=3e-6)

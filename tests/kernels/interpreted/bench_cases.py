@@ -22,7 +22,6 @@ from benchmarks.kernels.variants import VARIANTS, Variant
 from draftattention.draftattn_core import Policy
 from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.backends.request import AttendRequest, BackendFailure, Listed
-from draftattention.draftattn_core.backends.triton import door
 from draftattention.draftattn_core.method.draft import make_draft
 from draftattention.draftattn_core.method.selection import select_from_draft
 from draftattention.draftattn_core.method.tail.expand import make_tail

@@ -31,7 +31,7 @@ def run(
         request.q,
         *(x.index_select(2, request.tables.perm) for x in (request.k, request.v)),
         problem.geometry,
-        *lists_of(request.keep),
+        lists_of(request.keep),
         problem.tail,
         request.key_bias,
         request.scale,
@@ -114,7 +114,7 @@ def test_lse_is_the_log_of_the_denominator_tail_included() -> None:
     logits = request.scale * request.q.double() @ request.k.double().transpose(-1, -2)
     logits[..., -5:] += request.key_bias[:, None, None].double()
     logits = logits.masked_fill(~request.keep[:, :, q_block][..., k_block], -torch.inf)
-    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_count[:, None]
+    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_weight[:, None]
     pooled = pooled.masked_fill(request.keep[:, :, q_block, : tables.k.video], -torch.inf)
     expected = torch.cat([logits, pooled], -1).logsumexp(-1)
     assert torch.allclose(lse.double(), expected, rtol=0, atol=3e-6)

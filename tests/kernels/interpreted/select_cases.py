@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.triton import launch
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
 from draftattention.draftattn_core.method.policy import Density, Policy
@@ -41,9 +41,10 @@ def scores_of(tables: LayoutTables, kind: str) -> Tensor:
 def check(scores: Tensor, policy: Policy, tables: LayoutTables = TABLES) -> None:
     # As the core's own draft hands them over: NaN ranks last, beside what is infinitely small.
     expected = select_blocks(scores.where(scores == scores, -math.inf), tables, policy)
-    selected = door.select_scores(scores, tables, policy, block=BLOCK)
+    densities = policy.of(scores.shape[1]).densities
+    keep, selected = launch.select_scores(scores, tables, policy, densities, block=BLOCK)
     # As bytes: any byte but 0 is true, one that was never written too.
-    assert torch.equal(selected.keep.view(torch.uint8), expected.view(torch.uint8))
+    assert torch.equal(keep.view(torch.uint8), expected.view(torch.uint8))
     assert torch.equal(selected.counts, expected.sum(-1, dtype=torch.int32))
     assert torch.equal(selected.words, words_of(expected, filler=False))
     for found, kept, count in zip(selected.lists.flatten(0, 2), expected.flatten(0, 2), selected.counts.flatten()):

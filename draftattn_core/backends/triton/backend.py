@@ -1,0 +1,150 @@
+"""A backend on our kernels: a whole call on the device, a group of heads after the other, and trust in it.
+
+It says why it cannot serve a kind of call instead of failing: no Triton, an old or a broken one, a device, type or size
+without a kernel, a kernel that does not compile or does not fit, or one whose one-time check against the reference
+failed. What sets one form of `attend` apart from another is in its subclass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ....kernels.types import Tail
+from ...method.draft import Draft
+from ...method.policy import Policy, TailName
+from ...method.rules.call import RuleCall
+from ...method.tail.formula import name_of
+from ..call_kind import CallKind, Variant
+from ..request import AttendRequest, new_output
+from . import head_groups, launch, self_check
+from .op import call_op
+from .trust import Trust, compiler_failed, short_of_memory
+from .warm_up import warm_up
+
+
+class Computed(NamedTuple):
+    """What kernels made of a group of heads: the request it amounts to, its draft, and the warps of `attend`."""
+
+    request: AttendRequest
+    draft: Draft
+    warps: launch.Warps
+
+
+class TritonBackend(ABC):
+    """One form of `attend`, with the kernels for draft, selection and tail that all forms share.
+
+    Attributes:
+        name: of the backend in the registry.
+        trust: verdicts on its kernels.
+    """
+
+    def __init__(self, name: str, trust: Trust) -> None:
+        self.name = name
+        self.trust = trust
+        self.launch = launch.LAUNCHES[name]
+
+    @abstractmethod
+    def unfit(self, kind: CallKind) -> str | None:
+        """Why no kernel is made for calls of a kind, without trying any; None if one is."""
+
+    @abstractmethod
+    def key(self, kind: CallKind) -> tuple[Hashable, ...]:
+        """What verdicts on the kernels of a kind of call go by, beside the variant."""
+
+    def refuses(self, kind: CallKind) -> str | None:
+        """Why the kernels cannot serve calls of a kind, in words a user can act on; None if they can."""
+        reason = self.unfit(kind)
+        return reason if reason is not None else self._distrust(self.key(kind), kind, self.check)
+
+    def _distrust(
+        self, kernel: tuple[Hashable, ...], kind: CallKind, check: Callable[[CallKind, Variant], str | None]
+    ) -> str | None:
+        """The reason against a kernel, which is checked on first use."""
+        unchecked = self.under_test(kind.device)
+        return self.trust.reason_against_any(
+            kernel, kind.variants, lambda variant: None if unchecked else check(kind, variant)
+        )
+
+    def under_test(self, device: torch.device) -> bool:
+        """Whether kernels are not checked before use: where Triton interprets them they are what is being tested."""
+        return device.type == "cpu"
+
+    def warm_up(self, kind: CallKind, tails: Sequence[TailName], report: Callable[[str], None]) -> None:
+        """Compile and check the kernels of a run beforehand; see `Backend.warm_up`. A refusal is left to the calls."""
+        if self.unfit(kind) is None:
+            warm_up(self.trust, self.key(kind), kind, tails, self.check, report)
+
+    def check(self, kind: CallKind, variant: Variant) -> str | None:
+        """What is wrong with the kernels of a whole call, or None; see `self_check.check`."""
+        return self_check.check(self.group, kind, variant)
+
+    def run(self, call: RuleCall, keep: Tensor | None = None) -> tuple[Tensor, AttendRequest]:
+        """A whole call on the device: one pass over Q, one over K and V, selection, attention. No host synchronisation.
+
+        Args:
+            keep: (B, H, q blocks, k blocks) bool, the selection; None for a rule that kernels select by.
+
+        Raises:
+            BackendFailure: if a kernel does not compile for this device or does not fit on it; the registry knows then.
+        """
+        layout, out = call.tables.layout, new_output(call.q)
+        keeps, counts, tails = [], [], []
+        try:
+            for part in head_groups.head_groups(layout, call.q.shape[0], call.q.shape[1]):
+                done = self.group(call.of_heads(part), out[:, part], None if keep is None else keep[:, part])
+                assert done.request.counts is not None
+                keeps.append(done.request.keep)
+                counts.append(done.request.counts)
+                tails.append(done.request.tail)
+                # Freed before the next group asks for the same.
+                del done
+        except Exception as error:
+            # Anything else is a bug and not ours to hide.
+            if not (short_of_memory(error) or compiler_failed(error)):
+                raise
+            biased = call.key_bias is not None
+            kind = CallKind.of(call.q, layout.q_block, layout.k_block, call.policy, biased=biased)
+            # The dearest tail's kernels ran.
+            raise self.trust.failure((*self.key(kind), kind.variants[-1]), call.q.device, error) from error
+        if keep is None:
+            keep = keeps[0] if len(keeps) == 1 else torch.cat(keeps, dim=1)
+        count = counts[0] if len(counts) == 1 else torch.cat(counts, dim=1)
+        return out, AttendRequest.of(call, keep, _joined(tails), count)
+
+    def group(self, call: RuleCall, out: Tensor, keep: Tensor | None = None) -> Computed:
+        """Compute a call, or some of its heads, in one piece into `out` (B, H, L, D)."""
+        draft, tail, in_order = launch.prepare(call, copy=True)
+        assert in_order is not None
+        if keep is None:
+            keep, selected = launch.select(call, draft)
+        else:
+            selected = launch.lists_of(keep)
+        rest = call.tables.geometry, selected, tail, call.key_bias, call.scale
+        warps = self.launch(out, call.q, *in_order, *rest, True)
+        return Computed(AttendRequest.of(call, keep, tail, selected.counts), draft, warps)
+
+    def attend(self, request: AttendRequest) -> Tensor:
+        """Output (B, H, L, D) of a request made elsewhere: the selection becomes lists."""
+        return call_op(request, self.name)
+
+
+def kind_of(request: AttendRequest) -> CallKind:
+    """The kind of call that a request is; its method does not matter any more."""
+    layout, policy = request.tables.layout, Policy(tail=name_of(request.tail))
+    return CallKind.of(request.q, layout.q_block, layout.k_block, policy, biased=request.key_bias is not None)
+
+
+def _joined(tails: list[Tail | None]) -> Tail | None:
+    """The tail of all heads from those of groups, which have the same parts."""
+    known = [tail.parts() for tail in tails if tail is not None]
+    if not known:
+        return None
+    if len(known) == 1:
+        return Tail(*known[0])
+    log_weight, *others = zip(*known)
+    return Tail(torch.cat(log_weight), *(torch.cat(parts, dim=1) for parts in others))

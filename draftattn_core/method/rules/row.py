@@ -1,0 +1,27 @@
+"""The rule `row`: every query block keeps the same number of best key blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...geometry.layout import LayoutTables
+from ..policy import Policy
+from ..selection import by_ranking, row_limits, row_top_k
+from .rule import Limits
+
+
+class RowTopK:
+    """The best entries of every row, forced ones first."""
+
+    form = "row"
+
+    def limits(self, tables: LayoutTables, policy: Policy, densities: tuple[float, ...]) -> Limits:
+        return Limits(row_limits(tables, policy, [round(d * tables.k.video) for d in densities]))
+
+    def keep(self, scores: Tensor, forced: Tensor, limits: Limits) -> Tensor:
+        assert limits.rows is not None
+        return row_top_k(scores.masked_fill(forced, torch.inf), limits.rows.unsqueeze(-1))
+
+
+RULE = by_ranking(RowTopK())
