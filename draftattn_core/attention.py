@@ -28,7 +28,8 @@ class Attention:
     Attributes:
         out: (B, H, L, D) in the dtype of q; (B, L, H * D) of it is a view.
         request: what the backend computed, with the selection and the tail. Where a rule gives heads a token order of
-            their own, q, k and v are in that order; `out` never is.
+            their own, q, k and v are in that order; `out` never is. Where a rule answers some heads itself, it is what
+            was counted as work, and the tail is that of the heads last computed.
         backend: name of the backend that ran.
     """
 
@@ -156,13 +157,12 @@ def _by_rule(call: RuleCall, rule: Rule, backend: str, chosen: Backend) -> Atten
     if answered is None:
         default(call)
         return computed[0]
-    # The last computed call says what a part of the answer was; without one there is no tail and no backend.
-    if not computed:
-        return Attention(answered.out, AttendRequest.of(call, answered.keep, None), f"rule {call.policy.method}")
-    last = computed[0]
-    if answered.keep is last.request.keep:
-        return replace(last, out=answered.out)
-    return replace(last, out=answered.out, request=replace(last.request, keep=answered.keep, counts=None))
+    # The last computed call says by which backend and with which tail.
+    backend = computed[0].backend if computed else f"rule {call.policy.method}"
+    if computed and answered.keep is computed[0].request.keep:
+        return replace(computed[0], out=answered.out)
+    tail = computed[0].request.tail if computed else None
+    return Attention(answered.out, AttendRequest.of(call, answered.keep, tail), backend)
 
 
 def draft_attention(

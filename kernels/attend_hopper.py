@@ -5,11 +5,16 @@ two kernels, the tail first, its normalised output and LSE resting in `out` and 
 there. Both read Q, K and V in block order, where a block is one box of memory. Has not yet run on a GPU.
 """
 
+# Functions of Triton take no types; every other one here has them.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import contextvars
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -270,66 +275,63 @@ def attend_hopper(
     slots = key_slots(geometry, key_bias)
     log = slots if lse is None else lse
 
-    def launch() -> list[object]:
-        # Descriptors made on the device need memory for themselves; set in this context alone.
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
-        launched = []
+    # Descriptors made on the device need memory for themselves: the allocator is set in this context alone.
+    run: Callable[..., Any] = contextvars.copy_context().run
+    launched = []
+    run(triton.set_allocator, lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
+    with on_device(q):
         if tail is not None:
             parts = tail.parts()
-            launched.append(
-                tail_kernel[(geometry.q_video, batch * heads)](
-                    queries,
-                    out,
-                    log,
-                    geometry.perm,
-                    selected.words,
-                    *parts,
-                    *[unused] * (6 - len(parts)),
-                    scale,
-                    *strides(out),
-                    heads,
-                    tokens,
-                    geometry.video_tokens,
-                    geometry.q_total,
-                    geometry.k_video,
-                    geometry.k_total,
-                    **tail_constants(geometry, dim, config, tail),
-                    **FUSED,
-                    num_warps=WARPS,
-                    num_stages=config.tail_stages,
-                )
-            )
-        launched.append(
-            listed_kernel[(geometry.q_total, batch * heads)](
+            kernel = run(
+                tail_kernel[(geometry.q_video, batch * heads)],
                 queries,
-                k,
-                v,
                 out,
                 log,
                 geometry.perm,
-                selected.lists,
-                selected.counts,
-                slots,
+                selected.words,
+                *parts,
+                *[unused] * (6 - len(parts)),
                 scale,
                 *strides(out),
                 heads,
                 tokens,
                 geometry.video_tokens,
-                geometry.q_video,
                 geometry.q_total,
                 geometry.k_video,
                 geometry.k_total,
-                0 if slots.shape[0] == 1 else slots.shape[1],
-                **listed_constants(geometry, dim, config, tail is not None, wants_lse),
+                **tail_constants(geometry, dim, config, tail),
                 **FUSED,
                 num_warps=WARPS,
-                num_stages=config.stages,
+                num_stages=config.tail_stages,
             )
+            launched.append(kernel)
+        kernel = run(
+            listed_kernel[(geometry.q_total, batch * heads)],
+            queries,
+            k,
+            v,
+            out,
+            log,
+            geometry.perm,
+            selected.lists,
+            selected.counts,
+            slots,
+            scale,
+            *strides(out),
+            heads,
+            tokens,
+            geometry.video_tokens,
+            geometry.q_video,
+            geometry.q_total,
+            geometry.k_video,
+            geometry.k_total,
+            0 if slots.shape[0] == 1 else slots.shape[1],
+            **listed_constants(geometry, dim, config, tail is not None, wants_lse),
+            **FUSED,
+            num_warps=WARPS,
+            num_stages=config.stages,
         )
-        return launched
-
-    with on_device(q):
-        launched = contextvars.copy_context().run(launch)
+        launched.append(kernel)
     return Launched(out, tuple(None if x is None else x.metadata.num_warps for x in launched))
 
 

@@ -6,6 +6,9 @@ listed blocks. Scores, softmax and sums are float32, scores in base 2; weights e
 dtype. A row without any key gives 0 and LSE -inf.
 """
 
+# Functions of Triton take no types; every other one here has them.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,9 @@ iterations on the tile that is in registers anyway, its part of the head's avera
 both in block order (an INT8 form would be written at the same place). Tensors are read through their strides.
 """
 
+# Functions of Triton take no types; every other one here has them.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -312,4 +315,5 @@ def prepare_keys(
     tail = None
     if log_weight is not None and pooled is not None:
         tail = Tail(log_weight, *pooled, None if cov is None else cov.to(k.dtype), *(pairs or (None, None)))
-    return PreparedKeys(k_mean, spread, *(copies or (None, None)), tail, cov)
+    k_copy, v_copy = copies or (None, None)
+    return PreparedKeys(k_mean, spread, k_copy, v_copy, tail, cov)

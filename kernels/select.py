@@ -16,7 +16,7 @@ from .runtime import FUSED, on_device
 from .select_heads import BINS, PASSES, head_threshold_kernel, histogram_kernel, tie_kernel
 from .select_lists import WORD, emit_kernel, list_kernel
 from .select_rows import row_kernel
-from .types import Geometry, Selected
+from .types import Geometry, Limits, Selected
 
 ROW_BLOCK = 1024
 ROW_WARPS = 4
@@ -24,19 +24,16 @@ ROW_WARPS = 4
 _PROGRAMS = 1024
 
 ROW, TOP_P, HEAD, DRAFT = 0, 1, 2, 3
-METHODS = {"row": ROW, "top_p": TOP_P, "head": HEAD, "draft": DRAFT}
+FORMS = {"row": ROW, "top_p": TOP_P, "head": HEAD, "draft": DRAFT}
 
 
 def select(
     scores: Tensor,
     forced: Tensor,
     geometry: Geometry,
-    method: str,
+    form: str,
+    limits: Limits,
     *,
-    row_counts: Tensor | None = None,
-    head_counts: Tensor | None = None,
-    top_p: float = 1.0,
-    rescue: bool = False,
     block: int = ROW_BLOCK,
 ) -> tuple[Tensor, Selected]:
     """Kept block pairs of a call, extra blocks included: (B, H, q blocks, k blocks) bool, and as kernels walk them.
@@ -45,17 +42,15 @@ def select(
         scores: (B, H, R, C) float32 contiguous, query by key video blocks.
         forced: (R, C) bool, kept whatever they score.
         geometry: of the call; extra blocks are kept by everyone and keep everyone.
-        method: `row` keeps the `row_counts` best of each row, forced ones first. `top_p` keeps per row the shortest
-            prefix of the sorted softmax that holds `top_p`, at least `row_counts`. `head` promises every row its
-            `row_counts` best, forced ones first, and spends `head_counts` on the head's largest log-softmax. `draft`
-            keeps what is not below the `head_counts`-th largest entry of the head's softmax, ties included.
-        row_counts: (H, R) int32.
-        head_counts: (H,) int32, from 1 to R C.
-        rescue: give a row that ends without a video block its best one (`draft`).
+        form: `row` keeps the `rows` best of each row, forced ones first. `top_p` keeps per row the shortest prefix of
+            the sorted softmax that holds `mass`, at least `rows`. `head` promises every row its `rows` best, forced
+            ones first, and spends `heads` on the head's largest log-softmax. `draft` keeps what is not below the
+            `heads`-th largest entry of the head's softmax, ties included.
+        limits: `rows`, `heads` and `mass` of that; `heads` counts from 1 to R C. `rescue` is for `draft`.
         block: entries of a row that are looked at together, a power of two from 32.
     """
     batch, heads, rows, columns = scores.shape
-    kind = METHODS[method]
+    kind = FORMS[form]
     pairs = batch * heads
     by_head = kind in (HEAD, DRAFT)
     device = scores.device
@@ -73,11 +68,11 @@ def select(
         row_kernel[(rows, pairs)](
             scores,
             forced_bytes,
-            needs if row_counts is None else row_counts,
+            needs if limits.rows is None else limits.rows,
             ranked,
             thresholds,
             needs,
-            top_p,
+            limits.mass,
             heads,
             rows,
             columns,
@@ -87,8 +82,8 @@ def select(
             **FUSED,
             num_warps=ROW_WARPS,
         )
-        if by_head:
-            thresholds, left = head_thresholds(ranked, head_counts, block)
+        if limits.heads is not None:
+            thresholds, left = head_thresholds(ranked, limits.heads, block)
             if kind == HEAD:
                 tie_kernel[(rows, pairs)](
                     ranked, thresholds, needs, rows, columns, BLOCK=block, **FUSED, num_warps=ROW_WARPS
@@ -111,7 +106,7 @@ def select(
             rows if by_head else 1,
             FORCE=kind == ROW,
             ALL_TIES=kind == DRAFT,
-            RESCUE=rescue,
+            RESCUE=limits.rescue,
             BLOCK=block,
             **FUSED,
             num_warps=ROW_WARPS,

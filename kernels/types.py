@@ -1,4 +1,4 @@
-"""What the core hands to kernels and gets from them: tail, selection and geometry. Torch only, no Triton."""
+"""What the core hands to kernels and gets from them: tail, limits, selection and geometry. Torch only, no Triton."""
 
 from __future__ import annotations
 
@@ -66,6 +66,23 @@ class Selected(NamedTuple):
     lists: Tensor
     counts: Tensor
     words: Tensor
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a draft map may be kept, ready on the device; to be read only.
+
+    Attributes:
+        rows: (H, R) int32, entries that each row keeps or is promised, forced ones included.
+        heads: (H,) int32, entries that each head's whole map keeps, promises included.
+        mass: of a row's softmax that is to be kept.
+        rescue: whether a row that ends empty gets its best entry.
+    """
+
+    rows: Tensor | None = None
+    heads: Tensor | None = None
+    mass: float = 1.0
+    rescue: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -17,7 +16,8 @@ from draftattention.draftattn_core.backends.triton import launch
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
 from draftattention.draftattn_core.method.policy import METHODS, Policy
-from draftattention.kernels import prepare, select
+from draftattention.draftattn_core.method.selection import forced_blocks, ranking_of
+from draftattention.kernels import prepare
 from tests.kernels.calls import call_of
 from tests.kernels.launches import Launches
 
@@ -47,20 +47,17 @@ def given(monkeypatch: pytest.MonkeyPatch, tables: LayoutTables, policy: Policy,
     noted: list[Any] = []
     prepare_keys = prepare.prepare_keys
 
-    def note_select(scores: Tensor, forced: Tensor, *_: object, **options: Any) -> None:
-        noted.extend([forced, options.get("row_counts"), options.get("head_counts")])
-
     def note_prepare(*args: Any, **options: Any) -> Any:
         noted.extend([options["log_weight"], options["ranks"]])
         return prepare_keys(*args, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(select, "select", note_select)
         patched.setattr(prepare, "prepare_keys", note_prepare)
         x = torch.zeros(1, HEADS, LAYOUT.tokens, 64, dtype=torch.bfloat16)
         call = call_of(x, x, x, tables, policy).of_heads(part)
-        draft, _, _ = launch.prepare(call, copy=False)
-        launch.select(call, draft)
+        launch.prepare(call, copy=False)
+        limits = ranking_of(policy).limits(tables, policy, call.heads.densities)
+        noted.extend([forced_blocks(tables, policy), limits.rows, limits.heads])
     return noted
 
 

@@ -100,7 +100,7 @@ def test_an_error_that_is_not_the_compilers_is_not_hidden(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr(launch, "select", fail)
+    monkeypatch.setattr(select, "select", fail)
     with pytest.raises(ValueError, match="a bug of ours"):
         call(backend="triton")
     assert POINTER.refuses(replace(GPU, device=torch.device("cpu"))) is None

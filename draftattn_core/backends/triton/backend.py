@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ....kernels.types import Tail
-from ...method.draft import Draft
+from ...method.draft import Draft, raw_logits
 from ...method.policy import Policy, TailName
 from ...method.rules.call import RuleCall
+from ...method.selection import forced_blocks, ranking_of
 from ...method.tail.formula import name_of
 from ..call_kind import CallKind, Variant
 from ..request import AttendRequest, new_output
@@ -118,14 +119,20 @@ class TritonBackend(ABC):
 
     def group(self, call: RuleCall, out: Tensor, keep: Tensor | None = None) -> Computed:
         """Compute a call, or some of its heads, in one piece into `out` (B, H, L, D)."""
+        from ....kernels import select
+
+        tables, policy, geometry = call.tables, call.policy, call.tables.geometry
         draft, tail, in_order = launch.prepare(call, copy=True)
         assert in_order is not None
         if keep is None:
-            keep, selected = launch.select(call, draft)
+            ranking, scores = ranking_of(policy), raw_logits(draft, tables, call.scale)
+            limits = ranking.limits(tables, policy, call.heads.densities)
+            keep, selected = select.select(scores, forced_blocks(tables, policy), geometry, ranking.form, limits)
+            del scores
         else:
-            selected = launch.lists_of(keep)
-        rest = call.tables.geometry, selected, tail, call.key_bias, call.scale
-        warps = self.launch(out, call.q, *in_order, *rest, True)
+            selected = select.lists_of(keep)
+        k, v = in_order
+        warps = self.launch(out, call.q, k, v, geometry, selected, tail, call.key_bias, call.scale, True)
         return Computed(AttendRequest.of(call, keep, tail, selected.counts), draft, warps)
 
     def attend(self, request: AttendRequest) -> Tensor:

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from ....kernels.types import Geometry, Selected, Tail
-from ...geometry.layout import LayoutTables
 from ...geometry.per_head import per_head
-from ...method.draft import Draft, log_block_counts, raw_logits, spread_of_heads
-from ...method.policy import Policy, tail_rank
+from ...method.draft import Draft, log_block_counts, spread_of_heads
+from ...method.policy import tail_rank
 from ...method.rules.call import RuleCall
-from ...method.selection import forced_blocks, ranking_of
 from . import machine
 
 # Plain power iterations in the kernel, where the core iterates with more rows: it takes more of them to get as close.
@@ -118,39 +116,6 @@ def prepare(call: RuleCall, *, copy: bool) -> tuple[Draft, Tail | None, Pair | N
     q_mean = prepare.prepare_queries(call.q, geometry, config)
     draft = Draft(q_mean, keys.k_mean, spread_of_heads(keys.spread, values.spreads))
     return draft, keys.tail, None if keys.k is None or keys.v is None else (keys.k, keys.v)
-
-
-def select(call: RuleCall, draft: Draft) -> tuple[Tensor, Selected]:
-    """What the call's rule keeps, by the kernels' form of its ranking: as a map, and as kernels walk it."""
-    return select_scores(raw_logits(draft, call.tables, call.scale), call.tables, call.policy, call.heads.densities)
-
-
-def select_scores(
-    scores: Tensor, tables: LayoutTables, policy: Policy, densities: tuple[float, ...], **options: int
-) -> tuple[Tensor, Selected]:
-    """`select_blocks` by kernels, extra blocks and lists included. The same budgets, floors and promises."""
-    from ....kernels import select
-
-    ranking = ranking_of(policy)
-    limits = ranking.limits(tables, policy, densities)
-    return select.select(
-        scores,
-        forced_blocks(tables, policy),
-        tables.geometry,
-        ranking.form,
-        row_counts=limits.rows,
-        head_counts=limits.heads,
-        top_p=limits.mass,
-        rescue=limits.rescue,
-        **options,
-    )
-
-
-def lists_of(keep: Tensor) -> Selected:
-    """A map (B, H, q blocks, k blocks) bool that was made elsewhere, as kernels walk it."""
-    from ....kernels import select
-
-    return select.lists_of(keep)
 
 
 def _log_weight(call: RuleCall) -> Tensor:

@@ -17,7 +17,7 @@ from ...geometry.grid import TokenGrid
 from ...geometry.layout import Layout, build_tables
 from ..reference import attend_reference
 from ..request import AttendRequest, new_output
-from .launch import LAUNCHES, lists_of
+from .launch import LAUNCHES
 from .machine import runs_on
 
 
@@ -52,6 +52,8 @@ def attend_into(
     expansion = Tail(*tail) if tail else None
     video_tokens, extra_before, q_block, k_block = sizes
     if runs_on(q):
+        from ....kernels.select import lists_of
+
         # The kernels walk these without strides.
         geometry = Geometry(q.shape[2], video_tokens, q_block, k_block, perm.contiguous())
         expansion = None if expansion is None else expansion.to(q.dtype)

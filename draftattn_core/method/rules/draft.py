@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....kernels.types import Limits
 from ...geometry.layout import LayoutTables
 from ...geometry.per_head import per_head
 from ..policy import Policy
 from ..selection import by_ranking
-from .rule import Limits
 
 
 class PaperThreshold:

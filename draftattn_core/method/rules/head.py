@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from ....kernels.types import Limits
 from ...geometry.layout import LayoutTables
 from ...geometry.per_head import per_head
 from ..policy import Policy
 from ..selection import by_ranking, forced_key, row_limits, row_top_k
-from .rule import Limits
 
 
 class HeadBudget:

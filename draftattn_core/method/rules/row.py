@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....kernels.types import Limits
 from ...geometry.layout import LayoutTables
 from ..policy import Policy
 from ..selection import by_ranking, row_limits, row_top_k
-from .rule import Limits
 
 
 class RowTopK:

@@ -8,26 +8,10 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from ....kernels.types import Limits
 from ...geometry.layout import LayoutTables
 from ..policy import Policy
 from .call import HeadOrder, RuleCall
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much of a draft map may be kept, ready on the device; to be read only.
-
-    Attributes:
-        rows: (H, R) int32, entries that each row keeps or is promised, forced ones included.
-        heads: (H,) int32, entries that each head's whole map keeps, promises included.
-        mass: of a row's softmax that is to be kept.
-        rescue: whether a row that ends empty gets its best entry.
-    """
-
-    rows: Tensor | None = None
-    heads: Tensor | None = None
-    mass: float = 1.0
-    rescue: bool = False
 
 
 class Ranking(Protocol):
@@ -35,7 +19,7 @@ class Ranking(Protocol):
 
     @property
     def form(self) -> str:
-        """Name of the kernels' form, a key of `kernels.select.METHODS`."""
+        """Name of the kernels' form, a key of `kernels.select.FORMS`."""
 
     def limits(self, tables: LayoutTables, policy: Policy, densities: tuple[float, ...]) -> Limits:
         """What heads of these densities may keep."""

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from ....kernels.types import Limits
 from ...geometry.layout import LayoutTables
 from ..policy import Policy
 from ..selection import by_ranking, row_limits
-from .rule import Limits
 
 
 class RowTopP:
