@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextvars
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 from .configs import HopperConfig
 from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
-from .types import Geometry, Selected, Tail
+from .types import AttendInputs, Geometry
 
 # Both kernels are launched with one warp group; the compiler adds the others.
 WARPS = 4
@@ -237,42 +236,22 @@ def listed_kernel(
     _finish(acc, top, total, out_base, lse_base, rows, valid, o_n, o_d, DIM, LSE)
 
 
-@dataclass(frozen=True)
-class Launched:
-    """Output of a call and the warps of its binaries (None where Triton interprets)."""
-
-    out: Tensor
-    warps: tuple[int | None, ...]
-
-
 def attend_hopper(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    geometry: Geometry,
-    selected: Selected,
-    tail: Tail | None,
-    key_bias: Tensor | None,
-    scale: float,
-    config: HopperConfig,
-    *,
-    out: Tensor | None = None,
-    lse: Tensor | None = None,
-) -> Launched:
-    """`attend_pointer` with k and v (B, H, L, D) contiguous in block order; the other arguments are the same.
+    inputs: AttendInputs, config: HopperConfig, out: Tensor, lse: Tensor | None = None
+) -> tuple[int | None, ...]:
+    """`attend_pointer` for k and v in block order; the warps of its binaries, None where Triton interprets.
 
     Copies Q into block order, as memory for TMA; `lse` is made for the call if there is a tail and none is given.
     """
+    q, k, v, geometry, tail = inputs.q, inputs.k, inputs.v, inputs.geometry, inputs.tail
     batch, heads, tokens, dim = q.shape
-    if not (k.is_contiguous() and v.is_contiguous()):
+    if not (inputs.in_order and k.is_contiguous() and v.is_contiguous()):
         raise ValueError("the warp-specialised kernel reads K and V as contiguous (B, H, L, D) in block order")
-    if out is None:
-        out = torch.empty(batch, tokens, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     wants_lse = lse is not None
     if lse is None and tail is not None:
         lse = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
     queries = unused = q.index_select(2, geometry.perm)
-    slots = key_slots(geometry, key_bias)
+    slots = key_slots(geometry, inputs.key_bias)
     log = slots if lse is None else lse
 
     # Descriptors made on the device need memory for themselves: the allocator is set in this context alone.
@@ -288,10 +267,10 @@ def attend_hopper(
                 out,
                 log,
                 geometry.perm,
-                selected.words,
+                inputs.selected.words,
                 *parts,
                 *[unused] * (6 - len(parts)),
-                scale,
+                inputs.scale,
                 *strides(out),
                 heads,
                 tokens,
@@ -299,7 +278,12 @@ def attend_hopper(
                 geometry.q_total,
                 geometry.k_video,
                 geometry.k_total,
-                **tail_constants(geometry, dim, config, tail),
+                DIM=dim,
+                Q_BLOCK=geometry.q_block,
+                BLOCK_G=config.block_g,
+                COV=tail.cov is not None,
+                RANKS=tail.ranks,
+                STAGES=config.tail_stages,
                 **FUSED,
                 num_warps=WARPS,
                 num_stages=config.tail_stages,
@@ -313,10 +297,10 @@ def attend_hopper(
             out,
             log,
             geometry.perm,
-            selected.lists,
-            selected.counts,
+            inputs.selected.lists,
+            inputs.selected.counts,
             slots,
-            scale,
+            inputs.scale,
             *strides(out),
             heads,
             tokens,
@@ -326,13 +310,18 @@ def attend_hopper(
             geometry.k_video,
             geometry.k_total,
             0 if slots.shape[0] == 1 else slots.shape[1],
-            **listed_constants(geometry, dim, config, tail is not None, wants_lse),
+            DIM=dim,
+            Q_BLOCK=geometry.q_block,
+            K_BLOCK=geometry.k_block,
+            TAIL=tail is not None,
+            LSE=wants_lse,
+            STAGES=config.stages,
             **FUSED,
             num_warps=WARPS,
             num_stages=config.stages,
         )
         launched.append(kernel)
-    return Launched(out, tuple(None if x is None else x.metadata.num_warps for x in launched))
+    return tuple(None if x is None else x.metadata.num_warps for x in launched)
 
 
 def lacking() -> str | None:
@@ -356,29 +345,3 @@ def key_slots(geometry: Geometry, key_bias: Tensor | None) -> Tensor:
     first = geometry.k_video * size
     slots[:, first : first + extra] = 0.0 if key_bias is None else key_bias.float() * 1.4426950408889634
     return slots
-
-
-def tail_constants(geometry: Geometry, dim: int, config: HopperConfig, tail: Tail) -> dict[str, int | bool]:
-    """Compile-time constants of the tail's kernel: none depends on the number of tokens."""
-    return {
-        "DIM": dim,
-        "Q_BLOCK": geometry.q_block,
-        "BLOCK_G": config.block_g,
-        "COV": tail.cov is not None,
-        "RANKS": 0 if tail.u is None else tail.u.shape[3],
-        "STAGES": config.tail_stages,
-    }
-
-
-def listed_constants(
-    geometry: Geometry, dim: int, config: HopperConfig, tail: bool, lse: bool
-) -> dict[str, int | bool]:
-    """Compile-time constants of the listed blocks' kernel."""
-    return {
-        "DIM": dim,
-        "Q_BLOCK": geometry.q_block,
-        "K_BLOCK": geometry.k_block,
-        "TAIL": tail,
-        "LSE": lse,
-        "STAGES": config.stages,
-    }

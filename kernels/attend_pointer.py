@@ -11,7 +11,6 @@ dtype. A row without any key gives 0 and LSE -inf.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from .configs import AttendConfig
 from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
-from .types import Geometry, Selected, Tail
+from .types import AttendInputs
 
 _LENGTHS = ["heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride"]
 
@@ -242,53 +241,29 @@ def attend_kernel(
         tl.store(lse_ptr + pair * tokens + out_rows, lse, mask=q_valid)
 
 
-def attend_pointer(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    geometry: Geometry,
-    selected: Selected,
-    tail: Tail | None,
-    key_bias: Tensor | None,
-    scale: float,
-    config: AttendConfig,
-    *,
-    in_order: bool = False,
-    out: Tensor | None = None,
-    lse: Tensor | None = None,
-) -> Tensor:
+def attend_pointer(inputs: AttendInputs, config: AttendConfig, out: Tensor, lse: Tensor | None = None) -> None:
     """Attention over listed block pairs.
 
     Args:
-        q: (B, H, L, D) in the host's order, any strides; float16, bfloat16 (float32 works, slowly). D a power of two.
-        k, v: the same, or with `in_order` contiguous in block order.
-        selected: the block pairs, extra blocks included; its words are read for the tail only.
-        tail: expansion of the video key blocks in the dtype of q, or None.
-        key_bias: (B or 1, extra tokens) float32 added to the logits of extra tokens, or None.
-        scale: factor on q.k, positive.
         config: tile sizes, warps and stages; capped at the blocks.
-        out: (B, H, L, D) to write, any strides; None allocates one whose (B, L, H * D) form is a view.
+        out: (B, H, L, D) to write, any strides.
         lse: (B, H, L) float32 contiguous to write the log of the softmax's denominator into (natural), or None.
-
-    Returns:
-        `out`.
 
     Raises:
         ValueError: if the scale is not positive, k or v not contiguous with `in_order`, or a pooled tile too wide.
     """
-    batch, heads, tokens, dim = q.shape
-    if not scale > 0.0:
-        raise ValueError(f"the kernel takes a positive scale, not {scale}")
-    if in_order and not (k.is_contiguous() and v.is_contiguous()):
+    q, k, v, geometry, tail = inputs.q, inputs.k, inputs.v, inputs.geometry, inputs.tail
+    batch, heads, tokens, _ = q.shape
+    if not inputs.scale > 0.0:
+        raise ValueError(f"the kernel takes a positive scale, not {inputs.scale}")
+    if inputs.in_order and not (k.is_contiguous() and v.is_contiguous()):
         raise ValueError("K and V in block order have to be contiguous (B, H, L, D)")
-    if out is None:
-        out = torch.empty(batch, tokens, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     if config.block_g > 64:
         raise ValueError(f"a pooled tile reads two words of the packed map, too few for {config.block_g} blocks")
     config = config.within(geometry.q_block, geometry.k_block)
-    constants = constexprs(geometry, dim, config, tail, key_bias is not None, lse is not None, in_order)
+    constants = constexprs(inputs, config, lse is not None)
     unused = q
-    bias = unused if key_bias is None else key_bias.float().contiguous()
+    bias = unused if inputs.key_bias is None else inputs.key_bias.float().contiguous()
     parts = () if tail is None else tail.parts()
     grid = (geometry.q_total * (geometry.q_block // constants["BLOCK_M"]), batch * heads)
     with on_device(q):
@@ -299,11 +274,11 @@ def attend_pointer(
             out,
             unused if lse is None else lse,
             geometry.perm,
-            *selected,
+            *inputs.selected,
             bias,
             *parts,
             *[unused] * (6 - len(parts)),
-            scale,
+            inputs.scale,
             *strides(q),
             *strides(k),
             *strides(v),
@@ -321,31 +296,23 @@ def attend_pointer(
             num_warps=config.warps,
             num_stages=config.stages,
         )
-    return out
 
 
-def constexprs(
-    geometry: Geometry,
-    dim: int,
-    config: AttendConfig,
-    tail: Tail | None,
-    bias: bool,
-    lse: bool,
-    in_order: bool,
-) -> dict[str, int | bool]:
+def constexprs(inputs: AttendInputs, config: AttendConfig, lse: bool) -> dict[str, int | bool]:
     """Compile-time constants of a call with a configuration for its blocks: none depends on the number of tokens."""
+    tail = inputs.tail
     return {
-        "DIM": dim,
-        "Q_BLOCK": geometry.q_block,
-        "K_BLOCK": geometry.k_block,
+        "DIM": inputs.q.shape[3],
+        "Q_BLOCK": inputs.geometry.q_block,
+        "K_BLOCK": inputs.geometry.k_block,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_G": config.block_g,
-        "IN_ORDER": in_order,
+        "IN_ORDER": inputs.in_order,
         "TAIL": tail is not None,
         "COV": tail is not None and tail.cov is not None,
-        "RANKS": 0 if tail is None or tail.u is None else tail.u.shape[3],
-        "BIAS": bias,
+        "RANKS": 0 if tail is None else tail.ranks,
+        "BIAS": inputs.key_bias is not None,
         "LSE": lse,
         "STAGES": config.stages,
         "TAIL_STAGES": config.tail_stages,

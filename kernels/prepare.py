@@ -38,7 +38,6 @@ class PreparedKeys:
         spread: (B, H, g) float32 mean squared distance of a block's keys from their mean.
         k, v: (B, H, L, D) copies in block order, or None.
         tail: the tail's expansion in the dtype of k, or None.
-        cov: (B, H, D, D) float32 average matrix the tail's was rounded from, or None.
     """
 
     k_mean: Tensor
@@ -46,7 +45,6 @@ class PreparedKeys:
     k: Tensor | None
     v: Tensor | None
     tail: Tail | None
-    cov: Tensor | None
 
 
 @triton.jit
@@ -316,4 +314,4 @@ def prepare_keys(
     if log_weight is not None and pooled is not None:
         tail = Tail(log_weight, *pooled, None if cov is None else cov.to(k.dtype), *(pairs or (None, None)))
     k_copy, v_copy = copies or (None, None)
-    return PreparedKeys(k_mean, spread, k_copy, v_copy, tail, cov)
+    return PreparedKeys(k_mean, spread, k_copy, v_copy, tail)

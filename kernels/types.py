@@ -120,3 +120,29 @@ class Geometry:
     @property
     def k_total(self) -> int:
         return self.k_video - (self.video_tokens - self.tokens) // self.k_block
+
+
+@dataclass(frozen=True)
+class AttendInputs:
+    """What every form of `attend` computes from.
+
+    Attributes:
+        q: (B, H, L, D) in the host's order, any strides; float16, bfloat16 (float32 works, slowly). D a power of two.
+        k, v: the same, or with `in_order` contiguous in block order.
+        geometry: how their tokens fall into blocks.
+        selected: the block pairs, extra blocks included; its words are read for the tail only.
+        tail: expansion of the video key blocks as kernels take it (`Tail.to`), or None.
+        key_bias: (B or 1, extra tokens) float32 added to the logits of extra tokens, or None.
+        scale: factor on q.k, positive.
+        in_order: whether k and v hold tokens in block order.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    geometry: Geometry
+    selected: Selected
+    tail: Tail | None
+    key_bias: Tensor | None
+    scale: float
+    in_order: bool = False

@@ -13,7 +13,7 @@ from draftattention.draftattn_core.backends.triton.backend import TritonBackend
 from draftattention.draftattn_core.backends.triton.hopper import HOPPER, lacking
 from draftattention.draftattn_core.backends.triton.pointer import POINTER
 from draftattention.draftattn_core.method.rules.call import RuleCall
-from draftattention.kernels.types import Selected
+from draftattention.kernels.types import AttendInputs, Selected
 
 Attend = Callable[[AttendRequest, Selected, "tuple[Tensor, Tensor] | None"], Tensor]
 
@@ -48,19 +48,10 @@ def _attend_of(backend: TritonBackend) -> Attend:
 
     def attend(request: AttendRequest, selected: Selected, in_order: tuple[Tensor, Tensor] | None) -> Tensor:
         out, tail = new_output(request.q), request.tail
+        tail = None if tail is None else tail.to(request.q.dtype)
         k, v = in_order or (request.k, request.v)
-        backend.launch(
-            out,
-            request.q,
-            k,
-            v,
-            request.tables.geometry,
-            selected,
-            None if tail is None else tail.to(request.q.dtype),
-            request.key_bias,
-            request.scale,
-            in_order is not None,
-        )
+        rest = request.tables.geometry, selected, tail, request.key_bias, request.scale
+        backend.launch(AttendInputs(request.q, k, v, *rest, in_order is not None), out)
         return out
 
     return attend

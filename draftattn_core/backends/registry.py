@@ -16,6 +16,7 @@ from .reference import attend_reference
 from .request import AttendRequest
 from .torch_chunks import attend_chunks
 from .torch_rows import attend_rows
+from .triton.backend import TritonBackend
 from .triton.hopper import HOPPER
 from .triton.pointer import POINTER
 
@@ -64,27 +65,18 @@ def attend_torch(request: AttendRequest) -> Tensor:
     return attend_rows(request) if request.q.device.type == "cpu" else attend_chunks(request)
 
 
+def _by_kernels(kernels: TritonBackend, *, automatic: bool = True, not_automatic_on: tuple[str, ...] = ()) -> Backend:
+    whole = kernels.run, kernels.warm_up
+    return Backend(kernels.name, kernels.attend, kernels.refuses, automatic, not_automatic_on, *whole)
+
+
 def backends() -> tuple[Backend, ...]:
     """All backends, best first."""
     return (
         # On the CPU only where Triton interprets its kernels, which is for tests.
-        Backend(
-            "triton",
-            POINTER.attend,
-            POINTER.refuses,
-            not_automatic_on=("cpu",),
-            run=POINTER.run,
-            warm_up=POINTER.warm_up,
-        ),
+        _by_kernels(POINTER, not_automatic_on=("cpu",)),
         # Has not yet run on a GPU.
-        Backend(
-            "triton_hopper",
-            HOPPER.attend,
-            HOPPER.refuses,
-            automatic=False,
-            run=HOPPER.run,
-            warm_up=HOPPER.warm_up,
-        ),
+        _by_kernels(HOPPER, automatic=False),
         # On the CPU it compiles for longer than most runs would gain from it.
         Backend("flex", attend_flex, flex_refuses, not_automatic_on=("cpu",)),
         Backend("torch", attend_torch, _needs_float),

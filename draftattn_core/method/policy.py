@@ -145,37 +145,31 @@ class WrongHeadsError(ValueError):
     """Something was given head by head for another number of heads than the call has."""
 
 
-def _one_per_head(what: str, given: tuple[_Value, ...], heads: int) -> tuple[_Value, ...]:
-    if len(given) != heads:
+def _one_per_head(what: str, given: _Value | tuple[_Value, ...], heads: int) -> tuple[_Value, ...]:
+    """A value for each head, from one for all or one per head.
+
+    Raises:
+        WrongHeadsError: if a tuple of another length was given.
+    """
+    values = given if isinstance(given, tuple) else (given,) * heads
+    if len(values) != heads:
         raise WrongHeadsError(
-            f"{len(given)} {what} for {heads} heads: give one for all or one per head; "
+            f"{len(values)} {what} for {heads} heads: give one for all or one per head; "
             "those of a profile fit the model it was made on"
         )
-    return given
+    return values
 
 
 def head_densities(density: Density, heads: int) -> tuple[float, ...]:
-    """One density per head.
-
-    Raises:
-        WrongHeadsError: if a tuple of another length was given.
-    """
-    return _one_per_head("densities", density if isinstance(density, tuple) else (float(density),) * heads, heads)
+    """One density per head, or WrongHeadsError."""
+    return _one_per_head("densities", density, heads)
 
 
 def head_tails(tail: TailName | tuple[TailName, ...], heads: int) -> tuple[TailName, ...]:
-    """One tail per head.
-
-    Raises:
-        WrongHeadsError: if a tuple of another length was given.
-    """
-    return _one_per_head("tails", tail if isinstance(tail, tuple) else (tail,) * heads, heads)
+    """One tail per head, or WrongHeadsError."""
+    return _one_per_head("tails", tail, heads)
 
 
 def head_gains(gain: float | tuple[float, ...], heads: int) -> tuple[float, ...]:
-    """One log gain per head.
-
-    Raises:
-        WrongHeadsError: if a tuple of another length was given.
-    """
-    return _one_per_head("tail gains", gain if isinstance(gain, tuple) else (float(gain),) * heads, heads)
+    """One log gain per head, or WrongHeadsError."""
+    return _one_per_head("tail gains", gain, heads)

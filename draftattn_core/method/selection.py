@@ -8,6 +8,7 @@ threshold, as the published code does. Nothing here reads a value back from the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .draft import Draft, draft_logits
 from .policy import Policy, head_densities
 from .rules import rule_of
 from .rules.call import RuleCall, whole_map
-from .rules.rule import Ranking, Rule
+from .rules.rule import Ranking
 
 # Scores, sort keys and sort indices of one group of heads; whole maps of a long video would take gigabytes.
 _CHUNK_BYTES = 256 << 20
@@ -79,32 +80,10 @@ def row_limits(tables: LayoutTables, policy: Policy, wanted: Sequence[int]) -> T
     return tables.constant(("row counts", least, forced_key(policy)), make)
 
 
-def by_ranking(ranking: Ranking) -> Rule:
-    """The rule that ranks a call's draft, a few heads at a time, so that memory stays bounded."""
-
-    def select(call: RuleCall) -> Tensor:
-        return _ranked(ranking, call.draft, call.tables, call.policy, call.heads.densities, call.scale)
-
-    return Rule(select, ranking)
-
-
-def _ranked(
-    ranking: Ranking,
-    draft: Draft,
-    tables: LayoutTables,
-    policy: Policy,
-    densities: tuple[float, ...],
-    scale: float,
-) -> Tensor:
-    batch, heads = draft.q_mean.shape[:2]
-    keep = torch.empty(batch, heads, tables.q.total, tables.k.total, dtype=torch.bool, device=draft.q_mean.device)
-    step = max(1, _CHUNK_BYTES // (batch * tables.q.video * tables.k.video * _BYTES_PER_PAIR))
-    for start in range(0, heads, step):
-        part = slice(start, start + step)
-        scores = draft_logits(draft.of_heads(part), tables, scale)
-        limits = ranking.limits(tables, policy, densities[part])
-        keep[:, part] = whole_map(ranking.keep(scores, forced_blocks(tables, policy), limits), tables)
-    return keep
+def by_draft(call: RuleCall) -> Tensor:
+    """`Rule.select` of the rules that rank the draft's scores."""
+    policy = replace(call.policy, density=call.heads.densities)
+    return select_from_draft(call.draft, call.tables, policy, call.scale)
 
 
 def ranking_of(policy: Policy) -> Ranking:
@@ -131,6 +110,13 @@ def select_blocks(scores: Tensor, tables: LayoutTables, policy: Policy) -> Tenso
 
 
 def select_from_draft(draft: Draft, tables: LayoutTables, policy: Policy, scale: float) -> Tensor:
-    """`select_blocks` on the `draft_logits` of a call, a few heads at a time."""
-    densities = head_densities(policy.density, draft.q_mean.shape[1])
-    return _ranked(ranking_of(policy), draft, tables, policy, densities, scale)
+    """`select_blocks` on the `draft_logits` of a call, a few heads at a time, so that memory stays bounded."""
+    batch, heads = draft.q_mean.shape[:2]
+    keep = torch.empty(batch, heads, tables.q.total, tables.k.total, dtype=torch.bool, device=draft.q_mean.device)
+    densities = head_densities(policy.density, heads)
+    step = max(1, _CHUNK_BYTES // (batch * tables.q.video * tables.k.video * _BYTES_PER_PAIR))
+    for start in range(0, heads, step):
+        part = slice(start, start + step)
+        scores = draft_logits(draft.of_heads(part), tables, scale)
+        keep[:, part] = select_blocks(scores, tables, replace(policy, density=densities[part]))
+    return keep

@@ -20,7 +20,7 @@ from draftattention.draftattn_core.method.policy import Policy, TailName
 from draftattention.kernels.attend_pointer import constexprs
 from draftattention.kernels.configs import attend_config
 from draftattention.kernels.select import lists_of
-from draftattention.kernels.types import Geometry
+from draftattention.kernels.types import AttendInputs, Geometry, Selected
 from tests.kernels.calls import run_call
 from tests.kernels.launches import Launches
 
@@ -78,7 +78,12 @@ def test_nothing_of_a_binary_depends_on_the_layout_but_its_blocks() -> None:
     """Compile-time constants of `attend` come from sizes that a user sets, not from what a resolution brings."""
     perm = torch.arange(999)
     config = attend_config("sm_90", 128, 1)
-    known = [constexprs(Geometry(n, n - 7, 128, 64, perm), 128, config, None, False, False, True) for n in (999, 640)]
+    q = torch.empty(1, 1, 1, 128)
+    selected = Selected(perm, perm, perm)
+    known = [
+        constexprs(AttendInputs(q, q, q, Geometry(n, n - 7, 128, 64, perm), selected, None, None, 0.1), config, False)
+        for n in (999, 640)
+    ]
     assert known[0] == known[1]
 
 

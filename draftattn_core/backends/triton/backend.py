@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ....kernels.types import Tail
+from ....kernels.types import AttendInputs, Tail
 from ...method.draft import Draft, raw_logits
 from ...method.policy import Policy, TailName
 from ...method.rules.call import RuleCall
@@ -25,7 +26,6 @@ from ..request import AttendRequest, new_output
 from . import head_groups, launch, self_check
 from .op import call_op
 from .trust import Trust, compiler_failed, short_of_memory
-from .warm_up import warm_up
 
 
 class Computed(NamedTuple):
@@ -65,20 +65,40 @@ class TritonBackend(ABC):
     def _distrust(
         self, kernel: tuple[Hashable, ...], kind: CallKind, check: Callable[[CallKind, Variant], str | None]
     ) -> str | None:
-        """The reason against a kernel, which is checked on first use."""
+        """The first reason against one of the variants of a kernel; each is checked on first use."""
         unchecked = self.under_test(kind.device)
-        return self.trust.reason_against_any(
-            kernel, kind.variants, lambda variant: None if unchecked else check(kind, variant)
-        )
+        for variant in kind.variants:
+            judge = (lambda: None) if unchecked else partial(check, kind, variant)
+            reason = self.trust.reason_against((*kernel, variant), judge)
+            if reason is not None:
+                return reason
+        return None
 
     def under_test(self, device: torch.device) -> bool:
         """Whether kernels are not checked before use: where Triton interprets them they are what is being tested."""
         return device.type == "cpu"
 
     def warm_up(self, kind: CallKind, tails: Sequence[TailName], report: Callable[[str], None]) -> None:
-        """Compile and check the kernels of a run beforehand; see `Backend.warm_up`. A refusal is left to the calls."""
-        if self.unfit(kind) is None:
-            warm_up(self.trust, self.key(kind), kind, tails, self.check, report)
+        """Compile and check the kernels of a run before its first block is computed; see `Backend.warm_up`.
+
+        Triton compiles a kernel when it is first launched, and keeps the binary on disk: seconds in the first run on a
+        machine, milliseconds in later ones. Small calls launch every variant that the run may need; that other sizes
+        need no others is what tests/kernels/test_one_binary.py is about. It stops where a variant of `kind` itself is
+        refused, since other kernels serve the run then. A refusal is left to the calls.
+        """
+        if self.unfit(kind) is not None:
+            return
+        others = [kind.with_tail(tail).variants[0] for tail in tails]
+        wanted = list(dict.fromkeys([*kind.variants, *others]))
+        missing = [variant for variant in wanted if not self.trust.knows((*self.key(kind), variant))]
+        for variant in wanted:
+            if variant in missing:
+                number = missing.index(variant) + 1
+                what = f"{self.trust.name}, {number} of {len(missing)} (tail {variant.tail})"
+                report(f"DraftAttention compiles and checks {what}; once per machine")
+            reason = self.trust.reason_against((*self.key(kind), variant), partial(self.check, kind, variant))
+            if reason is not None and variant in kind.variants:
+                return
 
     def check(self, kind: CallKind, variant: Variant) -> str | None:
         """What is wrong with the kernels of a whole call, or None; see `self_check.check`."""
@@ -131,8 +151,8 @@ class TritonBackend(ABC):
             del scores
         else:
             selected = select.lists_of(keep)
-        k, v = in_order
-        warps = self.launch(out, call.q, k, v, geometry, selected, tail, call.key_bias, call.scale, True)
+        inputs = AttendInputs(call.q, *in_order, geometry, selected, tail, call.key_bias, call.scale, in_order=True)
+        warps = self.launch(inputs, out)
         return Computed(AttendRequest.of(call, keep, tail, selected.counts), draft, warps)
 
     def attend(self, request: AttendRequest) -> Tensor:

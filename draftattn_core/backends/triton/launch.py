@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ....kernels.types import Geometry, Selected, Tail
+from ....kernels.types import AttendInputs, Tail
 from ...geometry.per_head import per_head
 from ...method.draft import Draft, log_block_counts, spread_of_heads
 from ...method.policy import tail_rank
 from ...method.rules.call import RuleCall
+from ...method.tail.expand import log_weights
 from . import machine
 
 # Plain power iterations in the kernel, where the core iterates with more rows: it takes more of them to get as close.
@@ -22,72 +23,31 @@ Pair = tuple[Tensor, Tensor]
 Warps = tuple["int | None", ...]
 
 
-class Launch(Protocol):
-    """Launches an `attend` over `selected` into `out` (B, H, L, D).
-
-    The tail is as kernels take it (`Tail.to`), `in_order` says whether k and v hold tokens in block order already.
-    Returns the warps of the binaries, None for those that Triton interprets; nothing where they do not matter.
-    """
-
-    def __call__(
-        self,
-        out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        geometry: Geometry,
-        selected: Selected,
-        tail: Tail | None,
-        key_bias: Tensor | None,
-        scale: float,
-        in_order: bool,
-    ) -> Warps: ...
-
-
-def launch_pointer(
-    out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    geometry: Geometry,
-    selected: Selected,
-    tail: Tail | None,
-    key_bias: Tensor | None,
-    scale: float,
-    in_order: bool,
-) -> Warps:
-    """`Launch` of the pointer form."""
+def launch_pointer(inputs: AttendInputs, out: Tensor) -> Warps:
+    """Launch the pointer form into `out` (B, H, L, D). Its warps do not matter."""
     from ....kernels import attend_pointer, configs
 
-    config = configs.attend_config(machine.architecture(q.device), q.shape[3], 0 if tail is None else tail.ranks)
-    attend_pointer.attend_pointer(
-        q, k, v, geometry, selected, tail, key_bias, scale, config, in_order=in_order, out=out
-    )
+    name, ranks = machine.architecture(inputs.q.device), 0 if inputs.tail is None else inputs.tail.ranks
+    attend_pointer.attend_pointer(inputs, configs.attend_config(name, inputs.q.shape[3], ranks), out)
     return ()
 
 
-def launch_hopper(
-    out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    geometry: Geometry,
-    selected: Selected,
-    tail: Tail | None,
-    key_bias: Tensor | None,
-    scale: float,
-    in_order: bool,
-) -> Warps:
-    """`Launch` of the warp-specialised form, which cannot gather K and V."""
+def launch_hopper(inputs: AttendInputs, out: Tensor) -> Warps:
+    """Launch the warp-specialised form, which cannot gather K and V; the warps of its binaries."""
     from ....kernels import attend_hopper, configs
 
-    if not in_order:
-        k, v = k.index_select(2, geometry.perm), v.index_select(2, geometry.perm)
-    config = configs.hopper_config(q.shape[3], geometry.k_block, 0 if tail is None else tail.ranks)
-    return attend_hopper.attend_hopper(q, k, v, geometry, selected, tail, key_bias, scale, config, out=out).warps
+    if not inputs.in_order:
+        k, v = (x.index_select(2, inputs.geometry.perm) for x in (inputs.k, inputs.v))
+        inputs = replace(inputs, k=k, v=v, in_order=True)
+    ranks = 0 if inputs.tail is None else inputs.tail.ranks
+    config = configs.hopper_config(inputs.q.shape[3], inputs.geometry.k_block, ranks)
+    return attend_hopper.attend_hopper(inputs, config, out)
 
 
-LAUNCHES: dict[str, Launch] = {"triton": launch_pointer, "triton_hopper": launch_hopper}
+LAUNCHES: dict[str, Callable[[AttendInputs, Tensor], Warps]] = {
+    "triton": launch_pointer,
+    "triton_hopper": launch_hopper,
+}
 """Name of a backend -> its form of `attend`."""
 
 
@@ -119,12 +79,10 @@ def prepare(call: RuleCall, *, copy: bool) -> tuple[Draft, Tail | None, Pair | N
 
 
 def _log_weight(call: RuleCall) -> Tensor:
-    """(H, g) float32, see `Tail.log_weight`."""
-    values, tables = call.heads, call.tables
-    offsets = tuple(-math.inf if name == "none" else gain for name, gain in zip(values.tails, values.gains))
+    """(H, g) float32, see `Tail.log_weight`; kept from call to call."""
+    tables, tails, gains = call.tables, call.heads.tails, call.heads.gains
 
     def make() -> Tensor:
-        of_heads = per_head(offsets, tables.perm.device, torch.float32)
-        return log_block_counts(tables, torch.float32) + of_heads[:, None]
+        return log_weights(log_block_counts(tables, torch.float32), tails, gains)
 
-    return tables.constant(("tail log weights", offsets), make)
+    return tables.constant(("tail log weights", tails, gains), make)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ....kernels.types import Geometry, Tail
+from ....kernels.types import AttendInputs, Geometry, Tail
 from ...geometry.grid import TokenGrid
 from ...geometry.layout import Layout, build_tables
 from ..reference import attend_reference
@@ -57,7 +57,7 @@ def attend_into(
         # The kernels walk these without strides.
         geometry = Geometry(q.shape[2], video_tokens, q_block, k_block, perm.contiguous())
         expansion = None if expansion is None else expansion.to(q.dtype)
-        LAUNCHES[backend](out, q, k, v, geometry, lists_of(keep), expansion, key_bias, scale, False)
+        LAUNCHES[backend](AttendInputs(q, k, v, geometry, lists_of(keep), expansion, key_bias, scale), out)
         return
     after = q.shape[2] - video_tokens - extra_before
     layout = Layout(TokenGrid(1, 1, video_tokens), extra_before, after, q_block, k_block, order="raster")

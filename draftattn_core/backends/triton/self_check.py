@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from ..reference import attend_reference
 from ..request import OUT_OF_MEMORY, AttendRequest, new_output
 from .trust import in_short, short_of_memory
 
+if TYPE_CHECKING:
+    from .backend import Computed
+
 log = logging.getLogger(__name__)
 
 # Relative L2 error that tells rounding to bfloat16 (a few 1e-3) from a wrong kernel.
@@ -32,17 +35,7 @@ LIMIT = 2e-2
 _SEED = 2
 
 
-class Checked(Protocol):
-    """What a check looks at of a computed call; see `backend.Computed`."""
-
-    @property
-    def request(self) -> AttendRequest: ...
-
-    @property
-    def draft(self) -> Draft: ...
-
-
-def check(group: Callable[..., Checked], kind: CallKind, variant: Variant) -> str | None:
+def check(group: Callable[..., Computed], kind: CallKind, variant: Variant) -> str | None:
     """Compute a small call with the kernels of `variant` and judge it; what is wrong, or None.
 
     `group` computes a call into an output, with the selection where kernels do not select (`TritonBackend.group`).

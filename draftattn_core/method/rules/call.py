@@ -18,19 +18,17 @@ from ..tail.expand import Expansion, expand_blocks, tail_from
 
 
 class CallPosition(Protocol):
-    """Where in a run a call stands, as far as rules ask."""
+    """Where in a run a call stands: `step` and `layer` count noise levels and attention layers from 0, `progress` runs
+    from 0 at the noisiest end of sampling to 1 at the clean one."""
 
     @property
-    def step(self) -> int:
-        """Index of the noise level in the run, from 0."""
+    def step(self) -> int: ...
 
     @property
-    def progress(self) -> float:
-        """0 at the noisiest end of sampling, 1 at the clean end."""
+    def progress(self) -> float: ...
 
     @property
-    def layer(self) -> int:
-        """Index of the attention layer, from 0."""
+    def layer(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from ....kernels.types import Limits
 from ...geometry.layout import LayoutTables
 from ...geometry.per_head import per_head
 from ..policy import Policy
-from ..selection import by_ranking
+from ..selection import by_draft
+from .rule import Rule
 
 
 class PaperThreshold:
@@ -49,4 +50,4 @@ def above_threshold(scores: Tensor, ranks: Tensor) -> Tensor:
     return (probabilities >= probabilities.sort(-1).values.gather(-1, index)).view_as(scores)
 
 
-RULE = by_ranking(PaperThreshold())
+RULE = Rule(by_draft, PaperThreshold())

@@ -11,7 +11,8 @@ from ....kernels.types import Limits
 from ...geometry.layout import LayoutTables
 from ...geometry.per_head import per_head
 from ..policy import Policy
-from ..selection import by_ranking, forced_key, row_limits, row_top_k
+from ..selection import by_draft, forced_key, row_limits, row_top_k
+from .rule import Rule
 
 
 class HeadBudget:
@@ -42,4 +43,4 @@ class HeadBudget:
         return row_top_k(ranked, limits.heads.unsqueeze(-1)).view_as(scores)
 
 
-RULE = by_ranking(HeadBudget())
+RULE = Rule(by_draft, HeadBudget())

@@ -8,7 +8,8 @@ from torch import Tensor
 from ....kernels.types import Limits
 from ...geometry.layout import LayoutTables
 from ..policy import Policy
-from ..selection import by_ranking, row_limits, row_top_k
+from ..selection import by_draft, row_limits, row_top_k
+from .rule import Rule
 
 
 class RowTopK:
@@ -24,4 +25,4 @@ class RowTopK:
         return row_top_k(scores.masked_fill(forced, torch.inf), limits.rows.unsqueeze(-1))
 
 
-RULE = by_ranking(RowTopK())
+RULE = Rule(by_draft, RowTopK())

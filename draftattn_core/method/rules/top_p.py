@@ -10,7 +10,8 @@ from torch import Tensor
 from ....kernels.types import Limits
 from ...geometry.layout import LayoutTables
 from ..policy import Policy
-from ..selection import by_ranking, row_limits
+from ..selection import by_draft, row_limits
+from .rule import Rule
 
 
 class RowTopP:
@@ -33,4 +34,4 @@ class RowTopP:
         return torch.zeros_like(kept).scatter_(-1, order, kept) | forced
 
 
-RULE = by_ranking(RowTopP())
+RULE = Rule(by_draft, RowTopP())

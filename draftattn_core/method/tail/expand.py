@@ -10,6 +10,7 @@ and average the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -194,8 +195,7 @@ def tail_from(
     names = head_tails(tail if isinstance(tail, str) else tuple(tail), heads)
     if all(name == "none" for name in names):
         return None
-    drops = per_head([name == "none" for name in names], device, torch.bool)
-    log_weight = log_counts(expansion.counts, gain, heads).masked_fill(drops.unsqueeze(1), -torch.inf)
+    log_weight = log_weights(expansion.counts.log(), names, head_gains(gain, heads))
     k_mean, v_mean = expansion.k_mean, expansion.v_mean
     linear = [name.startswith("linear") for name in names]
     if not any(linear) or expansion.total is None:
@@ -214,11 +214,10 @@ def tail_from(
     return Tail(log_weight, k_mean, v_mean, cov, u, w)
 
 
-def log_counts(counts: Tensor, gain: float | tuple[float, ...], heads: int) -> Tensor:
-    """(H, g): log of counts (g,) plus the log gain of each head."""
-    if gain == 0.0:
-        return counts.log().expand(heads, -1)
-    return counts.log() + per_head(head_gains(gain, heads), counts.device, counts.dtype).unsqueeze(1)
+def log_weights(log_counts: Tensor, tails: Sequence[TailName], gains: Sequence[float]) -> Tensor:
+    """`Tail.log_weight` (H, g) from the logs of the blocks' token counts (g,)."""
+    offsets = [-math.inf if name == "none" else gain for name, gain in zip(tails, gains)]
+    return log_counts + per_head(offsets, log_counts.device, log_counts.dtype)[:, None]
 
 
 def make_tail(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,8 @@ from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.kernels import attend_pointer, prepare
+from draftattention.kernels.configs import AttendConfig
+from draftattention.kernels.types import AttendInputs
 from tests.kernels.problems import scatter
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), 3, 18, 32, 16)
@@ -91,8 +92,9 @@ def test_the_one_time_check_of_kernels_that_gather_passes() -> None:
 def scaled_output(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attend_pointer.attend_pointer
 
-    def wrong(*arguments: Any, **options: Any) -> Tensor:
-        return right(*arguments, **options).mul_(1.05)
+    def wrong(inputs: AttendInputs, config: AttendConfig, out: Tensor) -> None:
+        right(inputs, config, out)
+        out.mul_(1.05)
 
     monkeypatch.setattr(attend_pointer, "attend_pointer", wrong)
 

@@ -9,6 +9,7 @@ from draftattention.draftattn_core.backends.triton import launch
 from draftattention.draftattn_core.backends.triton.pointer import POINTER
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.kernels.attend_pointer import attend_pointer
+from draftattention.kernels.types import AttendInputs
 from tests.kernels.calls import call_of, run_call
 from tests.kernels.far import move_programs_far, reserved
 from tests.kernels.problems import LIMITS, TINY, lists_of, make_problem, poisoned_output, relative_error, truth_of
@@ -43,20 +44,20 @@ def test_an_access_that_misses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     move_programs_far(monkeypatch)
     geometry = request.tables.geometry
     lse = torch.empty(2, 1, geometry.tokens + 1)
-    rest = (None, request.key_bias, request.scale, TINY)
+    inputs = AttendInputs(request.q, request.k, request.v, geometry, lists, None, request.key_bias, request.scale)
     with pytest.raises(Exception, match="outside every tensor"):
-        attend_pointer(request.q, request.k, request.v, geometry, lists, *rest, lse=lse)
+        attend_pointer(inputs, TINY, poisoned_output(request), lse)
 
 
 def test_log_sum_exp_of_far_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_problem(**SMALL).request
     lists = lists_of(request.keep)
     geometry = request.tables.geometry
+    inputs = AttendInputs(request.q, request.k, request.v, geometry, lists, None, request.key_bias, request.scale)
     found = []
     for _ in range(2):
         lse = torch.full((2, 1, geometry.tokens), torch.nan)
-        rest = (None, request.key_bias, request.scale, TINY)
-        attend_pointer(request.q, request.k, request.v, geometry, lists, *rest, lse=lse)
+        attend_pointer(inputs, TINY, poisoned_output(request), lse)
         found.append(lse)
         move_programs_far(monkeypatch)
     assert torch.equal(*found)
@@ -68,7 +69,7 @@ def test_attend_reads_and_writes_rows_that_lie_far_apart() -> None:
     tensors = (request.q, request.k, request.v, poisoned_output(request))
     q, k, v, out = (reserved(x, gap) for x, gap in zip(tensors, GAPS))
     lists = lists_of(request.keep)
-    attend_pointer(q, k, v, problem.geometry, lists, None, None, request.scale, TINY, out=out)
+    attend_pointer(AttendInputs(q, k, v, problem.geometry, lists, None, None, request.scale), TINY, out)
     assert relative_error(out, truth_of(request)) < LIMITS[torch.float16]
 
 

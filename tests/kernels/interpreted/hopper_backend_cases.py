@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from draftattention.draftattn_core.attention import attend
 from draftattention.draftattn_core.backends.call_kind import CallKind, Variant
@@ -14,11 +15,13 @@ from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.backends.registry import choose_backend
 from draftattention.draftattn_core.backends.triton import head_groups
 from draftattention.draftattn_core.backends.triton.hopper import HOPPER
+from draftattention.draftattn_core.backends.triton.launch import Warps
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout
 from draftattention.draftattn_core.method.policy import Policy, TailName
 from draftattention.kernels import attend_hopper
-from draftattention.kernels.attend_hopper import Launched
+from draftattention.kernels.configs import HopperConfig
+from draftattention.kernels.types import AttendInputs
 
 LAYOUT = Layout(TokenGrid(3, 5, 12), 3, 18, 128, 64)
 SMALL = CallKind(torch.device("cpu"), torch.float32, 64, 128, 64)
@@ -66,10 +69,10 @@ def test_the_one_time_check_passes(variant: Variant) -> None:
 def test_the_one_time_check_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attend_hopper.attend_hopper
 
-    def wrong(*arguments: Any, **options: Any) -> Launched:
-        launched = right(*arguments, **options)
-        launched.out.mul_(1.05)
-        return launched
+    def wrong(inputs: AttendInputs, config: HopperConfig, out: Tensor) -> Warps:
+        warps = right(inputs, config, out)
+        out.mul_(1.05)
+        return warps
 
     monkeypatch.setattr(attend_hopper, "attend_hopper", wrong)
     assert "off by 5.0e-02" in str(HOPPER.check(SMALL, Variant("row", "none")))
@@ -81,8 +84,9 @@ def test_the_one_time_check_sees_lost_specialisation_in_either_kernel(
 ) -> None:
     right = attend_hopper.attend_hopper
 
-    def plain(*arguments: Any, **options: Any) -> Launched:
-        return replace(right(*arguments, **options), warps=warps)
+    def plain(*arguments: Any) -> Warps:
+        right(*arguments)
+        return warps
 
     monkeypatch.setattr(attend_hopper, "attend_hopper", plain)
     variant = Variant("row", tail)
