@@ -37,6 +37,7 @@ from .plan import Plan
 from .probe import HeadTails, probe_tails
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .settings import Settings
+from .step_cache import RunStepCache
 from .steps import Steps
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.plan = Plan(self.settings.policy, self.settings.schedule)
+        if self.step_cache is None and self.settings.skip.rule != "off":
+            self.step_cache = RunStepCache(self.settings.skip)
 
     def start(self, steps: int | None = None, progress: float = 0.0) -> Run:
         """Begin, and say so.
