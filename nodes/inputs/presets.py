@@ -75,8 +75,9 @@ class Choices:
         schedule = self._schedule(max(1, steps), tokens)
         if self.dense_layers and not schedule.dense_layers:
             schedule = schedule.with_dense_layers(self.dense_layers)
+        tile: Tile | None = PAPER_TILE
         if self.preset == "paper":
-            policy, blocks, tile, auto_tail = Policy.paper(), (128, 128), PAPER_TILE, False
+            policy, blocks, auto_tail = Policy.paper(), (128, 128), False
         else:
             tail: TailName = "linear1" if self.tail == "auto" else self.tail  # type: ignore[assignment]
             policy = Policy(tail=tail, keep_first_frame=self.anchor_first, keep_last_frame=self.anchor_last)

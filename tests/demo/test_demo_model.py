@@ -217,7 +217,7 @@ def test_comfyui_gives_the_same_velocity(comfyui, tmp_path, trained):
         "text": torch.cat([prompts.prompt_embedding("pan"), prompts.prompt_embedding("")]),
     }
     save_file(inputs, tmp_path / "in.safetensors")
-    script = Path(__file__).parent / "comfyui" / "demo_velocity.py"
+    script = Path(__file__).parents[1] / "comfyui" / "demo_velocity.py"
     files = (checkpoint.CHECKPOINT, tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     command = [str(value) for value in (comfyui.python, script, comfyui.path, *files)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -68,6 +68,11 @@ def test_what_is_tested_is_what_is_supported() -> None:
     assert floor is not None and f"v{floor.group(1)}" in jobs["host"]["strategy"]["matrix"]["comfyui"]
 
 
+def test_all_kernels_are_compiled_in_a_job_of_their_own() -> None:
+    commands = [step.get("run", "") for step in load(FOLDER / "tests.yml")["jobs"]["aot"]["steps"]]
+    assert any(command.startswith("python run.py bench aot --all") for command in commands)
+
+
 def test_publishing_uses_the_registrys_action_and_its_token() -> None:
     (publish,) = [step for step in steps(FOLDER / "publish.yml") if "publish-node-action" in step.get("uses", "")]
     assert publish["with"]["personal_access_token"] == "${{ secrets.REGISTRY_ACCESS_TOKEN }}"

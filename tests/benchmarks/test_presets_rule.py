@@ -10,7 +10,7 @@ import pytest
 from benchmarks.quality.presets import LIMITS, RESULTS, choose, table, work_for
 from draftattention.draftattn_core.run.schedule import PRESET_DENSE_START, PRESET_DENSITY, PRESETS
 
-PAGE = Path(__file__).parents[1] / "docs" / "quality.md"
+PAGE = Path(__file__).parents[2] / "docs" / "quality.md"
 # A full run counts where there is one.
 NAME = "full" if (RESULTS / "captured_full.csv").exists() and (RESULTS / "end_to_end_full.csv").exists() else "quick"
 

@@ -1,4 +1,4 @@
-"""The kernel bench without a GPU: what calls should give, and the gates every peer has to pass."""
+"""Peers of the kernel bench: what calls should give, and the gates that every peer has to pass."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ from draftattention.draftattn_core.method.selection import select_from_draft
 from draftattention.draftattn_core.method.tail.expand import make_tail
 
 CPU = torch.device("cpu")
+
 CLOCK = Clock(CPU)
+
 VIDEO, WITH_TEXT = replace(TINY[0], heads=1), replace(TINY[1], heads=1, dim=64)
 
 
 def fake(name: str) -> str:
-    return f"tests.fake_kernel_peers:{name}"
+    return f"tests.benchmarks.stand_ins:{name}"
 
 
 def rows_from(name: str, shape: Shape = VIDEO) -> list[Row]:

@@ -1,31 +1,24 @@
-"""The lines of the benches that only a GPU reaches, on a pretend one: events, memory, clocks, the measured command."""
+"""What the kernel bench times, on a pretend GPU: right results only, the median of enough runs, graphs that replay."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.kernels import __main__ as bench
 from benchmarks.kernels import dense, graphs, timing
 from benchmarks.kernels.inputs import structured
 from benchmarks.kernels.measure import measured
-from benchmarks.kernels.plan import FILL, SHAPES, TINY, Effort, Shape, measuring, once
-from benchmarks.kernels.process import Outcome, Task
-from benchmarks.kernels.report import machine
-from benchmarks.kernels.row import ATTEND, WHOLE, Row
+from benchmarks.kernels.plan import FILL, TINY, Effort, Shape, measuring, once
+from benchmarks.kernels.row import Row
 from benchmarks.kernels.timing import Clock
 from benchmarks.kernels.variants import VARIANTS, Variant
 
 CPU = torch.device("cpu")
-SMI = "NVIDIA H200, 580.1, 1980 MHz, 3201 MHz, 1980 MHz, 700.00 W, 40"
 
 
 class Event:
@@ -130,14 +123,6 @@ def test_dense_rows_are_timed_for_the_backends_that_serve_the_call() -> None:
     assert found == {"cuDNN": "skipped", "flash": "timed", "efficient": "skipped"}
 
 
-@pytest.mark.usefixtures("pretend")
-def test_the_clock_is_read_while_the_device_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = subprocess.CompletedProcess([], 0, "1755, 3201, 690.12\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    row = dense._clocks(torch.ones(2, 2), torch.ones(2, 2))
-    assert (row.value, row.note) == (1755.0, "memory 3201 MHz, 690.12 W")
-
-
 def problem() -> tuple[Shape, Variant]:
     def run(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, None]:
         return scaled_dot_product_attention(q, k, v), None
@@ -169,77 +154,6 @@ def test_a_graph_must_give_what_an_eager_call_gives(capture: graphs.Capture, sta
     shape, variant = problem()
     row = graphs.replayed(Row("graph", "x", "failed"), variant, shape, "none", CPU, torch.float32, capture)
     assert row.status == status and said in row.note
-
-
-@pytest.mark.usefixtures("pretend")
-def test_a_call_that_cannot_be_captured_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def raises(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    shape, variant = problem()
-    monkeypatch.setattr(graphs, "captured", raises)
-    monkeypatch.setattr(graphs, "SHAPE", shape)
-    monkeypatch.setattr(graphs, "Clock", lambda device: pretend_clock())
-    monkeypatch.setitem(VARIANTS, "pointer", variant)
-    for tails in graphs.TAILS:
-        (row,) = graphs.graph_rows("pointer", tails, CPU)
-        assert row.status == "failed" and "operation not permitted" in row.note
-
-
-def test_without_a_gpu_no_graph_is_captured() -> None:
-    (row,) = graphs.graph_rows("pointer", "tails by head", CPU)
-    assert (row.kind, row.status, row.note) == ("graph", "unmeasured", "no GPU")
-
-
-def test_the_machine_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, SMI + "\n"))
-    found = machine(True)
-    assert (found["device"], found["driver"], found["SM clock"]) == ("NVIDIA H200", "580.1", "1980 MHz")
-
-
-def test_the_command_on_a_pretend_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Checks are right, every job gives a row, one peer dies, one job does not fit: files, verdicts, exit code 0."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, SMI + "\n"))
-
-    def checks(tasks: list[Task], device: str, *_: object) -> list[Outcome]:
-        assert device == "cuda"
-        rows = [Row(task.work["kind"], task.name, "unmeasured", by=task.work["variant"], off=1e-3) for task in tasks]
-        return [Outcome((row,), "done", 20.0) for row in rows]
-
-    def jobs(tasks: list[Task], device: str, *_: object) -> list[Outcome]:
-        return [outcome_of(task) for task in tasks]
-
-    monkeypatch.setattr(bench, "run_at_once", checks)
-    monkeypatch.setattr(bench, "run_in_turn", jobs)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert bench.main(["--quick", "--out", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "kernels-h200.json").read_text())
-    assert found["measured"] and not found["red"] and set(found["verdicts"]) == set(VARIANTS)
-    attend = found["verdicts"]["pointer"][0]
-    assert attend["word"] == "met" and "worst 1.05 x" in attend["said"]
-    page = (tmp_path / "kernels-h200.md").read_text()
-    assert "peer, FlashInfer, Wan 14B 720p: not run: 3 s were left" in page
-    assert "peer, flash-attn-4, Wan 14B 720p: exit code -11" in page
-    assert all(shape.name in page for shape in SHAPES)
-
-
-def outcome_of(task: Task) -> Outcome:
-    if task.name == "peer, FlashInfer, Wan 14B 720p":
-        return Outcome((), "not run: 3 s were left", 0.0)
-    if task.name == "peer, flash-attn-4, Wan 14B 720p":
-        return Outcome((), "exit code -11", 30.0)
-    rows = []
-    for shape in task.work["shapes"]:
-        at = {"shape": shape["name"], "status": "timed", "spread": 0.01}
-        if task.work["kind"] == "dense":
-            rows.append(Row("dense", "cuDNN", density=1.0, executed=1.0, seconds=0.2, flops=1e14, **at))
-        for density in task.work.get("densities", ()):
-            if task.work["kind"] == "ours":
-                at |= {"by": task.work["variant"], "density": density, "executed": density, "flops": 1e14 * density}
-                rows.append(Row("ours", ATTEND, seconds=0.21 * density, **at))
-                rows.append(Row("ours", WHOLE, seconds=0.23 * density, error=0.05, **at))
-    return Outcome(tuple(rows), "done", 30.0)
 
 
 @pytest.mark.usefixtures("pretend")

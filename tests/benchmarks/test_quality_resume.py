@@ -1,4 +1,4 @@
-"""The quality bench in several sittings: what is kept, what is measured anew, what the page shows."""
+"""The quality bench in several sittings: what is kept, what is measured anew."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from draftattention.draftattn_core import TokenGrid
 pytest.importorskip("diffusers")
 
 from benchmarks.quality import captured, end_to_end
-from benchmarks.quality.__main__ import Bench, main
+from benchmarks.quality.__main__ import Bench
 from benchmarks.quality.plan import DENSE_FEWER, CapturedPlan, Clock, EndToEndPlan, Plan
 from benchmarks.quality.raw import WHOLE, Raw, Shard, Store, definition
-from benchmarks.quality.report import Results, write
 from benchmarks.quality.rows import Row, all_rows
 from demo import checkpoint
 
 GRIDS = (TokenGrid(4, 16, 16), TokenGrid(3, 16, 20))
+
 A = CapturedPlan(GRIDS, (0, 1), 3, (0, 2), (0, 1), sampled=32, targets=(0.1, 0.3), peer_checks=0)
+
 B = EndToEndPlan(
     "tiny", GRIDS, (0,), (("paper", 0.3, 4, 0.25), ("ours", 0.3, 4, 0.25), (DENSE_FEWER, 0.3, 4, 0.0)), 1.0
 )
+
 TINY = {"num_layers": 2, "ffn_dim": 64, "num_attention_heads": 2, "attention_head_dim": 32}
+
 PLAN = Plan("tiny", 10.0, A, (B,), ())
 
 
@@ -220,7 +223,7 @@ def test_a_renamed_row_is_not_measured_again(finished: Run) -> None:
     assert not any("not measured" in line for line in left_out)
 
 
-def test_the_page_needs_raw_results_only(model, model_file, finished: Run, tmp_path, monkeypatch) -> None:
+def test_results_need_raw_results_only(model, model_file, finished: Run, tmp_path, monkeypatch) -> None:
     bench = Bench.load(PLAN, model_file, "cpu", tmp_path)
     bench = replace(bench, rows=rows(), twins={})
     for name in ("captured_tiny.jsonl", "end_to_end_tiny_tiny.jsonl"):
@@ -230,18 +233,6 @@ def test_the_page_needs_raw_results_only(model, model_file, finished: Run, tmp_p
     bench = replace(bench, share=0.5)
     monkeypatch.setattr(captured, "study_call", None)
     monkeypatch.setattr(end_to_end, "sample", None)
-    results: Results = bench.results("cpu")
-    paths = {path.name for path in write(results, tmp_path)}
-    assert paths == {"captured_tiny.csv", "end_to_end_tiny.csv", "quality_tiny.png", "quality_tiny.md"}
-    page = (tmp_path / "quality_tiny.md").read_text()
-    assert "## Captured calls (16 calls)" in page and "2 rounds" in page
-    assert f"minutes with {torch.get_num_threads()} thread" in page
-
-
-def test_command_line_refuses_a_page_without_results_and_unknown_parts(model_file, tmp_path, capsys) -> None:
-    arguments = ["--out", str(tmp_path), "--model", str(model_file)]
-    assert main([*arguments, "--page"]) == 2
-    assert "nothing is measured yet" in capsys.readouterr().err
-    assert main([*arguments, "--part", "captured", "huge"]) == 2
-    assert "small, more, big" in capsys.readouterr().err
-    assert not list(tmp_path.glob("*.md"))
+    results = bench.results("cpu")
+    assert {summary.row for summary in results.summaries} == set(rows())
+    assert {cell.row for cell in results.cells} == {"paper", "ours", DENSE_FEWER}
