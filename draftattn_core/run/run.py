@@ -316,8 +316,8 @@ class Run:
         heads, layer = request.q.shape[1], position.layer
         asked = HeadTails.of(policy, heads)
         biased = request.key_bias is not None
-        problem = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
-        choices = tails_served(result.backend, problem, TAILS) if settings.auto_tail else ()
+        kind = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
+        choices = tails_served(result.backend, kind, TAILS) if settings.auto_tail else ()
         found, probe = probe_tails(
             request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices
         )
