@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +20,9 @@ from numpy.typing import NDArray
 from .convex_curve import Array, ConvexCurves
 
 # Halvings of the logarithm of the price. Heads that differ by less than what they leave are treated as equal.
-_HALVINGS = 40
-_PRICE_RANGE = 1e-20
-_TINY = 1e-300
+_HALVINGS = 32
+_PRICE_RANGE = 1e-15
+_TINY = 1e-200
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,7 @@ def least_error(
     problem = _Problem.of(table, shares, floor, sensitivity)
 
     def work(filled: Array, tail_work: Array) -> Array:
-        return _over_all(problem.shares[:, None, None] * (problem.curves.x(filled) + tail_work)) / problem.heads
+        return _over_all(problem.shares[:, None, None] * (problem.curves.x(filled) + tail_work) / problem.heads)
 
     return problem.answer(work, np.full((1, 1, 1), mean_work))
 
@@ -154,7 +156,7 @@ def least_work(
     weights = problem.weights * problem.shares[:, None, None]
 
     def saved(filled: Array, tail_work: Array) -> Array:
-        return -_over_all(weights * problem.curves.y(filled))
+        return _over_all(-weights * problem.curves.y(filled))
 
     return problem.answer(saved, -(_checked(error) ** 2) * _over_all(weights * table.norms))
 
@@ -167,7 +169,7 @@ def within_error(
     problem = _Problem.of(table, shares, floor, None)
 
     def saved(filled: Array, tail_work: Array) -> Array:
-        return -problem.curves.y(filled).sum(-1, keepdims=True)
+        return np.asarray(-problem.curves.y(filled).sum(-1, keepdims=True))
 
     return problem.answer(saved, -(_checked(max_error) ** 2) * table.norms.sum(-1, keepdims=True))
 
@@ -180,6 +182,12 @@ def _checked(error: float) -> float:
 
 def _over_all(x: Array) -> Array:
     return np.asarray(x.sum(axis=(0, 1, 2), keepdims=True))
+
+
+class _Amount(Protocol):
+    def __call__(self, filled: Array, tail_work: Array) -> Array:
+        """From a filling (buckets, layers, heads, pieces) and the tails' work (buckets, layers, heads): one number per
+        group that shares a price, with 1 in place of the axes of a group. Grows with the filling."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,19 +234,18 @@ class _Problem:
         least = np.where(broken, 1.0, np.maximum(floors, table.densities[0]))
         return cls(table, curves, weights.reshape(-1, layers, 1), least, shares / shares.sum())
 
-    def answer(self, amount: Callable[[Array, Array], Array], target: Array) -> Budgets:
+    def answer(self, amount: _Amount, target: Array) -> Budgets:
         """Spend until `amount` reaches `target`, group by group, and let layers become dense that pay for it anyway.
 
         Args:
-            amount: of a filling (cells, pieces) and the tails' work (cells): grows with the filling; 1 in place of an
-                axis that is summed over.
+            amount: what grows with a filling; see `_Amount`.
             target: of the shape of an amount.
         """
         dense = np.zeros(self.floor.shape[:2], dtype=np.bool_)
         while True:
             tail_work = np.where(dense[..., None], 0.0, self.table.tail_work)
             least = self.curves.filled_to(np.where(dense[..., None], 1.0, self.floor))
-            filled = self._spent(least, lambda filled, t=tail_work: amount(filled, t), target)
+            filled = self._spent(least, partial(amount, tail_work=tail_work), target)
             density = np.minimum(self.curves.x(filled), 1.0)
             work = density + tail_work
             # A dense call has no tail: from here on it costs no more, and has no error.
@@ -255,7 +262,7 @@ class _Problem:
 
         def at(price: Array) -> Array:
             with np.errstate(divide="ignore"):
-                return np.maximum(self.curves.filled_at_price((price / self.weights)[..., None]), least)
+                return self.curves.filled_at_price((price / self.weights)[..., None], least)
 
         axes = tuple(axis for axis in range(3) if target.shape[axis] == 1)
         dearest = (self.curves.first.max(-1) * self.weights).max(axis=axes, keepdims=True)
@@ -270,4 +277,4 @@ class _Problem:
         # Between the two prices lie the heads that are worth the same: they share what is left.
         before, after = amount(less), amount(more)
         share = (target - before) / np.where(after > before, after - before, 1.0)
-        return less + np.clip(share, 0.0, 1.0)[..., None] * (more - less)
+        return np.asarray(less + np.clip(share, 0.0, 1.0)[..., None] * (more - less))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_TINY = 1e-300
+# Small enough to be nothing, large enough that a slope over it is finite.
+_TINY = 1e-200
 
 
 def hull_slopes(x: Array, y: Array) -> Array:
@@ -46,6 +47,7 @@ class ConvexCurves:
         value: (...,) y there.
         widths: (..., pieces) extent of each piece along x.
         first, last: (..., pieces) by how much y falls per x at either end of a piece; first >= last >= 0.
+        rate: (..., pieces) 1 / (first - last), or a very large number where the slope is constant.
     """
 
     start: float
@@ -53,6 +55,7 @@ class ConvexCurves:
     widths: Array
     first: Array
     last: Array
+    rate: Array
 
     @classmethod
     def through(cls, x: Array, y: Array) -> ConvexCurves:
@@ -70,24 +73,31 @@ class ConvexCurves:
         shape = (*falls.shape[:-1], 2 * falls.shape[-1])
         widths = np.stack([knot, 1 - knot], axis=-1) * np.diff(x)[:, None]
         first, last = np.stack([before, falls], axis=-1), np.stack([falls, after], axis=-1)
-        return cls(float(x[0]), y[..., 0], widths.reshape(shape), first.reshape(shape), last.reshape(shape))
+        rate = 1.0 / np.maximum(first - last, _TINY)
+        widths, first, last, rate = (part.reshape(shape) for part in (widths, first, last, rate))
+        return cls(float(x[0]), y[..., 0], widths, first, last, rate)
 
-    def filled_at_price(self, price: Array) -> Array:
-        """(..., pieces) filled as long as more x saves more than `price` (broadcast against the pieces)."""
-        share = np.subtract(self.first, price)
-        np.divide(share, np.maximum(self.first - self.last, _TINY), out=share)
-        return np.clip(share, 0.0, 1.0, out=share)
+    def filled_at_price(self, price: Array, least: Array) -> Array:
+        """(..., pieces) filled as long as more x saves more than `price` (broadcast against the pieces), and at least
+        `least` (..., pieces)."""
+        share: Array = np.subtract(self.first, price)
+        np.multiply(share, self.rate, out=share)
+        np.maximum(share, least, out=share)
+        np.minimum(share, 1.0, out=share)
+        return share
 
     def filled_to(self, x: Array) -> Array:
         """(..., pieces) filled up to x (...,)."""
         starts = self.start + np.cumsum(self.widths, axis=-1) - self.widths
-        return np.clip((x[..., None] - starts) / np.maximum(self.widths, _TINY), 0.0, 1.0)
+        share: Array = (x[..., None] - starts) / np.maximum(self.widths, _TINY)
+        return np.asarray(np.clip(share, 0.0, 1.0))
 
     def x(self, filled: Array) -> Array:
         """(...,) where a filling ends."""
-        return self.start + np.einsum("...p,...p->...", self.widths, filled)
+        return np.asarray(self.start + np.einsum("...p,...p->...", self.widths, filled))
 
     def y(self, filled: Array) -> Array:
         """(...,) the curve's value there."""
         mean_slope = self.first - 0.5 * (self.first - self.last) * filled
-        return np.maximum(self.value - np.einsum("...p,...p,...p->...", self.widths, filled, mean_slope), 0.0)
+        fall = np.einsum("...p,...p,...p->...", self.widths, filled, mean_slope)
+        return np.asarray(np.maximum(self.value - fall, 0.0))
