@@ -96,21 +96,24 @@ class Conditions:
     number_format: str = "float"
 
     def __post_init__(self) -> None:
-        flags = (self.spread, self.keep_own, self.keep_first_frame, self.keep_last_frame, self.gains)
-        sizes = (self.q_block, self.k_block, *(self.tile or (1, 1, 1)))
-        known = (
-            all(_is_whole(size) and 1 <= size <= 1 << 16 for size in sizes)
-            and (self.tile is None or len(self.tile) == 3)
-            and self.order in ORDERS
-            and self.rule in METHODS
-            and isinstance(self.floor, float)
-            and 0.0 <= self.floor <= 1.0
-            and all(isinstance(flag, bool) for flag in flags)
-            and len(self.tails) > 0
-            and self.tails == tuple(name for name in TAILS if name in self.tails)
-        )
-        if not known:
-            raise ProfileError(f"these settings are unknown to this version, calibrate with it again: {self}")
+        tile = self.tile if self.tile is None else tuple(self.tile)
+        known = {
+            "q_block": _is_size(self.q_block),
+            "k_block": _is_size(self.k_block),
+            "tile": tile is None or (len(tile) == 3 and all(map(_is_size, tile))),
+            "order": self.order in ORDERS,
+            "rule": self.rule in METHODS,
+            "floor": isinstance(self.floor, float) and 0.0 <= self.floor <= 1.0,
+            "tails": len(self.tails) > 0 and self.tails == tuple(name for name in TAILS if name in self.tails),
+            **{
+                flag: isinstance(getattr(self, flag), bool)
+                for flag in ("spread", "keep_own", "keep_first_frame", "keep_last_frame", "gains")
+            },
+        }
+        for name, is_known in known.items():
+            if not is_known:
+                value = _said(getattr(self, name))[:40]
+                raise ProfileError(f"{name} {value!r} is unknown to this version: calibrate with it again")
         check_name("the number format", self.number_format)
 
     @classmethod
@@ -146,6 +149,10 @@ class Conditions:
 
 def _said(value: Any) -> str:
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _is_size(value: object) -> bool:
+    return _is_whole(value) and isinstance(value, int) and 1 <= value <= 1 << 16
 
 
 def _is_whole(value: object) -> bool:

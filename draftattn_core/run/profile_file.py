@@ -49,8 +49,10 @@ def save_profile(profile: Profile, path: Path) -> int:
     """
     tensors: dict[str, Tensor] = {}
     for index, figures in enumerate(profile.experts.values()):
-        tensors.update({f"{index}/{name}": table.contiguous() for name, table in figures.tensors().items()})
-    tensors.update({f"masks/{name}": mask.contiguous() for name, mask in profile.masks.items()})
+        tensors.update({f"{index}/{name}": table for name, table in figures.tensors().items()})
+    tensors.update({f"masks/{name}": mask for name, mask in profile.masks.items()})
+    # The format refuses tensors that share memory.
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     data = bytes_of_tensors(tensors, {_KEY: json.dumps(_facts(profile), sort_keys=True, allow_nan=False)})
     # What could not be read back is not written.
     _parsed(data, path.name)
