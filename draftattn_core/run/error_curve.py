@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ..backends.request import AttendRequest
-from ..blocks import block_means, without_autocast
-from ..draft import Draft
-from ..layout import LayoutTables
-from ..policy import TAILS, Policy, TailName
-from ..probe import DEARER_GAIN, DEFAULT_ROWS, sample_rows
-from ..selection import select_from_draft
-from ..tail import expand_blocks, tail_from
-from ..tail_gain import SplitRows, fit_gain
+from ..geometry.blocks import block_means, without_autocast
+from ..geometry.layout import LayoutTables
+from ..method.draft import Draft
+from ..method.policy import TAILS, Policy, TailName
+from ..method.selection import select_from_draft
+from ..method.tail.expand import expand_blocks, tail_from
+from ..method.tail.gain import SplitRows, fit_gain
+from .probe import DEARER_GAIN, DEFAULT_ROWS, sample_rows
 from .row_blocks import RowBlocks
 
 # Even in ratio: errors fall like a power of the density over most of the range.

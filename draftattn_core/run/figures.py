@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..policy import TailName
-from ..schedule import REACHED
+from ..method.policy import TailName
 from .budgets import CurveTable
 from .fingerprint import ProfileError
+from .schedule import REACHED
 
 BUCKETS = 3
 

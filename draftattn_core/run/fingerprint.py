@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..order import ORDERS, Tile
-from ..policy import METHODS, TAILS, Policy, TailName
+from ..geometry.order import ORDERS, Tile
+from ..method.policy import METHODS, TAILS, Policy, TailName
 
 # Far beyond any model; a profile that says more is not one.
 MAX_LAYERS = 1024

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..backends.request import AttendRequest
-from ..layout import BlockTable, LayoutTables
-from ..tail import Tail
-from ..tail_gain import SplitRows
+from ..geometry.layout import BlockTable, LayoutTables
+from ..method.tail.expand import Tail
+from ..method.tail.gain import SplitRows
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from draftattn_core.policy import Policy
-from draftattn_core.run.error_curve import CURVE_DENSITIES, ErrorCurves
-from draftattn_core.run.fingerprint import Conditions, Fingerprint
-from draftattn_core.run.profile import Profile
-from draftattn_core.run.profile_recorder import ProfileRecorder
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.run.error_curve import CURVE_DENSITIES, ErrorCurves
+from draftattention.draftattn_core.run.fingerprint import Conditions, Fingerprint
+from draftattention.draftattn_core.run.profile import Profile
+from draftattention.draftattn_core.run.profile_recorder import ProfileRecorder
 
 MODEL = Fingerprint("wan", layers=3, heads=4, head_size=16)
 CONDITIONS = Conditions.of(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.policy import TAILS, Policy, TailName
-from draftattn_core.probe import sample_rows
-from draftattn_core.run.error_curve import CURVE_DENSITIES, ErrorCurves, error_curves
-from draftattn_core.run.row_blocks import RowBlocks
-from draftattn_core.tail_gain import LOG_GAINS, WORTH, fit_gain
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.method.policy import TAILS, Policy, TailName
+from draftattention.draftattn_core.method.tail.gain import LOG_GAINS, WORTH, fit_gain
+from draftattention.draftattn_core.run.error_curve import CURVE_DENSITIES, ErrorCurves, error_curves
+from draftattention.draftattn_core.run.probe import sample_rows
+from draftattention.draftattn_core.run.row_blocks import RowBlocks
 from tests.core.cases import make_request, small_layout, smooth_qkv
 
 LAYOUT = small_layout((4, 7, 9), 3, 4)
@@ -203,7 +203,7 @@ def test_half_precision_calls_are_measured_in_float32(dtype: torch.dtype) -> Non
 def test_heads_in_groups_are_measured_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     call = a_call(heads=5)
     whole = error_curves(call, Policy(), ["none", "linear0"], densities=DENSITIES)
-    monkeypatch.setattr("draftattn_core.run.error_curve._CHUNK_BYTES", 1)
+    monkeypatch.setattr("draftattention.draftattn_core.run.error_curve._CHUNK_BYTES", 1)
     parts = error_curves(call, Policy(), ["none", "linear0"], densities=DENSITIES)
     for field in ("kept", "squared", "norms", "tails", "gains"):
         torch.testing.assert_close(getattr(parts, field), getattr(whole, field), rtol=1e-9, atol=0)

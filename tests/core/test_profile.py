@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.policy import Policy
-from draftattn_core.run.budgets import least_error
-from draftattn_core.run.error_curve import CURVE_DENSITIES, ErrorCurves, error_curves
-from draftattn_core.run.figures import bucket_of
-from draftattn_core.run.fingerprint import ProfileError, weights_identity
-from draftattn_core.run.profile import FEW_PROMPTS, prompt_key
-from draftattn_core.run.profile_recorder import ProfileRecorder
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.run.budgets import least_error
+from draftattention.draftattn_core.run.error_curve import CURVE_DENSITIES, ErrorCurves, error_curves
+from draftattention.draftattn_core.run.figures import bucket_of
+from draftattention.draftattn_core.run.fingerprint import ProfileError, weights_identity
+from draftattention.draftattn_core.run.profile import FEW_PROMPTS, prompt_key
+from draftattention.draftattn_core.run.profile_recorder import ProfileRecorder
 from tests.core.cases import make_request, small_layout, smooth_qkv
 from tests.core.profiles import CONDITIONS, MEASURED, MODEL, a_profile, curves, recorder, same
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from draftattn_core.run import profile_file
-from draftattn_core.run.error_curve import CURVE_DENSITIES
-from draftattn_core.run.figures import Figures, figure_forms
-from draftattn_core.run.fingerprint import Fingerprint, ProfileError
-from draftattn_core.run.profile import Profile, prompt_key
-from draftattn_core.run.profile_file import (
+from draftattention.draftattn_core.run import profile_file
+from draftattention.draftattn_core.run.error_curve import CURVE_DENSITIES
+from draftattention.draftattn_core.run.figures import Figures, figure_forms
+from draftattention.draftattn_core.run.fingerprint import Fingerprint, ProfileError
+from draftattention.draftattn_core.run.profile import Profile, prompt_key
+from draftattention.draftattn_core.run.profile_file import (
     SCHEMA,
     add_to_file,
     load_profile,
