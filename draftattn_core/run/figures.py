@@ -148,16 +148,21 @@ class CompleteFigures:
     densities: tuple[float, ...]
     tails: tuple[TailName, ...]
 
-    def table(self, tail_work: Mapping[TailName, float]) -> CurveTable:
+    def table(self, tail_work: Mapping[TailName, float], *, worst: bool = False) -> CurveTable:
         """What the solver needs.
 
         Args:
             tail_work: work of each tail as a share of a dense call's, on the grid to be served.
+            worst: take the worst call's relative errors in place of the mean, for a promise that most calls are to
+                keep (`within_error`): of the mean, about half of them break it.
         """
+        squared = self.figures.squared.double()
+        if worst:
+            squared = self.figures.worst.double().square() * self.figures.norms.double().unsqueeze(-1)
         works = np.array([tail_work[name] for name in self.tails], dtype=np.float64)
         return CurveTable(
             self.densities,
-            self.figures.squared.double().numpy(),
+            squared.numpy(),
             self.figures.norms.double().numpy(),
             works[self.figures.tails.long().numpy()],
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.method.policy import Policy
-from draftattention.draftattn_core.run.budgets import least_error
+from draftattention.draftattn_core.run.budgets import least_error, within_error
 from draftattention.draftattn_core.run.error_curve import CURVE_DENSITIES, ErrorCurves, error_curves
 from draftattention.draftattn_core.run.figures import bucket_of
 from draftattention.draftattn_core.run.fingerprint import ProfileError, weights_identity
@@ -210,6 +210,16 @@ def test_what_was_not_measured_is_filled_from_what_lies_nearest() -> None:
     assert (filled.tails == 1).all() and (
         made.complete("main").table({"none": 0.0, "linear1": 0.1}).tail_work == 0.1
     ).all()
+
+
+def test_a_promise_may_be_made_on_the_worst_call_instead_of_the_mean() -> None:
+    grown = a_profile(0).merged(a_profile(1)).complete("main")
+    work = {"none": 0.0, "linear1": 0.02}
+    mean, worst = grown.table(work), grown.table(work, worst=True)
+    calls = [a_profile(seed).experts["main"] for seed in (0, 1)]
+    relative = torch.stack([(call.squared / call.norms.unsqueeze(-1)).sqrt() for call in calls]).amax(0)
+    np.testing.assert_allclose(np.sqrt(worst.squared / worst.norms[..., None]), relative.numpy(), rtol=1e-3)
+    assert within_error(worst, 0.4).mean_work > within_error(mean, 0.4).mean_work
 
 
 def test_another_model_other_settings_and_other_weights_are_told() -> None:
