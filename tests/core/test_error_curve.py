@@ -79,31 +79,33 @@ def test_sampled_rows_are_those_rows_of_the_reference() -> None:
 
 
 def test_each_half_of_the_rows_is_judged_with_the_gain_of_the_other_half() -> None:
-    call = a_call(sharpness=4.0)
+    call = a_call(batch=2, sharpness=4.0)
     rows = call.tables.perm[sample_rows(LAYOUT.grid.tokens, 30, 1)]
     curves = error_curves(call, Policy(), ["linear1"], densities=(0.13, 0.5), rows=30, seed=1)
     exact = attend_reference(dense(call))[:, :, rows]
+    halves = (slice(0, None, 2), slice(1, None, 2))
     for point, density in enumerate(curves.densities):
-        # By gain: outputs of whole calls.
-        outputs = {}
+        # By gain, (B, H, rows): squared errors of whole calls.
+        squares = {}
         for gain in LOG_GAINS:
             sparse = make_request(call.q, call.k, call.v, LAYOUT, Policy(density=density, tail_gain=gain))
-            outputs[gain] = attend_reference(sparse)[:, :, rows]
-        squares = {gain: (output - exact).square().sum(-1)[0] for gain, output in outputs.items()}
+            squares[gain] = (attend_reference(sparse)[:, :, rows] - exact).square().sum(-1)
         for head in range(3):
-            even = {gain: float(square[head, 0::2].sum()) for gain, square in squares.items()}
-            odd = {gain: float(square[head, 1::2].sum()) for gain, square in squares.items()}
-            expected = (odd[fitted(even)] + even[fitted(odd)]) / 30
+            expected = 0.0
+            for seen, unseen in (halves, halves[::-1]):
+                gain = best_gain(squares, exact, head, seen)
+                expected += float(squares[gain][:, head, unseen].sum()) / (2 * 30)
             assert float(curves.squared[head, point]) == pytest.approx(expected, rel=1e-6)
-            both = {gain: even[gain] + odd[gain] for gain in even}
-            assert float(curves.gains[head, point]) == fitted(both)
+            assert float(curves.gains[head, point]) == best_gain(squares, exact, head, slice(None))
     assert curves.gains.any()
 
 
-def fitted(squares: dict[float, float]) -> float:
-    """The log gain of the least error, 0 if that is not better than none by `WORTH`."""
-    best = min(squares, key=lambda gain: squares[gain])
-    return best if squares[best] ** 0.5 < (1 - WORTH) * squares[0.0] ** 0.5 else 0.0
+def best_gain(squares: dict[float, Tensor], exact: Tensor, head: int, rows: slice) -> float:
+    """The log gain with the least relative error (mean over the batch), 0 if none is better by `WORTH`."""
+    norms = exact[:, head, rows].square().sum((1, 2))
+    errors = {gain: float((each[:, head, rows].sum(1) / norms).sqrt().mean()) for gain, each in squares.items()}
+    best = min(errors, key=lambda gain: errors[gain])
+    return best if errors[best] < (1 - WORTH) * errors[0.0] else 0.0
 
 
 def test_the_judged_error_is_that_of_rows_never_seen() -> None:

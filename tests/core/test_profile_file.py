@@ -156,6 +156,11 @@ def deep(header: dict[str, Any]) -> None:
     header["__metadata__"]["draftattention_profile"] = "[" * 100_000 + "]" * 100_000
 
 
+def repeated(header: dict[str, Any]) -> None:
+    known = header["__metadata__"]["draftattention_profile"]
+    header["__metadata__"]["draftattention_profile"] = known.replace('"runs": 1', '"runs": 9, "runs": 1')
+
+
 class Bomb:
     def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
         return os.mkdir, ("exploded",)
@@ -185,7 +190,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "header that is no object": lambda: put_together(b"[1, 2]", b""),
     "header without end": lambda: put_together(b'{"a": {', b""),
     "nested beyond all measure": lambda: raw(header=deep),
-    "repeated key": lambda: raw().replace(b'"__metadata__"', b'"__metadata__": {}, "__metadata__"'),
+    "repeated key": lambda: raw(header=repeated),
     "plain safetensors": lambda: raw(header=lambda h: h.pop("__metadata__")),
     "other metadata": lambda: raw(header=lambda h: h.update(__metadata__={"format": "pt"})),
     "metadata of another kind": lambda: raw(header=lambda h: h.update(__metadata__=7)),
@@ -261,6 +266,23 @@ def test_a_hostile_file_is_refused_with_one_sentence(
     message = str(caught.value)
     assert "p.safetensors" in message and "\n" not in message and 20 < len(message) < 300 and ":" in message
     assert path.read_bytes() == content and os.listdir(tmp_path) == ["p.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "what", ["huge shape", "negative shape", "table of another type", "missing table", "extra table", "extra tensor"]
+)
+def test_no_tensor_is_made_before_its_shape_is_known_to_be_right(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(HOSTILE[what]())
+
+    def decoded(data: bytes) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(profile_file, "tensors_from_bytes", decoded)
+    with pytest.raises(ProfileError):
+        load_profile(path)
 
 
 def test_the_good_file_the_hostile_ones_are_made_from_is_read(tmp_path: Path) -> None:
