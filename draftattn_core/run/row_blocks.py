@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.types import Tail
 from ..backends.request import AttendRequest
 from ..geometry.layout import BlockTable, LayoutTables
-from ..method.tail.expand import Tail
 from ..method.tail.gain import SplitRows
 
 
@@ -69,7 +69,7 @@ class RowBlocks:
         if tail is None:
             kept = _mixed(kept_logits.softmax(-1).nan_to_num(), self.outputs)
             return SplitRows(kept, torch.zeros_like(kept), torch.zeros_like(kept[..., :1]))
-        pooled = torch.matmul(self.q, tail.k_mean.transpose(-1, -2)) + tail.log_count[None, :, None, :]
+        pooled = torch.matmul(self.q, tail.k_mean.transpose(-1, -2)) + tail.log_weight[None, :, None, :]
         pooled = pooled.masked_fill(keep[..., : self.video], -torch.inf)
         weights = torch.cat([kept_logits, pooled], dim=-1).softmax(-1)
         kept, skipped = weights[..., : keep.shape[-1]], weights[..., keep.shape[-1] :]
