@@ -1,0 +1,108 @@
+"""CalibAtt as a rule: masks from a calibration, refused where they do not fit, and portable masks that always do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from draftattn_core.grid import TokenGrid
+from draftattn_core.layout import Layout
+from draftattn_core.method.calibatt.displacement import DisplacementMask
+from draftattn_core.method.calibatt.intervals import Intervals, intervals_of
+from draftattn_core.method.calibatt.repetition import attend_anchors
+from draftattn_core.method.rules.calibatt import Calibrated, Portable
+from tests.core.rule_cases import Place, layout_of, rule_call, some_bias
+
+LAYOUT = layout_of((3, 5, 7), 5, 12)
+
+
+def masks(seed: int, layout: Layout = LAYOUT) -> torch.Tensor:
+    tables = rule_call(layout).tables
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(3, tables.q.video, tables.k.video, generator=generator) < 0.4
+
+
+def calibrated() -> Calibrated:
+    late = intervals_of(masks(1))
+    lists: dict[tuple[int, int], Intervals] = {(0, 0): intervals_of(masks(0)), (1, 0): late, (2, 0): late}
+    return Calibrated(LAYOUT, 3, lists, {(1, 0): (False, True, True)}, anchors=2)
+
+
+def test_a_call_keeps_the_mask_of_its_step_and_layer_and_all_extra_blocks() -> None:
+    for step, seed in ((0, 0), (1, 1), (2, 1)):
+        call = rule_call(LAYOUT, position=Place(step))
+        rows, columns = call.tables.q.video, call.tables.k.video
+        keep = calibrated().select(call)
+        assert keep.shape == (2, 3, call.tables.q.total, call.tables.k.total)
+        assert torch.equal(keep[:, :, :rows, :columns], masks(seed).expand(2, -1, -1, -1))
+        assert keep[:, :, rows:].all() and keep[:, :, :, columns:].all()
+
+
+def test_repetition_heads_are_computed_from_their_anchors_instead() -> None:
+    call = rule_call(LAYOUT, position=Place(1), key_bias=some_bias(LAYOUT))
+    heads, out = calibrated().replaced(call)
+    assert heads == (1, 2) and out is not None
+    expected = attend_anchors(
+        call.q[:, 1:], call.k[:, 1:], call.v[:, 1:], call.tables, call.scale, key_bias=call.key_bias, anchors=2
+    )
+    assert torch.equal(out, expected)
+    assert calibrated().replaced(rule_call(LAYOUT, position=Place(0))) == ((), None)
+
+
+def test_steps_that_share_a_list_pay_for_it_once_and_go_on_sharing_on_a_device() -> None:
+    found = calibrated()
+    assert found.bytes == found.lists[0, 0].bytes + found.lists[1, 0].bytes
+    moved = found.to("cpu")
+    assert moved.lists[1, 0] is moved.lists[2, 0] and moved.bytes == found.bytes
+
+
+@pytest.mark.parametrize(
+    "layout, place, heads, advice",
+    [
+        (replace(LAYOUT, grid=TokenGrid(3, 5, 8)), Place(), 3, "portable masks"),
+        (replace(LAYOUT, order="hilbert"), Place(), 3, "use that order and blocks"),
+        (replace(LAYOUT, k_block=16), Place(), 3, "use that order and blocks"),
+        (LAYOUT, Place(3), 3, "runs of 3 steps"),
+        (LAYOUT, Place(0, layer=1), 3, "step 1, layer 1 was not calibrated"),
+        (LAYOUT, None, 3, "does not tell"),
+        (LAYOUT, Place(), 4, "for 3 heads"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused_with_advice(
+    layout: Layout, place: Place | None, heads: int, advice: str
+) -> None:
+    with pytest.raises(ValueError, match=advice):
+        calibrated().select(rule_call(layout, position=place, heads=heads))
+
+
+def portable() -> Portable:
+    def mask(seed: int) -> DisplacementMask:
+        kept = torch.rand(3, 5, 5, 5, generator=torch.Generator().manual_seed(seed)) < 0.3
+        return DisplacementMask((1.0, 1.0, 4.0), kept, torch.tensor([True, False, False]))
+
+    return Portable({(bucket, 0): mask(bucket) for bucket in range(3)}, edges=(0.2, 0.6))
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, layout_of((6, 4, 9), order="tile")], ids=str)
+def test_portable_masks_fit_any_grid_and_change_with_progress(layout: Layout) -> None:
+    found, state = portable(), {}  # type: ignore[var-annotated]
+    for progress, bucket in ((0.0, 0), (0.19, 0), (0.2, 1), (0.2, 1), (0.7, 2)):
+        call = rule_call(layout, position=Place(progress=progress))
+        keep = found.select(replace(call, state=state))
+        expected = found.masks[bucket, 0].mask(call.tables)
+        rows, columns = call.tables.q.video, call.tables.k.video
+        assert torch.equal(keep[:, :, :rows, :columns], expected.expand(2, -1, -1, -1))
+        assert keep[:, :, rows:].all() and keep[:, :, :, columns:].all()
+        assert keep.any(-1).all()
+
+
+def test_portable_masks_say_what_they_lack() -> None:
+    for call, advice in (
+        (rule_call(LAYOUT), "does not tell"),
+        (rule_call(LAYOUT, position=Place(layer=4)), "layer 4 has no portable mask"),
+        (rule_call(LAYOUT, position=Place(), heads=2), "for 3 heads"),
+    ):
+        with pytest.raises(ValueError, match=advice):
+            portable().select(call)
