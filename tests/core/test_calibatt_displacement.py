@@ -145,6 +145,17 @@ def test_a_head_that_looks_at_the_first_frame_gets_all_of_it() -> None:
     assert found.mask(tables)[1][:, tables.first_frame].all()
 
 
+def test_a_middle_that_no_pair_has_decides_nothing_about_the_first_frame() -> None:
+    # Two key blocks side by side in one query block: none of them lies in its middle.
+    tables = build_tables(layout_of((4, 4, 8)))
+    scores = torch.rand(1, 1, tables.q.video, tables.k.video, generator=torch.Generator().manual_seed(0)) / 100
+    scores += tables.own
+    sums = DisplacementScores.of_reach(1, (3, 4, 1), (1.0, 1.0, 4.0))
+    sums.add(scores, tables)
+    assert sums.pairs[3, 4, 1] == 0
+    assert not keep_displacements(sums, (0.1,)).first_frame.any()
+
+
 def test_the_size_is_counted_in_bits() -> None:
     assert DisplacementMask(CELL, torch.ones(3, 5, 5, 7, dtype=torch.bool), torch.zeros(3).bool()).bytes == 66 + 1
 

@@ -174,7 +174,7 @@ def keep_displacements(scores: DisplacementScores, densities: tuple[float, ...])
     chosen = (before < wanted) & (pairs[order] > 0)
     kept = torch.zeros_like(chosen).scatter_(-1, order, chosen)
     kept[:, middle] = True
-    worst = mean.masked_fill(~kept, torch.inf).amin(-1)
+    worst = mean.masked_fill(~kept | (pairs == 0), torch.inf).amin(-1)
     first = scores.first[:, 0] / scores.first[:, 1].clamp_min(1.0)
     flags = (first > worst) & (scores.first[:, 1] > 0)
     return DisplacementMask(scores.cell, kept.view(heads, *scores.sums.shape[1:]), flags)
