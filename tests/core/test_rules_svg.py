@@ -118,7 +118,7 @@ def test_profile_masks_are_blocks_of_the_heads_own_order(temporal: bool) -> None
     assert not found.all()
 
 
-def test_a_head_is_temporal_if_that_mask_comes_closer_on_the_sampled_rows() -> None:
+def test_a_head_is_temporal_if_that_mask_comes_closer_on_the_sampled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     call = rule_call(LARGE, key_bias=some_bias(LARGE), noise=0.2)
     # Heads of their own: one looks along time, one within the frame, one at nothing in particular.
     frame, place = torch.arange(840) // 140, torch.arange(840) % 140
@@ -126,16 +126,17 @@ def test_a_head_is_temporal_if_that_mask_comes_closer_on_the_sampled_rows() -> N
         code = torch.randn(140, 16, generator=torch.Generator().manual_seed(7), dtype=torch.float64)[label] * 2
         call.q[:, head, 3:843] = call.k[:, head, 3:843] = code
     rows = torch.arange(5, 840, 13)
-    found = svg.temporal_heads(call.q, call.k, call.v, call.tables, call.scale, rows, call.key_bias)
+    found = svg.profile_errors(call.q, call.k, call.v, call.tables, call.scale, rows, call.key_bias)
     logits = whole_logits(call)[:, :, rows + 3]
     full = logits.softmax(-1) @ call.v
-    errors = []
     for temporal in (False, True):
         masks = torch.stack([brute_force_profile(LARGE, int(row), temporal) for row in rows])
         out = logits.masked_fill(~masks, -torch.inf).softmax(-1) @ call.v
-        errors.append((out - full).square().mean((2, 3)))
-    assert torch.equal(found, errors[1] < errors[0])
-    assert found[:, :2].tolist() == [[True, False]] * 2
+        torch.testing.assert_close(found[int(temporal)], (out - full).square().mean((2, 3)), rtol=1e-10, atol=0)
+    monkeypatch.setattr(svg, "sampled_rows", lambda call: rows)
+    moved = svg.head_order(call).moved
+    assert torch.equal(moved, found[1] < found[0])
+    assert moved[:, :2].tolist() == [[True, False]] * 2
 
 
 def test_rows_are_the_same_for_the_same_place_in_a_run_and_others_elsewhere() -> None:

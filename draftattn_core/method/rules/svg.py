@@ -99,12 +99,12 @@ def profile_masks(tables: LayoutTables, rows: Tensor) -> tuple[Tensor, Tensor]:
     return masks[0], masks[1]
 
 
-def temporal_heads(
+def profile_errors(
     q: Tensor, k: Tensor, v: Tensor, tables: LayoutTables, scale: float, rows: Tensor, key_bias: Tensor | None = None
 ) -> Tensor:
-    """Which heads come closer to full attention of the sampled rows as temporal than as spatial heads: (B, H) bool.
+    """Mean squared error of the sampled rows if a head were spatial, and if it were temporal: (2, B, H).
 
-    Closer is a smaller mean squared error over rows and channels; a tie makes a spatial head.
+    Against full attention of these rows, mean over rows and channels, in float32 (float64 for float64 inputs).
 
     Args:
         q, k, v: (B, H, L, D) in the host's token order.
@@ -121,12 +121,9 @@ def temporal_heads(
             logits += bias
         values = v[:, part].to(dtype)
         full = torch.matmul(logits.softmax(-1), values)
-        spatial, temporal = (
-            (torch.matmul(logits.masked_fill(~mask, -torch.inf).softmax(-1), values) - full).square().mean((2, 3))
-            for mask in masks
-        )
-        found.append(temporal < spatial)
-    return torch.cat(found, dim=1)
+        as_kind = [torch.matmul(logits.masked_fill(~mask, -torch.inf).softmax(-1), values) for mask in masks]
+        found.append(torch.stack([(out - full).square().mean((2, 3)) for out in as_kind]))
+    return torch.cat(found, dim=2)
 
 
 def sampled_rows(call: RuleCall) -> Tensor:
@@ -145,10 +142,11 @@ def sampled_rows(call: RuleCall) -> Tensor:
 
 
 def head_order(call: RuleCall) -> HeadOrder:
-    """The order of the call's heads: place-major for those found to be temporal."""
+    """The order of the call's heads: place-major for those that lose less as temporal heads; a tie is spatial."""
     source = place_major_order(call.tables)
-    moved = temporal_heads(call.q, call.k, call.v, call.tables, call.scale, sampled_rows(call), call.key_bias)
-    return HeadOrder(source, moved)
+    rows = sampled_rows(call)
+    spatial, temporal = profile_errors(call.q, call.k, call.v, call.tables, call.scale, rows, call.key_bias)
+    return HeadOrder(source, temporal < spatial)
 
 
 def select(call: RuleCall) -> Tensor:
