@@ -11,8 +11,11 @@ from draftattn_core.grid import TokenGrid
 from draftattn_core.layout import Layout
 from draftattn_core.method.calibatt.displacement import DisplacementMask
 from draftattn_core.method.calibatt.intervals import Intervals, intervals_of
+from draftattn_core.method.calibatt.portable import PortableVolume
 from draftattn_core.method.calibatt.repetition import attend_anchors
 from draftattn_core.method.rules.calibatt import Calibrated, Portable
+from draftattn_core.policy import Policy
+from draftattn_core.selection import select_blocks
 from tests.core.rule_cases import Place, layout_of, rule_call, some_bias
 
 LAYOUT = layout_of((3, 5, 7), 5, 12)
@@ -83,6 +86,36 @@ def portable() -> Portable:
         return DisplacementMask((1.0, 1.0, 4.0), kept, torch.tensor([True, False, False]))
 
     return Portable({(bucket, 0): mask(bucket) for bucket in range(3)}, edges=(0.2, 0.6))
+
+
+def volume(seed: int) -> PortableVolume:
+    scores = torch.randn(3, 5, 5, 5, generator=torch.Generator().manual_seed(seed)).half()
+    return PortableVolume((1.0, 1.0, 4.0), scores, torch.ones(5, 5, 5, dtype=torch.bool), TokenGrid(3, 5, 7))
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, layout_of((6, 4, 9), 0, 3, order="tile")], ids=str)
+def test_portable_scores_are_cut_at_each_heads_density(layout: Layout) -> None:
+    found = Portable({(0, 0): volume(0)})
+    call = rule_call(layout, Policy(density=(0.2, 0.4, 0.7), method="row"), position=Place())
+    tables = call.tables
+    for densities in ((0.2, 0.4, 0.7), (0.5, 0.1, 0.3)):
+        # The same state: another policy must not get what an earlier one was given.
+        call = replace(call, policy=replace(call.policy, density=densities))
+        keep = found.select(call)
+        as_head = replace(call.policy, method="head")
+        assert torch.equal(keep[1], select_blocks(volume(0).scores(tables), tables, as_head)[0])
+        video = keep[0, :, : tables.q.video, : tables.k.video].float().mean((1, 2))
+        torch.testing.assert_close(video, torch.tensor(densities), rtol=0, atol=0.05)
+
+
+def test_the_state_of_one_mask_is_not_another_buckets() -> None:
+    found = portable()
+    call = rule_call(LAYOUT, position=Place(progress=0.0))
+    first = found.select(call)
+    assert found.select(call).data_ptr() == first.data_ptr()
+    second = found.select(replace(call, position=Place(progress=0.9)))
+    assert torch.equal(second[0, :, : call.tables.q.video, : call.tables.k.video], found.masks[2, 0].mask(call.tables))  # type: ignore[union-attr]
+    assert not torch.equal(second, first)
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, layout_of((6, 4, 9), order="tile")], ids=str)

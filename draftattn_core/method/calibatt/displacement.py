@@ -2,7 +2,8 @@
 
 A block pair is described by how far the centre of the key block lies from that of the query block, in frames, rows
 and columns, rounded to cells of the block's own size. A head's mask is the set of displacements it keeps; on another
-grid a pair is kept if its displacement is in the set. What depends on absolute place (a first frame that everything
+grid a pair is kept if its displacement is in the set. Between grids of whole tiles that loses nothing; where blocks
+are irregular, the scores of `portable.py` serve better. What depends on absolute place (a first frame that everything
 looks at) has one flag per head. Ours; CalibAtt's own masks hold on one grid only (arXiv 2603.05503, limitations).
 """
 
@@ -124,6 +125,10 @@ class DisplacementMask:
     cell: tuple[float, float, float]
     kept: Tensor
     first_frame: Tensor
+
+    @property
+    def heads(self) -> int:
+        return self.kept.shape[0]
 
     @property
     def reach(self) -> Reach:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from ...layout import Layout, LayoutTables
+from ...policy import Policy
+from ...selection import select_blocks
 from ..calibatt.displacement import DisplacementMask
 from ..calibatt.intervals import Intervals
+from ..calibatt.portable import PortableVolume
 from ..calibatt.repetition import ANCHORS, attend_anchors
 from .call import RuleCall, whole_map
 
@@ -95,14 +98,15 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Portable:
-    """Displacement masks of a model: any grid, any order whose blocks are as compact as those they were made from.
+    """Portable masks of a model: any grid, any order whose blocks are as compact as those they were made from.
 
     Attributes:
-        masks: one per (bucket of progress, layer).
+        masks: one per (bucket of progress, layer): scores by displacement, which the policy's density cuts, or sets of
+            displacements, which come with their density.
         edges: upper edges of the buckets but the last, ascending progress; empty for one bucket.
     """
 
-    masks: Mapping[tuple[int, int], DisplacementMask]
+    masks: Mapping[tuple[int, int], PortableVolume | DisplacementMask]
     edges: tuple[float, ...] = ()
 
     @property
@@ -110,7 +114,9 @@ class Portable:
         return sum(mask.bytes for mask in self.masks.values())
 
     def select(self, call: RuleCall) -> Tensor:
-        """Kept block pairs of a call.
+        """Kept block pairs of a call; q and k are not looked at.
+
+        Scores are cut as those of a draft by `head`: one budget per head, with the policy's floor for every row.
 
         Raises:
             ValueError: if the host does not say where the call stands, or the layer was not calibrated.
@@ -122,12 +128,19 @@ class Portable:
         if at not in self.masks:
             raise ValueError(f"layer {at[1]} has no portable mask for progress {progress:.2f}: calibrate the model")
         mask = self.masks[at]
-        if mask.kept.shape[0] != call.q.shape[1]:
-            raise ValueError(f"these masks are for {mask.kept.shape[0]} heads, the call has {call.q.shape[1]}")
-        # Made once for a layer, a bucket and a layout: the state holds what it was made from.
+        if mask.heads != call.q.shape[1]:
+            raise ValueError(f"these masks are for {mask.heads} heads, the call has {call.q.shape[1]}")
+        # Made once for a layer, a bucket, a layout and a policy: the state holds what it was made from.
         known = call.state.get("portable")
-        if known is None or known[0] is not mask or known[1] is not call.tables:
-            known = mask, call.tables, whole_map(mask.mask(call.tables).unsqueeze(0), call.tables)
+        if known is None or known[0] is not mask or known[1] is not call.tables or known[2] != call.policy:
+            known = mask, call.tables, call.policy, _cut(mask, call.tables, call.policy)
             call.state["portable"] = known
-        keep: Tensor = known[2]
+        keep: Tensor = known[3]
         return keep.expand(call.q.shape[0], -1, -1, -1)
+
+
+def _cut(mask: PortableVolume | DisplacementMask, tables: LayoutTables, policy: Policy) -> Tensor:
+    """(1, H, q blocks, k blocks) bool, extra blocks included."""
+    if isinstance(mask, DisplacementMask):
+        return whole_map(mask.mask(tables).unsqueeze(0), tables)
+    return select_blocks(mask.scores(tables), tables, replace(policy, method="head"))
