@@ -41,8 +41,8 @@ COMMANDS = {
     "bench cpu": Command("benchmarks.cpu", "requirements-dev.txt", "speed against dense attention on the CPU"),
     "bench kernels": Command("benchmarks.kernels", "requirements-dev.txt", "speed of the GPU kernels"),
     "bench e2e": Command("benchmarks.e2e", "requirements-dev.txt", "speed of whole sampling runs"),
-    "bench aot": Command("benchmarks.aot", "requirements-dev.txt", "kernels compiled without a GPU"),
-    "doctor": Command("draftattn_core.doctor", "requirements-demo.txt", "what this machine is able to run"),
+    "bench aot": Command("tools.aot", "requirements-dev.txt", "kernels compiled without a GPU"),
+    "doctor": Command("draftattention.draftattn_core.doctor", "requirements-demo.txt", "what this machine can run"),
 }
 
 
@@ -81,7 +81,7 @@ def available() -> dict[str, Command]:
 
 
 def _is_module(module: str) -> bool:
-    path = ROOT.joinpath(*module.split("."))
+    path = ROOT.joinpath(*module.removeprefix("draftattention.").split("."))
     return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
@@ -195,8 +195,8 @@ def hand_over(command: list[str]) -> NoReturn:
 def run_here(command: Command, argv: list[str]) -> int:
     """Run the module as ``python -m`` would, in this process, with the repository on the import path."""
     sys.argv = argv
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    # In front of everything: an installed copy of the package must not stand in for this checkout.
+    sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT))]
     try:
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:

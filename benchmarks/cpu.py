@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from draftattn_core import Layout, Policy, TableCache, TokenGrid, attend
-from draftattn_core.policy import TailName
-from draftattn_core.tail import tail_key_equivalents
+from draftattention.draftattn_core import Layout, Policy, TableCache, TokenGrid, attend
+from draftattention.draftattn_core.method.policy import TailName
+from draftattention.draftattn_core.method.tail.expand import tail_key_equivalents
 
 HEADS = 2
 GRIDS = {8192: TokenGrid(8, 32, 32), 16384: TokenGrid(16, 32, 32)}

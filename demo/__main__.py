@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from .checkpoint import CHECKPOINT
-from .comfyui_path import ComfyUIPathError, find_comfyui
-from .comfyui_server import ComfyUIError
-from .prompts import PROMPTS
-from .result import full_report, table, write
-from .sample import DEMO_GRID
+from demo.checkpoint import CHECKPOINT
+from demo.result import full_report, table, write
+from demo.sample import DEMO_GRID
+from draftattention.nodes.demo_prompts import PROMPTS
+from tools.comfyui.path import ComfyUIPathError, find_comfyui
+from tools.comfyui.server import ComfyUIError
 
 HOSTS = ("diffusers", "comfyui")
 FAILED, BAD_INPUT = 1, 2
@@ -73,9 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check(arguments)
         if arguments.host == "comfyui":
-            from .with_comfyui import run_methods
+            from demo.with_comfyui import run_methods
         else:
-            from .with_diffusers import run_methods
+            from demo.with_diffusers import run_methods
         runs, device, baseline = run_methods(arguments)
     except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)

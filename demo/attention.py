@@ -12,8 +12,8 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
 from tqdm import tqdm
 
-from . import checkpoint
-from .sample import DEMO_GRID, sample
+from demo import checkpoint
+from demo.sample import DEMO_GRID, sample
 
 # (layer, q, k): post-RoPE queries and keys of one self-attention call, each (B, heads, L, D)
 Captured = tuple[int, torch.Tensor, torch.Tensor]

@@ -9,8 +9,8 @@ import math
 
 import torch
 
-from .latent import rgb_to_latent
-from .prompts import PROMPTS
+from demo.latent import rgb_to_latent
+from draftattention.nodes.demo_prompts import PROMPTS
 
 # Two tones each, sRGB in [0, 1]: dull grounds and bright shapes, so that a small model can tell them apart.
 # Each prompt has two grounds of its own, in the order of PROMPTS: a sample shows at a glance whether it was obeyed.

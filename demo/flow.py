@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from diffusers import WanTransformer3DModel
 
-from .data import latent_batch
-from .latent import RGB_FACTORS
-from .prompts import prompt_embedding
+from demo.data import latent_batch
+from demo.latent import RGB_FACTORS
+from draftattention.nodes.demo_prompts import prompt_embedding
 
 
 def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:

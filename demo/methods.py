@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from draftattn_core import PAPER_TILE, Policy, Settings
-from draftattn_core.schedule import Schedule, constant
+from draftattention.draftattn_core import PAPER_TILE, Policy, Settings
+from draftattention.draftattn_core.run.schedule import Schedule, constant
 
 DENSE, PAPER, OURS = METHODS = ("dense", "paper", "ours")
 WARMUP = 0.15

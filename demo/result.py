@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from draftattn_core.charts import stack
-from draftattn_core.metrics import flicker, psnr, ssim
-
-from .methods import DENSE, PAPER
-from .pictures import contact_sheet
+from demo.methods import DENSE, PAPER
+from demo.pictures import contact_sheet
+from draftattention.draftattn_core.views.charts import stack
+from draftattention.draftattn_core.views.metrics import flicker, psnr, ssim
 
 PANEL_SCALE = 4
 FRAME_RATE = 8

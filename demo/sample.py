@@ -13,11 +13,11 @@ import torch
 from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
-from . import checkpoint
-from .flow import predict_velocity, shifted
-from .latent import latent_to_rgb
-from .pictures import contact_sheet
-from .prompts import PROMPTS, prompt_embedding
+from demo import checkpoint
+from demo.flow import predict_velocity, shifted
+from demo.latent import latent_to_rgb
+from demo.pictures import contact_sheet
+from draftattention.nodes.demo_prompts import PROMPTS, prompt_embedding
 
 DEMO_GRID = (9, 24, 40)
 

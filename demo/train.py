@@ -12,10 +12,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
-from . import checkpoint
-from .data import latent_batch
-from .flow import predict_velocity, shifted, split_error, visible_velocity_error
-from .prompts import prompt_embedding
+from demo import checkpoint
+from demo.data import latent_batch
+from demo.flow import predict_velocity, shifted, split_error, visible_velocity_error
+from draftattention.nodes.demo_prompts import prompt_embedding
 
 RUNS = Path(__file__).with_name("runs")
 

@@ -14,16 +14,15 @@ from PIL import Image
 from safetensors.torch import load
 from tqdm import tqdm
 
-from draftattn_core import Policy
-from draftattn_core.charts import stack
-from draftattn_core.charts.canvas import blank, write
-
-from .checkpoint import CHECKPOINT
-from .comfyui_path import PACK_ROOT, find_comfyui
-from .comfyui_server import ComfyUIError, ComfyUIServer
-from .latent import latent_to_rgb, wan_process_out_inverse
-from .methods import DENSE, METHODS, PAPER, WARMUP
-from .result import MethodRun, cpu_name
+from demo.checkpoint import CHECKPOINT
+from demo.latent import latent_to_rgb, wan_process_out_inverse
+from demo.methods import DENSE, METHODS, PAPER, WARMUP
+from demo.result import MethodRun, cpu_name
+from draftattention.draftattn_core import Policy
+from draftattention.draftattn_core.views.charts import stack
+from draftattention.draftattn_core.views.charts.canvas import blank, write
+from tools.comfyui.path import PACK_ROOT, find_comfyui
+from tools.comfyui.server import ComfyUIError, ComfyUIServer
 
 WORKFLOW = PACK_ROOT / "workflows" / "api" / "demo_tiny_wan.json"
 OLDEST_FOR_CHECKPOINT = (0, 15, 1)

@@ -7,14 +7,13 @@ import time
 
 from tqdm import tqdm
 
-from draftattn_core.charts import density_map
-from draftattn_core.hosts.diffusers import apply_draft_attention
-
-from . import checkpoint
-from .latent import latent_to_rgb
-from .methods import DENSE, METHODS, settings
-from .result import MethodRun, cpu_name
-from .sample import sample, sigmas
+from demo import checkpoint
+from demo.latent import latent_to_rgb
+from demo.methods import DENSE, METHODS, settings
+from demo.result import MethodRun, cpu_name
+from demo.sample import sample, sigmas
+from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
+from draftattention.draftattn_core.views.charts import density_map
 
 SHIFT = 5.0
 CFG = 1.0

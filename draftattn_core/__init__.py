@@ -1,12 +1,13 @@
 """Attention over a token grid: order, draft, selection, tail, schedule, report, backends. Knows no host."""
 
 from .attention import Attention, attend, draft_attention
-from .grid import TokenGrid
-from .layout import PAPER_TILE, Layout, TableCache
-from .policy import Policy
-from .report import DenseReason, Position, RunReport
-from .schedule import Schedule
-from .session import Session, Settings
+from .geometry.grid import TokenGrid
+from .geometry.layout import PAPER_TILE, Layout, TableCache
+from .method.policy import Policy
+from .run.report import DenseReason, Position, RunReport
+from .run.run import Run
+from .run.schedule import Schedule
+from .run.settings import Settings
 
 __all__ = [
     "PAPER_TILE",
@@ -15,9 +16,9 @@ __all__ = [
     "Layout",
     "Policy",
     "Position",
+    "Run",
     "RunReport",
     "Schedule",
-    "Session",
     "Settings",
     "TableCache",
     "TokenGrid",

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from .backends.registry import Backend, NoBackendError, Problem, choose_backend
 from .backends.request import AttendRequest, BackendFailure
-from .blocks import block_means, without_autocast
-from .draft import Draft, make_draft, spread_of_heads
-from .layout import Layout, LayoutTables, TableCache, build_tables
-from .policy import Policy, head_tails
-from .selection import select_from_draft
-from .tail import Tail, expand_blocks, tail_from
+from .geometry.blocks import block_means, without_autocast
+from .geometry.layout import Layout, LayoutTables, TableCache, build_tables
+from .method.draft import Draft, make_draft, spread_of_heads
+from .method.policy import Policy, head_tails
+from .method.selection import select_from_draft
+from .method.tail.expand import Tail, expand_blocks, tail_from
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..draftattn_core.backends.registry import backend_names
-from .adapter import apply_draft_attention
-from .presets import DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES, Choices, parse_layers, parse_tile
+from .host.adapter import apply_draft_attention
+from .inputs.presets import DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES, Choices, parse_layers, parse_tile
 
 CATEGORY = "model/patch/draft attention"
 Report = io.Custom("DRAFT_ATTENTION_REPORT")

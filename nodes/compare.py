@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from .apply import CATEGORY
-from .comparison import compare, middle
-from .pictures import to_image
+from .display.comparison import compare, middle
+from .display.pictures import to_image
 
 
 class DraftAttentionCompare(io.ComfyNode):

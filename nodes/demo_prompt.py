@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..demo.prompts import PROMPTS, prompt_embedding
 from .apply import CATEGORY
+from .demo_prompts import PROMPTS, prompt_embedding
 
 
 class DraftAttentionDemoPrompt(io.ComfyNode):

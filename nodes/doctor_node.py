@@ -8,7 +8,7 @@ from .apply import CATEGORY
 
 
 class DraftAttentionDoctor(io.ComfyNode):
-    """What this machine can run; see `draftattn_core.doctor`."""
+    """What this machine can run; see `draftattn_core.doctor.diagnose`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -31,7 +31,7 @@ class DraftAttentionDoctor(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        from ..draftattn_core.doctor import diagnose
+        from ..draftattn_core.doctor.diagnose import diagnose
 
         diagnosis = diagnose()
         text = diagnosis.text()

@@ -8,11 +8,11 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..draftattn_core.charts import report_sheet
+from ..draftattn_core.views.charts import report_sheet
 from .apply import CATEGORY, Report
-from .pictures import to_image
-from .report_text import predicted_saving, report_text
-from .runs import ReportHandle
+from .display.pictures import to_image
+from .display.report_text import predicted_saving, report_text
+from .host.runs import ReportHandle
 
 
 class DraftAttentionReport(io.ComfyNode):

@@ -6,13 +6,13 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..draftattn_core.charts import even_steps, schedule_curve
+from ..draftattn_core.views.charts import even_steps, schedule_curve
 from .apply import CATEGORY, SparsitySchedule
-from .curves import CURVES, SparsityCurve, parse_bands, parse_points
-from .layouts import layer_count
-from .pictures import to_image
-from .presets import parse_layers
-from .runs import Trajectory
+from .display.pictures import to_image
+from .host.layouts import layer_count
+from .host.runs import Trajectory
+from .inputs.curves import CURVES, SparsityCurve, parse_bands, parse_points
+from .inputs.presets import parse_layers
 
 
 class SparsityScheduler(io.ComfyNode):

@@ -11,7 +11,7 @@ import numpy
 import pytest
 import torch
 
-from demo.comfyui_path import PACK_ROOT, ComfyUIInstall, find_comfyui
+from tools.comfyui.path import PACK_ROOT, ComfyUIInstall, find_comfyui
 
 
 def pytest_configure() -> None:

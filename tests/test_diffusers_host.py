@@ -18,8 +18,8 @@ pytest.importorskip("diffusers")
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from draftattn_core import DenseReason, Policy, Schedule, Settings, TokenGrid
-from draftattn_core.hosts.diffusers import apply_draft_attention
+from draftattention.draftattn_core import DenseReason, Policy, Schedule, Settings, TokenGrid
+from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
 from tests.diffusers_models import GRID, HEADS, MODELS, TOKENS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -74,7 +74,7 @@ def test_removal_leaves_the_model_as_it_was(name):
     handle.remove()
     assert torch.equal(run(model, inputs), expected)
     assert all(model.attn_processors[key] is processor for key, processor in processors.items())
-    assert not model._forward_pre_hooks and not model._forward_hooks
+    assert "forward" not in vars(model)
 
 
 def test_every_call_is_counted_once(name):
@@ -102,7 +102,7 @@ def spy_on(handle: Any) -> list[dict[str, Any]]:
         seen.append({"q": q, "k": k, "v": v, "out": dense(), "from_core": from_core, **rest})
         return seen[-1]["out"]
 
-    handle.session.attention = attention
+    handle.run.attention = attention
     return seen
 
 
@@ -412,4 +412,4 @@ def test_the_host_loads_without_diffusers(monkeypatch):
         if module.partition(".")[0] == "draftattn_core":
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    importlib.import_module("draftattn_core.hosts.diffusers")
+    importlib.import_module("draftattention.draftattn_core.hosts.diffusers.apply")

@@ -18,8 +18,8 @@ from diffusers import (
 )
 from diffusers.guiders import ClassifierFreeGuidance
 
-from draftattn_core import DenseReason, Schedule, Settings
-from draftattn_core.hosts.diffusers import apply_draft_attention
+from draftattention.draftattn_core import DenseReason, Schedule, Settings
+from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
 from tests.diffusers_models import GRID, MODELS
 
 STEPS = 2

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from draftattn_core import doctor
-from draftattn_core.backends.registry import Backend
-from draftattn_core.backends.rows import attend_rows
-from draftattn_core.machine import Accelerator, Machine, advice, install_command, minor
+from draftattention.draftattn_core.backends.registry import Backend
+from draftattention.draftattn_core.backends.torch_rows import attend_rows
+from draftattention.draftattn_core.doctor import diagnose as doctor
+from draftattention.draftattn_core.doctor.machine import Accelerator, Machine, advice, install_command, minor
 
 RTX_4090 = Accelerator("cuda:0", "NVIDIA GeForce RTX 4090", (8, 9), 24.0)
 RTX_2080 = Accelerator("cuda:0", "NVIDIA GeForce RTX 2080 Ti", (7, 5), 11.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftattn_core.hosts.run_clock import RunClock
+from draftattention.draftattn_core.hosts.diffusers.clock import RunClock
 
 
 class Scheduler:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.comfyui_path import ComfyUIInstall
 from tests import run as test_command
+from tools.comfyui.path import ComfyUIInstall
 
 REPORT = """<testsuites><testsuite>
 <testcase name="a"/>

@@ -18,10 +18,19 @@ from typing import Any
 
 import torch
 
-from ..kernels.process import Deadline, Outcome, Task, run_in_turn
-from ..kernels.report import machine, result_file, write_files
-from .models import MODELS
-from .runs import ASSUMED_TFLOPS, BUILDING, TARGETS, estimate, first_densities, runs_of, verdict, wanted_densities
+from benchmarks.e2e.models import MODELS
+from benchmarks.e2e.runs import (
+    ASSUMED_TFLOPS,
+    BUILDING,
+    TARGETS,
+    estimate,
+    first_densities,
+    runs_of,
+    verdict,
+    wanted_densities,
+)
+from benchmarks.kernels.process import Deadline, Outcome, Task, run_in_turn
+from benchmarks.kernels.report import machine, result_file, write_files
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NAMES = tuple(TARGETS)

@@ -12,8 +12,8 @@ from diffusers import HunyuanVideo15Transformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from draftattn_core.hosts.diffusers_processor import _with_attention
-from draftattn_core.hosts.text_mask import read_text_mask
+from draftattention.draftattn_core.hosts.diffusers.processor import _with_attention
+from draftattention.draftattn_core.hosts.diffusers.text_mask import read_text_mask
 
 Inputs = Callable[[bool, torch.device, torch.dtype], dict[str, Any]]
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from draftattn_core.schedule import preset
-
-from ..kernels.row import Row
-from ..kernels.verdicts import TARGET_DEVICE, Verdict
-from .models import Model, weight_bytes
+from benchmarks.e2e.models import Model, weight_bytes
+from benchmarks.kernels.row import Row
+from benchmarks.kernels.verdicts import TARGET_DEVICE, Verdict
+from draftattention.draftattn_core.run.schedule import preset
 
 RUNS = (20, 4)
 # Over 20 steps at the balanced preset.

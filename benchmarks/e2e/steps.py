@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from draftattn_core import Schedule, Settings
-from draftattn_core.attention import Attention
-from draftattn_core.hosts.diffusers import apply_draft_attention
-from draftattn_core.report import Position
-
-from ..kernels.row import Row, first_line
-from .models import MODELS, Model, built_on, weight_bytes, without_masks
-from .runs import DENSE, FIRST, SPARSE
+from benchmarks.e2e.models import MODELS, Model, built_on, weight_bytes, without_masks
+from benchmarks.e2e.runs import DENSE, FIRST, SPARSE
+from benchmarks.kernels.row import Row, first_line
+from draftattention.draftattn_core import Schedule, Settings
+from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
+from draftattention.draftattn_core.run.events import CallDone
 
 # Room beside the weights for one step's activations: a guess that only decides whether it is worth trying.
 _ROOM = 6 << 30
@@ -140,11 +138,11 @@ class _Session:
 
     def __enter__(self) -> _Session:
         self._handle = self._apply()
-        self._handle.session.on_call = self._note
+        self._handle.events.subscribe(CallDone, self._note)
         return self
 
-    def _note(self, result: Attention, _position: Position) -> None:
-        self._used.add(result.backend)
+    def _note(self, event: CallDone) -> None:
+        self._used.add(event.result.backend)
 
     def __exit__(self, *_: object) -> None:
         self._report = self._handle.finish_run()

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from .checks import checks_for
-from .graphs import TAILS, graph_rows
-from .peers import PEERS, Peer, load, missing
-from .plan import (
+from benchmarks.kernels.checks import checks_for
+from benchmarks.kernels.graphs import TAILS, graph_rows
+from benchmarks.kernels.peers import PEERS, Peer, load, missing
+from benchmarks.kernels.plan import (
     DENSITIES,
     FIRST_SHAPES,
     FULL,
@@ -39,11 +39,11 @@ from .plan import (
     ours_job,
     peer_job,
 )
-from .process import Deadline, Outcome, Task, run_at_once, run_in_turn
-from .report import Results, machine, markdown, result_file, write_files
-from .row import Kind, Row
-from .variants import VARIANTS, Variant
-from .verdicts import verdicts
+from benchmarks.kernels.process import Deadline, Outcome, Task, run_at_once, run_in_turn
+from benchmarks.kernels.report import Results, machine, markdown, result_file, write_files
+from benchmarks.kernels.row import Kind, Row
+from benchmarks.kernels.variants import VARIANTS, Variant
+from benchmarks.kernels.verdicts import verdicts
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 # On a CPU the interpreter takes its time.

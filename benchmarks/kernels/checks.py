@@ -10,23 +10,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from draftattn_core import Layout, Policy, TokenGrid
-from draftattn_core.attention import attend
-from draftattn_core.backends import triton_door
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest, Listed
-from draftattn_core.draft import draft_logits
-from draftattn_core.layout import build_tables
-from draftattn_core.policy import TailName
-
-from .inputs import LIMITS, relative, structured
-from .measure import after_failure
-from .ours import make_call, shuffled
-from .plan import Shape
-from .row import Row
-from .selections import difference
-from .timing import Clock
-from .variants import VARIANTS
+from benchmarks.kernels.inputs import LIMITS, relative, structured
+from benchmarks.kernels.measure import after_failure
+from benchmarks.kernels.ours import make_call, shuffled
+from benchmarks.kernels.plan import Shape
+from benchmarks.kernels.row import Row
+from benchmarks.kernels.selections import difference
+from benchmarks.kernels.timing import Clock
+from benchmarks.kernels.variants import VARIANTS
+from draftattention.draftattn_core import Layout, Policy, TokenGrid
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest, Listed
+from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.geometry.layout import build_tables
+from draftattention.draftattn_core.method.draft import draft_logits
+from draftattention.draftattn_core.method.policy import TailName
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterato
         call = make_call((q, k, v), tables, policy, bias)
         truth = attend_reference(call.request)
         label = "with text" if with_text else "video alone"
-        draft, _, _ = triton_door.prepare(q, k, v, tables, policy, copy=True)
+        draft, _, _ = door.prepare(q, k, v, tables, policy, copy=True)
         scores = draft_logits(draft, tables, call.request.scale)
         selected = difference(scores, call.request.keep, tables, policy)
         yield Found(f"selection {label}", float(selected.wrong), 0.0, selected.note)

@@ -15,18 +15,17 @@ from typing import Any
 
 import torch
 
-from draftattn_core.backends import triton_door
-
-from . import dense, graphs, ours
-from .checks import Check, check_rows
-from .inputs import structured
-from .measure import guarded
-from .peer_rows import peer_rows
-from .peers import load, missing
-from .plan import Shape, shape_from
-from .row import DONE, READY, WHOLE, Row
-from .timing import Clock
-from .variants import VARIANTS, Variant
+from benchmarks.kernels import dense, graphs, ours
+from benchmarks.kernels.checks import Check, check_rows
+from benchmarks.kernels.inputs import structured
+from benchmarks.kernels.measure import guarded
+from benchmarks.kernels.peer_rows import peer_rows
+from benchmarks.kernels.peers import load, missing
+from benchmarks.kernels.plan import Shape, shape_from
+from benchmarks.kernels.row import DONE, READY, WHOLE, Row
+from benchmarks.kernels.timing import Clock
+from benchmarks.kernels.variants import VARIANTS, Variant
+from draftattention.draftattn_core.backends.triton import door
 
 Handler = Callable[[dict[str, Any], torch.device], Iterator[Row]]
 
@@ -93,11 +92,11 @@ def handler(kind: str) -> Handler:
     """
     if kind == "model":
         # Loads diffusers, which only this kind needs.
-        from ..e2e.steps import step_rows
+        from benchmarks.e2e.steps import step_rows
 
         return step_rows
     if kind in ("check", "ours", "graph"):
-        triton_door.kernel_module("attend_pointer")
+        door.kernel_module("attend_pointer")
     known: dict[str, Handler] = {"check": _check, "graph": _graph, "dense": _dense, "ours": _ours, "peer": _peer}
     if kind not in known:
         raise ValueError(f"no job of kind {kind!r}")

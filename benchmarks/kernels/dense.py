@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from .inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
-from .measure import measured
-from .plan import Shape
-from .row import Row, first_line
-from .timing import Clock
+from benchmarks.kernels.inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
+from benchmarks.kernels.measure import measured
+from benchmarks.kernels.plan import Shape
+from benchmarks.kernels.row import Row, first_line
+from benchmarks.kernels.timing import Clock
 
 # Math is left out: it builds the whole L x L map.
 DENSE = {

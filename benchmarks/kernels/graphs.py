@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from draftattn_core import Policy
-from draftattn_core.layout import build_tables
-from draftattn_core.policy import TailName
-
-from .inputs import structured
-from .measure import after_failure
-from .plan import Shape
-from .row import Row
-from .timing import Clock
-from .variants import VARIANTS, Variant
+from benchmarks.kernels.inputs import structured
+from benchmarks.kernels.measure import after_failure
+from benchmarks.kernels.plan import Shape
+from benchmarks.kernels.row import Row
+from benchmarks.kernels.timing import Clock
+from benchmarks.kernels.variants import VARIANTS, Variant
+from draftattention.draftattn_core import Policy
+from draftattention.draftattn_core.geometry.layout import build_tables
+from draftattention.draftattn_core.method.policy import TailName
 
 # Enough programs that the backend takes its heads in two groups.
 HEADS = 34

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from draftattn_core import Policy
-from draftattn_core.draft import make_draft
-from draftattn_core.layout import LayoutTables, build_tables
-from draftattn_core.selection import select_from_draft
-from draftattn_core.tail import Tail
-
-from .plan import Shape
+from benchmarks.kernels.plan import Shape
+from draftattention.draftattn_core import Policy
+from draftattention.draftattn_core.geometry.layout import LayoutTables, build_tables
+from draftattention.draftattn_core.method.draft import make_draft
+from draftattention.draftattn_core.method.selection import select_from_draft
+from draftattention.draftattn_core.method.tail.expand import Tail
 
 QKV = tuple[Tensor, Tensor, Tensor]
 # Relative L2 between a kernel and its definition; rounding alone gives 2.3e-3 in bfloat16 and 2.8e-4 in float16,

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .row import Row, first_line
-from .timing import Clock, poison
+from benchmarks.kernels.row import Row, first_line
+from benchmarks.kernels.timing import Clock, poison
 
 Figure = Callable[[Tensor], float]
 

@@ -9,21 +9,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from draftattn_core import Policy
-from draftattn_core.attention import Attention
-from draftattn_core.backends import triton_door
-from draftattn_core.backends.request import AttendRequest, Listed
-from draftattn_core.draft import Draft, draft_logits
-from draftattn_core.layout import LayoutTables, build_tables
-
-from . import row as names
-from .inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
-from .measure import after_failure, guarded, measured, timed
-from .plan import OTHER_TAILS, TAIL, Shape
-from .row import Row
-from .selections import Difference, difference
-from .timing import Clock
-from .variants import Variant
+from benchmarks.kernels import row as names
+from benchmarks.kernels.inputs import FULL_SIZE_LIMITS, QKV, defined_rows, relative, sampled
+from benchmarks.kernels.measure import after_failure, guarded, measured, timed
+from benchmarks.kernels.plan import OTHER_TAILS, TAIL, Shape
+from benchmarks.kernels.row import Row
+from benchmarks.kernels.selections import Difference, difference
+from benchmarks.kernels.timing import Clock
+from benchmarks.kernels.variants import Variant
+from draftattention.draftattn_core import Policy
+from draftattention.draftattn_core.attention import Attention
+from draftattention.draftattn_core.backends.request import AttendRequest, Listed
+from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.geometry.layout import LayoutTables, build_tables
+from draftattention.draftattn_core.method.draft import Draft, draft_logits
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,11 @@ def make_call(qkv: QKV, tables: LayoutTables, policy: Policy, key_bias: Tensor |
     """prepare and select, as the backend calls them, of all heads at once."""
     q, k, v = qkv
     scale = q.shape[3] ** -0.5
-    draft, tail, in_order = triton_door.prepare(q, k, v, tables, policy, copy=True)
-    selected = triton_door.select(draft, tables, policy, scale)
+    draft, tail, in_order = door.prepare(q, k, v, tables, policy, copy=True)
+    selected = door.select(draft, tables, policy, scale)
     assert in_order is not None
     request = AttendRequest(q, k, v, tables, selected.keep, tail, key_bias, scale)
-    return Call(request, triton_door.listed(selected), in_order)
+    return Call(request, door.listed(selected), in_order)
 
 
 def shuffled(listed: Listed) -> Listed:
@@ -166,11 +165,11 @@ def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock:
     q, k, v = qkv
     scale = q.shape[3] ** -0.5
     none = replace(policy, tail="none")
-    draft, _, _ = triton_door.prepare(q, k, v, tables, policy, copy=True)
+    draft, _, _ = door.prepare(q, k, v, tables, policy, copy=True)
     parts: dict[str, Callable[[], object]] = {
-        names.PREPARE: lambda: triton_door.prepare(q, k, v, tables, policy, copy=True),
-        names.SELECT: lambda: triton_door.select(draft, tables, policy, scale),
-        names.PREPARE_BARE: lambda: triton_door.prepare(q, k, v, tables, none, copy=True),
+        names.PREPARE: lambda: door.prepare(q, k, v, tables, policy, copy=True),
+        names.SELECT: lambda: door.select(draft, tables, policy, scale),
+        names.PREPARE_BARE: lambda: door.prepare(q, k, v, tables, none, copy=True),
     }
     for what, run in parts.items():
         try:
@@ -190,7 +189,7 @@ def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock:
 def selection_difference(draft: Draft, tables: LayoutTables, policy: Policy, scale: float) -> Difference:
     """How the kernels' selection differs from the definition on the same scores."""
     scores = draft_logits(draft, tables, scale)
-    return difference(scores, triton_door.select_scores(scores, tables, policy).keep, tables, policy)
+    return difference(scores, door.select_scores(scores, tables, policy).keep, tables, policy)
 
 
 def coarse_row(

@@ -8,17 +8,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from draftattn_core import TokenGrid
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.layout import Layout, build_tables
-
-from .inputs import FULL_SIZE_LIMITS, KeptBlocks, defined_rows, kept_blocks, relative, sampled, structured
-from .measure import after_failure, guarded, measured, timed
-from .peers import Peer
-from .plan import Shape
-from .row import Row, first_line
-from .timing import Clock, poison
+from benchmarks.kernels.inputs import (
+    FULL_SIZE_LIMITS,
+    KeptBlocks,
+    defined_rows,
+    kept_blocks,
+    relative,
+    sampled,
+    structured,
+)
+from benchmarks.kernels.measure import after_failure, guarded, measured, timed
+from benchmarks.kernels.peers import Peer
+from benchmarks.kernels.plan import Shape
+from benchmarks.kernels.row import Row, first_line
+from benchmarks.kernels.timing import Clock, poison
+from draftattention.draftattn_core import TokenGrid
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
 
 
 def peer_rows(

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from draftattn_core import Layout, TokenGrid
-from draftattn_core.policy import TailName
+from draftattention.draftattn_core import Layout, TokenGrid
+from draftattention.draftattn_core.method.policy import TailName
 
 DENSITIES = (0.5, 0.25, 0.1)
 # What is timed, and what else is compared with it by its error.

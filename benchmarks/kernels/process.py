@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .row import DONE, READY, Row, row_of
+from benchmarks.kernels.row import DONE, READY, Row, row_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # How long a killed process may take to go before it is left behind, and the least time worth starting a job in.

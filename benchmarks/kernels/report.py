@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from . import row as names
-from .process import Outcome
-from .row import Row
-from .verdicts import Table, Verdict
+from benchmarks.kernels import row as names
+from benchmarks.kernels.process import Outcome
+from benchmarks.kernels.row import Row
+from benchmarks.kernels.verdicts import Table, Verdict
 
 PACKAGES = ("triton", "comfy-kitchen", "flash-attn-4", "nvidia-cudnn-frontend", "flashinfer-python", "diffusers")
 _ASKED = ("device", "driver", "SM clock", "memory clock", "most SM clock", "power limit", "degC")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from draftattn_core.layout import LayoutTables
-from draftattn_core.policy import Policy, head_densities
-from draftattn_core.selection import select_blocks
+from draftattention.draftattn_core.geometry.layout import LayoutTables
+from draftattention.draftattn_core.method.policy import Policy, head_densities
+from draftattention.draftattn_core.method.selection import select_blocks
 
 # How far from its head's threshold a pair may lie and still be either kept or not, in units of float32's last place.
 ULPS = 8.0

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.ops import call_op
-from draftattn_core.backends.request import AttendRequest, Listed
-from draftattn_core.backends.triton_backend import run_triton
-from draftattn_core.backends.triton_hopper import attend_listed, run_hopper, unfit
+from draftattention.draftattn_core.backends.request import AttendRequest, Listed
+from draftattention.draftattn_core.backends.triton.hopper import attend_listed, run_hopper, unfit
+from draftattention.draftattn_core.backends.triton.op import call_op
+from draftattention.draftattn_core.backends.triton.pointer import run_triton
 
 Attend = Callable[[AttendRequest, Listed, "tuple[Tensor, Tensor] | None"], Tensor]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from . import row as names
-from .plan import DENSITIES, TARGET_SHAPES
-from .row import Row
+from benchmarks.kernels import row as names
+from benchmarks.kernels.plan import DENSITIES, TARGET_SHAPES
+from benchmarks.kernels.row import Row
 
 TARGET_DEVICE = "H200"
 ATTEND_LIMIT, PREPARATION_LIMIT, TAIL_LIMIT, MEMORY_LIMIT = 1.15, 0.03, 0.03, 1.0

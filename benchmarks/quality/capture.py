@@ -12,9 +12,9 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
-from demo.prompts import PROMPTS
 from demo.sample import sample
-from draftattn_core import TokenGrid
+from draftattention.draftattn_core import TokenGrid
+from draftattention.nodes.demo_prompts import PROMPTS
 
 # (q, k, v, layer, step) -> out, all (B, heads, L, D); step counts noise levels from 0 in order of appearance.
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]

@@ -12,16 +12,15 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from tqdm import tqdm
 
-from draftattn_core import Layout, TableCache, TokenGrid
-from draftattn_core.probe import DEFAULT_ROWS, sample_rows
-
-from .capture import CapturedCall, capture, prompt_of
-from .errors import Errors, SampledRows, figures
-from .peer import load_peer, peer_itself
-from .plan import CapturedPlan, Clock
-from .raw import WHOLE, Raw, Record, Shard, definition, name_rounds, significant
-from .rows import Row
-from .selection import Source, choose, probed_tails
+from benchmarks.quality.capture import CapturedCall, capture, prompt_of
+from benchmarks.quality.errors import Errors, SampledRows, figures
+from benchmarks.quality.peer import load_peer, peer_itself
+from benchmarks.quality.plan import CapturedPlan, Clock
+from benchmarks.quality.raw import WHOLE, Raw, Record, Shard, definition, name_rounds, significant
+from benchmarks.quality.rows import Row
+from benchmarks.quality.selection import Source, choose, probed_tails
+from draftattention.draftattn_core import Layout, TableCache, TokenGrid
+from draftattention.draftattn_core.run.probe import DEFAULT_ROWS, sample_rows
 
 # comfy-kitchen itself runs beside its formula at this share of work; its reference is O(L^2).
 PEER_TARGET = 0.10

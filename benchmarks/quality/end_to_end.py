@@ -11,19 +11,18 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.quality.capture import attention_replaced, dense_attention, prompt_of
+from benchmarks.quality.peer import load_peer, peer_itself
+from benchmarks.quality.plan import DENSE_FEWER, Clock, EndToEndPlan, Scenario, name_scenarios
+from benchmarks.quality.raw import WHOLE, Raw, Shard, definition, name_rounds, significant
+from benchmarks.quality.rows import Row
+from benchmarks.quality.selection import Source, choose, probed_tails
 from demo.latent import latent_to_rgb
 from demo.sample import sample
-from draftattn_core import TableCache, TokenGrid
-from draftattn_core.backends.registry import Problem, choose_backend
-from draftattn_core.metrics import flicker, psnr, ssim
-from draftattn_core.probe import HeadTails
-
-from .capture import attention_replaced, dense_attention, prompt_of
-from .peer import load_peer, peer_itself
-from .plan import DENSE_FEWER, Clock, EndToEndPlan, Scenario, name_scenarios
-from .raw import WHOLE, Raw, Shard, definition, name_rounds, significant
-from .rows import Row
-from .selection import Source, choose, probed_tails
+from draftattention.draftattn_core import TableCache, TokenGrid
+from draftattention.draftattn_core.backends.registry import Problem, choose_backend
+from draftattention.draftattn_core.run.probe import HeadTails
+from draftattention.draftattn_core.views.metrics import flicker, psnr, ssim
 
 
 @dataclass(frozen=True)

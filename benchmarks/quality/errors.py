@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from draftattn_core.layout import LayoutTables
-from draftattn_core.probe import HeadTails
-from draftattn_core.tail_gain import SplitRows, fit_gain
-
-from .selection import Chosen, Source
+from benchmarks.quality.selection import Chosen, Source
+from draftattention.draftattn_core.geometry.layout import LayoutTables
+from draftattention.draftattn_core.method.tail.gain import SplitRows, fit_gain
+from draftattention.draftattn_core.run.probe import HeadTails
 
 WORST_SHARE = 0.05
 

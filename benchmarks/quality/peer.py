@@ -13,10 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from draftattn_core.draft import Draft
-from draftattn_core.selection import row_top_k
-
-from .work import spread_counts
+from benchmarks.quality.work import spread_counts
+from draftattention.draftattn_core.method.draft import Draft
+from draftattention.draftattn_core.method.selection import row_top_k
 
 SOL_BLOCK = 64
 

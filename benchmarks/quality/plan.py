@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from draftattn_core import TokenGrid
+from draftattention.draftattn_core import TokenGrid
 
 DENSE_FEWER = "dense_fewer"
 

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
-from draftattn_core import TokenGrid
-
-from .plan import CapturedPlan, EndToEndPlan
-from .rows import Row
+from benchmarks.quality.plan import CapturedPlan, EndToEndPlan
+from benchmarks.quality.rows import Row
+from draftattention.draftattn_core import TokenGrid
 
 # Raised when the bench measures something else under the same name: older lines are measured anew then.
 VERSION = 1

@@ -9,11 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from .captured import PeerCheck, Summary
-from .end_to_end import Cell
-from .plan import DENSE_FEWER
-from .rows import Row
-from .verdicts import beside_targets, leaders, verdicts
+from benchmarks.quality.captured import PeerCheck, Summary
+from benchmarks.quality.end_to_end import Cell
+from benchmarks.quality.plan import DENSE_FEWER
+from benchmarks.quality.rows import Row
+from benchmarks.quality.verdicts import beside_targets, leaders, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

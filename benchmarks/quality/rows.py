@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from draftattn_core import PAPER_TILE, Layout, Policy, Settings, TokenGrid
-from draftattn_core.order import Tile
-from draftattn_core.policy import TAILS
-
-from .peer import SOL_BLOCK
+from benchmarks.quality.peer import SOL_BLOCK
+from draftattention.draftattn_core import PAPER_TILE, Layout, Policy, Settings, TokenGrid
+from draftattention.draftattn_core.geometry.order import Tile
+from draftattention.draftattn_core.method.policy import TAILS
 
 Kind = Literal["policy", "sol", "peer_topk", "peer_tau"]
 Scores = Literal["draft", "cells_lse", "cells_softmax", "true_mass"]

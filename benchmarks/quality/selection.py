@@ -7,18 +7,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from draftattn_core import Layout
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.draft import Draft, draft_logits, make_draft
-from draftattn_core.layout import LayoutTables, build_tables
-from draftattn_core.policy import TailName
-from draftattn_core.probe import HeadTails, probe_tails
-from draftattn_core.selection import select_blocks
-from draftattn_core.tail import Tail, make_tail
-
-from .peer import peer_keep_tau, peer_keep_topk, pooled_scores, sol_keep
-from .rows import Row
-from .work import exact_share, solve, tail_shares
+from benchmarks.quality.peer import peer_keep_tau, peer_keep_topk, pooled_scores, sol_keep
+from benchmarks.quality.rows import Row
+from benchmarks.quality.work import exact_share, solve, tail_shares
+from draftattention.draftattn_core import Layout
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.geometry.layout import LayoutTables, build_tables
+from draftattention.draftattn_core.method.draft import Draft, draft_logits, make_draft
+from draftattention.draftattn_core.method.policy import TailName
+from draftattention.draftattn_core.method.selection import select_blocks
+from draftattention.draftattn_core.method.tail.expand import Tail, make_tail
+from draftattention.draftattn_core.run.probe import HeadTails, probe_tails
 
 # tau beyond which comfy-kitchen's threshold keeps the neighbours only, for every call seen
 _TAU_RANGE = 8.0

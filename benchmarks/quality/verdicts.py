@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .captured import Summary
-from .end_to_end import Cell, Scores
-from .plan import DENSE_FEWER, MAIN
-from .rows import Row
+from benchmarks.quality.captured import Summary
+from benchmarks.quality.end_to_end import Cell, Scores
+from benchmarks.quality.plan import DENSE_FEWER, MAIN
+from benchmarks.quality.rows import Row
 
 TARGET_DENSITIES = (0.10, 0.20, 0.30)
 ERROR_LIMITS = {"sol": 0.4, "paper": 0.3}

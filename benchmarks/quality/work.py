@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from draftattn_core.layout import LayoutTables
-from draftattn_core.policy import TailName
-from draftattn_core.tail import tail_key_equivalents
+from draftattention.draftattn_core.geometry.layout import LayoutTables
+from draftattention.draftattn_core.method.policy import TailName
+from draftattention.draftattn_core.method.tail.expand import tail_key_equivalents
 
 TOLERANCE = 1e-3
 

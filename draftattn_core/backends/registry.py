@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..policy import TailName
-from .chunks import attend_chunks
-from .flex import attend_flex, flex_refuses
-from .problem import Problem as Problem
+from ..method.policy import TailName
+from .call_kind import Problem as Problem
+from .flex.attend import attend_flex, flex_refuses
 from .reference import attend_reference
 from .request import AttendRequest
-from .rows import attend_rows
-from .triton_backend import attend_triton, run_triton, triton_refuses, warm_up_triton
-from .triton_hopper import attend_hopper, hopper_refuses, run_hopper, warm_up_hopper
+from .torch_chunks import attend_chunks
+from .torch_rows import attend_rows
+from .triton.hopper import attend_hopper, hopper_refuses, run_hopper, warm_up_hopper
+from .triton.pointer import attend_triton, run_triton, triton_refuses, warm_up_triton
 
 
 class NoBackendError(ValueError):

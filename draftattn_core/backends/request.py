@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..layout import LayoutTables
-from ..tail import Tail
+from ..geometry.layout import LayoutTables
+from ..method.tail.expand import Tail
 
 
 class BackendFailure(RuntimeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layout import BlockTable, LayoutTables
+from ..geometry.layout import BlockTable, LayoutTables
 from .request import AttendRequest
 
 

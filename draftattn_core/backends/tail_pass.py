@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..blocks import statistics_dtype
-from ..tail import Tail
+from ..geometry.blocks import statistics_dtype
+from ..method.tail.expand import Tail
 from .request import AttendRequest
 
 SCRATCH_BYTES = 64 << 20

@@ -1,1 +1,1 @@
-"""The method: which block pairs are computed, what stands in for the others, and what calibration knows about both."""
+"""What is computed: policy, draft, selection and tail. Knows tensors and tables, no backend and no run."""

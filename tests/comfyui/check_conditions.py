@@ -181,7 +181,7 @@ def _() -> None:
 
 @check("text order is what the host's own block does")
 def _() -> None:
-    order = host.pack("nodes.text_order").text_comes_first
+    order = host.pack("nodes.host.text_order").text_comes_first
     network = host.build("HunyuanVideo", HUNYUAN).model.diffusion_model
     assert order(network) is True
 
@@ -207,7 +207,7 @@ def _() -> None:
     model = host.build("HunyuanVideo", HUNYUAN)
     case = next(case for case in CASES if case.name == "HunyuanVideo t2v")
     plain = run(model, positive=case.conditioning())
-    layouts = host.pack("nodes.layouts")
+    layouts = host.pack("nodes.host.layouts")
     original, layouts.text_comes_first = layouts.text_comes_first, lambda network: None
     try:
         patched, handle = host.apply(model, schedule=almost_dense())

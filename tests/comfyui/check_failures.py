@@ -33,7 +33,7 @@ def _() -> None:
     model = wan()
     plain = run(model)
     patched, handle = host.apply(model)
-    adapter = host.pack("nodes.adapter")
+    adapter = host.pack("nodes.host.adapter")
     original, adapter.classify = adapter.classify, failing(KeyError("broken on purpose"))
     try:
         out = run(patched)
@@ -47,7 +47,7 @@ def _() -> None:
 def _() -> None:
     model = wan()
     plain = run(model)
-    adapter = host.pack("nodes.adapter")
+    adapter = host.pack("nodes.host.adapter")
     patched, handle = host.apply(model)
     original, adapter._by_name = adapter._by_name, failing(TypeError("broken on purpose"))
     try:
@@ -64,7 +64,7 @@ def _() -> None:
 def _() -> None:
     model = wan()
     plain = run(model)
-    adapter = host.pack("nodes.adapter")
+    adapter = host.pack("nodes.host.adapter")
     patched, handle = host.apply(model)
     original, adapter.Trajectory = adapter.Trajectory, failing(AttributeError("percent_to_sigma"))
     try:
@@ -89,8 +89,8 @@ def _() -> None:
     model = wan()
     plain = run(model)
     patched, handle = host.apply(model)
-    session = host.pack("draftattn_core.session")
-    original = session.attend
+    core = host.pack("draftattn_core.run.run")
+    original = core.attend
 
     def nan(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)

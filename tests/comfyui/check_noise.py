@@ -83,7 +83,7 @@ def _() -> None:
 @check("two experts: one schedule lands at the same noise in both halves")
 def _() -> None:
     # All blocks in the sparse calls: rounding, which differs between one run and two, cannot change the selection.
-    schedule = host.pack("draftattn_core.schedule").constant(1.0 - 1e-9, warmup=0.35)
+    schedule = host.pack("draftattn_core.run.schedule").constant(1.0 - 1e-9, warmup=0.35)
     whole, whole_handle = host.apply(wan(), schedule=schedule)
     straight = run(whole, steps=10)
     high, high_handle = host.apply(wan(), schedule=schedule)

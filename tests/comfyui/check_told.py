@@ -27,17 +27,17 @@ def _() -> None:
 @check("the node is told how the run goes")
 def _() -> None:
     told: list[str] = []
-    adapter, presets = host.pack("nodes.adapter"), host.pack("nodes.presets")
+    adapter, presets = host.pack("nodes.host.adapter"), host.pack("nodes.inputs.presets")
     choices = presets.Choices(preset="custom", dense_start=0.0, min_tokens=0, blocks=(16, 8), tail="linear1")
     patched, handle = adapter.apply_draft_attention(wan(), choices, told.append)
     run(patched, steps=3)
-    assert told[0] == f"{LAYERS} of {LAYERS} self-attention calls sparse"
+    assert told[:2] == ["step 1 of 3", f"step 2 of 3: {LAYERS} of {LAYERS} self-attention calls sparse"], told
     assert told[-1] == handle.report.summary() and f"{3 * LAYERS} of {3 * LAYERS}" in told[-1]
 
 
 @check("a node that cannot be told does not stop the run")
 def _() -> None:
-    adapter, presets = host.pack("nodes.adapter"), host.pack("nodes.presets")
+    adapter, presets = host.pack("nodes.host.adapter"), host.pack("nodes.inputs.presets")
     choices = presets.Choices(preset="custom", dense_start=0.0, min_tokens=0, blocks=(16, 8), tail="linear1")
     patched, handle = adapter.apply_draft_attention(wan(), choices, failing(OSError("connection lost")))
     run(patched, steps=3)
@@ -48,9 +48,13 @@ def _() -> None:
 def _() -> None:
     patched, handle = host.apply(wan())
     seen = []
-    handle.listeners += [lambda result, position: seen.append(position.layer), failing(RuntimeError("no picture"))]
+    kind = host.pack("draftattn_core.run.events").CallDone
+    handle.events.subscribe(kind, failing(RuntimeError("no picture")))
+    forget = handle.events.subscribe(kind, lambda event: seen.append(event.position.layer))
     run(patched)
-    assert seen == [0, 1] * 2 and len(handle.listeners) == 1
+    assert seen == [0, 1] * 2
+    forget()
+    assert not handle.events.wanted(kind), "the one that failed was dropped"
     assert any("no picture" in note for note in handle.report.notes)
 
 
@@ -68,8 +72,8 @@ def _() -> None:
     told: list[str] = []
     unknown = (unknown_model.LATENT, unknown_model.TEXT)
     model = Foreign().overwrite(unknown_model.flux())
-    choices = host.pack("nodes.presets").Choices()
-    patched, handle = host.pack("nodes.adapter").apply_draft_attention(model, choices, told.append)
+    choices = host.pack("nodes.inputs.presets").Choices()
+    patched, handle = host.pack("nodes.host.adapter").apply_draft_attention(model, choices, told.append)
     assert torch.equal(run(patched, *unknown), run(model, *unknown))
     assert set(handle.report.calls_dense()) == {"unknown token grid"}
     assert "remove the node" in told[-1]
@@ -83,7 +87,7 @@ def _() -> None:
         from comfy.ldm.minimax.model import MiniMaxH3Model
     except ImportError:
         raise host.Absent("this ComfyUI has no MiniMax-H3") from None
-    layouts = host.pack("nodes.layouts")
+    layouts = host.pack("nodes.host.layouts")
     found = layouts.describe(MiniMaxH3Model.__new__(MiniMaxH3Model), {"x": LATENT})
     assert "BlockSparseAttention" in found.message
 
@@ -123,7 +127,7 @@ def _() -> None:
     replaced.add_object_patch("diffusion_model.blocks.0.self_attn.forward", lambda x, *args, **kwargs: x)
     assert "blocks.0.self_attn.forward" in refusal(replaced)
     unserved, _ = host.apply(foreign.overwrite(wan()), strict=True)
-    strict = host.pack("nodes.strict")
+    strict = host.pack("nodes.host.strict")
     original, strict.choose_backend = strict.choose_backend, failing(ValueError("no backend can serve this call"))
     try:
         assert "no backend can serve this call" in refusal(unserved)

@@ -67,7 +67,7 @@ def load_pack() -> ModuleType:
 
 
 def pack(name: str) -> ModuleType:
-    """A module of the pack, such as "nodes.adapter"."""
+    """A module of the pack, such as "nodes.host.adapter"."""
     return importlib.import_module(f"{PACK}.{name}")
 
 
@@ -75,7 +75,7 @@ def apply(model: Any, **choices: Any) -> tuple[Any, Any]:
     """The patched model and its report handle; sparse from the first step on small videos unless told otherwise."""
     given = {"preset": "custom", "dense_start": 0.0, "min_tokens": 0, "tail": "linear1", **choices}
     given.setdefault("blocks", (16, 8))
-    return pack("nodes.adapter").apply_draft_attention(model, pack("nodes.presets").Choices(**given))
+    return pack("nodes.host.adapter").apply_draft_attention(model, pack("nodes.inputs.presets").Choices(**given))
 
 
 def build(config: str, unet: dict[str, Any], seed: int = 0) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import websocket
 
-from demo.comfyui_server import ComfyUIServer
+from tools.comfyui.server import ComfyUIServer
 
 TEXT_EVENT = 3
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from demo.comfyui_path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
 from tests.comfyui.model_cases import CASES, Case
 from tests.comfyui.results import MODULES, names, results, start_up
+from tools.comfyui.path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
 
 TARGET = PACK_ROOT / "docs" / "compatibility.md"
 README = PACK_ROOT / "README.md"

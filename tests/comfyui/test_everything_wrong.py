@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from demo.comfyui_path import NOT_FOUND, ComfyUIInstall, find_all_comfyui
-from demo.comfyui_server import ComfyUIServer
 from tests.comfyui.listening import follow
+from tools.comfyui.path import NOT_FOUND, ComfyUIInstall, find_all_comfyui
+from tools.comfyui.server import ComfyUIServer
 
 PACKS = Path(__file__).parent / "packs"
 INSTALLS = find_all_comfyui()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from demo.comfyui_path import NOT_FOUND, ComfyUIInstall, find_all_comfyui
 from tests.comfyui.matrix import DENSE_MARK, MARKS, TARGET, documented
 from tests.comfyui.results import MODULES, names, results
+from tools.comfyui.path import NOT_FOUND, ComfyUIInstall, find_all_comfyui
 
 INSTALLS = find_all_comfyui()
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from demo.comfyui_path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
-from demo.comfyui_server import ComfyUIServer
 from tests.comfyui.listening import follow
+from tools.comfyui.path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
+from tools.comfyui.server import ComfyUIServer
 
 INSTALLS = find_all_comfyui()
 CHECKPOINT = PACK_ROOT / "demo" / "tiny_wan.safetensors"

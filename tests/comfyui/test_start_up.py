@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from demo.comfyui_path import NOT_FOUND, ComfyUIInstall, find_all_comfyui
 from tests.comfyui.results import start_up
+from tools.comfyui.path import NOT_FOUND, ComfyUIInstall, find_all_comfyui
 
 INSTALLS = find_all_comfyui()
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from demo.comfyui_path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
-from demo.comfyui_server import ComfyUIServer
-from demo.workflow_check import BROWSER_ONLY, files, problems, to_api
-from demo.workflow_graph import Graph
+from tests.comfyui.workflow_check import BROWSER_ONLY, files, problems, to_api
+from tools.comfyui.path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
+from tools.comfyui.server import ComfyUIServer
+from tools.workflows.graph import Graph
 
 FOLDER = PACK_ROOT / "workflows"
 PATHS = sorted(FOLDER.glob("*.json"))

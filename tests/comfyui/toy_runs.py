@@ -39,7 +39,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def half_dense() -> Any:
-    return host.pack("draftattn_core.schedule").constant(0.25, warmup=0.49)
+    return host.pack("draftattn_core.run.schedule").constant(0.25, warmup=0.49)
 
 
 class Foreign:
@@ -112,7 +112,7 @@ class BrokenCore:
     """The core's sparse call replaced by a function, for the time of a `with` block."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.module, self.function = host.pack("draftattn_core.session"), function
+        self.module, self.function = host.pack("draftattn_core.run.run"), function
         self.original = self.module.attend
 
     def __enter__(self) -> None:

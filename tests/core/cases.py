@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.draft import draft_logits, make_draft
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, LayoutTables, build_tables
-from draftattn_core.policy import Policy
-from draftattn_core.selection import select_blocks
-from draftattn_core.tail import make_tail
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
+from draftattention.draftattn_core.method.draft import draft_logits, make_draft
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.selection import select_blocks
+from draftattention.draftattn_core.method.tail.expand import make_tail
 
 SMALL_TILES = {8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8)}
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.method.rules.call import RuleCall
-from draftattn_core.policy import Policy
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.rules.call import RuleCall
 from tests.core.cases import SMALL_TILES, smooth_qkv
 
 SCALE = 0.35
@@ -23,6 +23,8 @@ class Place:
     step: int = 0
     progress: float = 0.0
     layer: int = 0
+    first_head: int = 0
+    all_heads: int = 0
 
 
 def layout_of(

@@ -13,20 +13,29 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from draftattn_core.attention import attend, draft_attention
-from draftattn_core.backends import chunks, flex, reference, rows
-from draftattn_core.backends.chunks import attend_chunks, plan_groups
-from draftattn_core.backends.flex import attend_flex
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.registry import NoBackendError, Problem, attend_torch, backend_names, choose_backend
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.backends.rows import attend_rows
-from draftattn_core.blocks import block_means
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.order import ORDERS
-from draftattn_core.policy import TAILS, Policy, TailName
-from draftattn_core.probe import probe_errors
+from draftattention.draftattn_core.attention import attend, draft_attention
+from draftattention.draftattn_core.backends import reference
+from draftattention.draftattn_core.backends import torch_chunks as chunks
+from draftattention.draftattn_core.backends import torch_rows as rows
+from draftattention.draftattn_core.backends.flex import attend as flex
+from draftattention.draftattn_core.backends.flex.attend import attend_flex
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.registry import (
+    NoBackendError,
+    Problem,
+    attend_torch,
+    backend_names,
+    choose_backend,
+)
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.backends.torch_chunks import attend_chunks, plan_groups
+from draftattention.draftattn_core.backends.torch_rows import attend_rows
+from draftattention.draftattn_core.geometry.blocks import block_means
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.geometry.order import ORDERS
+from draftattention.draftattn_core.method.policy import TAILS, Policy, TailName
+from draftattention.draftattn_core.run.probe import probe_errors
 from tests.core.cases import blocks_of, make_request, relative, small_layout, smooth_qkv
 from tests.core.flex_stand_in import emulated
 

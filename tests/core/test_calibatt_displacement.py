@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, LayoutTables, build_tables
-from draftattn_core.method.calibatt.displacement import (
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
+from draftattention.draftattn_core.method.calibatt.displacement import (
     DisplacementMask,
     DisplacementScores,
     block_centres,

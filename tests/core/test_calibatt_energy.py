@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.layout import Layout
-from draftattn_core.method.calibatt.energy import Energy, block_energy, kept_mass
-from draftattn_core.method.rules.call import RuleCall
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.calibatt.energy import Energy, block_energy, kept_mass
+from draftattention.draftattn_core.method.rules.call import RuleCall
 from tests.core.cases import blocks_of
 from tests.core.rule_cases import layout_of, rule_call, some_bias, whole_logits
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.method.calibatt.intervals import (
+from draftattention.draftattn_core.method.calibatt.intervals import (
     Intervals,
     close_gaps,
     group_steps,

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from draftattn_core.method.calibatt.masks import EnergyTarget, MaskVotes, fewest_blocks
+from draftattention.draftattn_core.method.calibatt.masks import EnergyTarget, MaskVotes, fewest_blocks
 
 
 def random_energy(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, LayoutTables, build_tables
-from draftattn_core.method.calibatt.displacement import block_centres, default_cell
-from draftattn_core.method.calibatt.portable import PortableScores, reach_of
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
+from draftattention.draftattn_core.method.calibatt.displacement import block_centres, default_cell
+from draftattention.draftattn_core.method.calibatt.portable import PortableScores, reach_of
 from tests.core.rule_cases import layout_of
 
 LAYOUTS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.layout import Layout
-from draftattn_core.method.calibatt.repetition import (
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.calibatt.repetition import (
     anchor_rows,
     anchor_tokens,
     anchor_work,
@@ -15,7 +15,7 @@ from draftattn_core.method.calibatt.repetition import (
     repetition_heads,
     row_similarity,
 )
-from draftattn_core.method.rules.call import RuleCall
+from draftattention.draftattn_core.method.rules.call import RuleCall
 from tests.core.rule_cases import coordinates, layout_of, rule_call, some_bias, whole_logits
 
 LAYOUTS = {

@@ -10,15 +10,15 @@ import torch
 import torch.nn.attention.flex_attention
 from torch import Tensor
 
-from draftattn_core.attention import Attention
-from draftattn_core.backends.flex import attend_flex
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.draft import make_draft
-from draftattn_core.layout import build_tables
-from draftattn_core.policy import METHODS, TAILS, Policy
-from draftattn_core.selection import select_from_draft
-from draftattn_core.tail import make_tail
-from draftattn_core.transfer import per_head
+from draftattention.draftattn_core.attention import Attention
+from draftattention.draftattn_core.backends.flex.attend import attend_flex
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.geometry.layout import build_tables
+from draftattention.draftattn_core.geometry.per_head import per_head
+from draftattention.draftattn_core.method.draft import make_draft
+from draftattention.draftattn_core.method.policy import METHODS, TAILS, Policy
+from draftattention.draftattn_core.method.selection import select_from_draft
+from draftattention.draftattn_core.method.tail.expand import make_tail
 from tests.core.cases import make_request, small_layout, smooth_qkv
 
 LAYOUT = small_layout((3, 5, 7), 2, 9)

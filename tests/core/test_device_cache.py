@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from draftattn_core import device_cache, transfer
-from draftattn_core.device_cache import DeviceCache
-from draftattn_core.layout import TableCache
-from draftattn_core.policy import Policy
-from draftattn_core.selection import forced_blocks
-from draftattn_core.transfer import per_head
+from draftattention.draftattn_core.geometry import device_cache
+from draftattention.draftattn_core.geometry import per_head as transfer
+from draftattention.draftattn_core.geometry.device_cache import DeviceCache
+from draftattention.draftattn_core.geometry.layout import TableCache
+from draftattention.draftattn_core.geometry.per_head import per_head
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.selection import forced_blocks
 from tests.core.cases import small_layout
 
 CPU = torch.device("cpu")

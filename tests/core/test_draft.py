@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from draftattn_core import blocks as blocks_module
-from draftattn_core.attention import attend
-from draftattn_core.blocks import block_means, block_means_and_spread
-from draftattn_core.draft import draft_logits, make_draft
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import TAILS, Policy, TailName
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.geometry import blocks as blocks_module
+from draftattention.draftattn_core.geometry.blocks import block_means, block_means_and_spread
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.draft import draft_logits, make_draft
+from draftattention.draftattn_core.method.policy import TAILS, Policy, TailName
 from tests.core.cases import blocks_of, small_layout, smooth_qkv
 
 LAYOUTS = [

@@ -11,17 +11,18 @@ import torch
 import torch.nn.attention.flex_attention
 from torch import Tensor
 
-from draftattn_core.attention import attend
-from draftattn_core.backends import flex, tail_pass
-from draftattn_core.backends import folded as folding
-from draftattn_core.backends.flex import attend_flex, flex_refuses
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.registry import Problem, choose_backend
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.backends.tail_pass import merge_tail
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout
-from draftattn_core.policy import TAILS, Policy, TailName
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.backends import tail_pass
+from draftattention.draftattn_core.backends.flex import attend as flex
+from draftattention.draftattn_core.backends.flex import folded as folding
+from draftattention.draftattn_core.backends.flex.attend import attend_flex, flex_refuses
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.registry import Problem, choose_backend
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.backends.tail_pass import merge_tail
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.policy import TAILS, Policy, TailName
 from tests.core.cases import make_request, relative, small_layout, smooth_qkv
 from tests.core.flex_stand_in import emulated
 

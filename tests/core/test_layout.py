@@ -8,9 +8,9 @@ import weakref
 import pytest
 import torch
 
-from draftattn_core import layout as layout_module
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, LayoutTables, TableCache, build_tables
+from draftattention.draftattn_core.geometry import layout as layout_module
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, TableCache, build_tables
 from tests.core.cases import blocks_of, small_layout
 
 EXTRAS = [(0, 0), (5, 0), (0, 11), (5, 11), (16, 8)]

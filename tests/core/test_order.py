@@ -7,9 +7,9 @@ import math
 
 import pytest
 
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import DEFAULT_TILES, PAPER_TILE
-from draftattn_core.order import ORDERS, balanced_groups, make_order, tile_order
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import DEFAULT_TILES, PAPER_TILE
+from draftattention.draftattn_core.geometry.order import ORDERS, balanced_groups, make_order, tile_order
 
 GRIDS = [(1, 1, 1), (1, 1, 13), (7, 1, 1), (1, 7, 5), (2, 3, 31), (3, 11, 13), (5, 17, 19), (6, 6, 10), (13, 1, 17)]
 LARGE_GRIDS = [(21, 30, 52), (9, 24, 40), (7, 45, 53), (5, 16, 32)]

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from draftattn_core.attention import attend
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import PAPER_TILE, Layout
-from draftattn_core.policy import Policy
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import PAPER_TILE, Layout
+from draftattention.draftattn_core.method.policy import Policy
 from tests.core.cases import relative, smooth_qkv
 
 

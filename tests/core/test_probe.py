@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.policy import TAILS, Policy, TailName
-from draftattn_core.probe import DEARER_GAIN, ProbeResult, best_tails, probe_errors, sample_rows
-from draftattn_core.tail import make_tail
-from draftattn_core.tail_gain import relative_error
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.method.policy import TAILS, Policy, TailName
+from draftattention.draftattn_core.method.tail.expand import make_tail
+from draftattention.draftattn_core.method.tail.gain import relative_error
+from draftattention.draftattn_core.run.probe import DEARER_GAIN, ProbeResult, best_tails, probe_errors, sample_rows
 from tests.core.cases import make_request, small_layout, smooth_qkv
 
 LAYOUT = small_layout((4, 7, 9), 3, 4)
@@ -82,7 +82,7 @@ def test_heads_in_groups_are_probed_the_same(monkeypatch: pytest.MonkeyPatch) ->
     q, k, v = smooth_qkv(LAYOUT, heads=5)
     request = make_request(q, k, v, LAYOUT, Policy(density=0.1))
     whole = probe_errors(request)
-    monkeypatch.setattr("draftattn_core.blocks._CHUNK_BYTES", 1)
+    monkeypatch.setattr("draftattention.draftattn_core.geometry.blocks._CHUNK_BYTES", 1)
     for name, errors in probe_errors(request).errors.items():
         torch.testing.assert_close(errors, whole.errors[name], rtol=0, atol=1e-12)
 

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from draftattn_core.report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
+from draftattention.draftattn_core.run.report import (
+    Call,
+    DenseReason,
+    Position,
+    RunReport,
+    stopwatch,
+    times_launches_only,
+)
 
 
 def position(step: int = 0, layer: int = 0) -> Position:

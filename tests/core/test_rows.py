@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from draftattn_core import Layout, Policy, TokenGrid, attend, draft_attention
-from draftattn_core.backends import rows
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.policy import TAILS
+from draftattention.draftattn_core import Layout, Policy, TokenGrid, attend, draft_attention
+from draftattention.draftattn_core.backends import torch_rows as rows
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.method.policy import TAILS
 
 LAYOUT = Layout(TokenGrid(3, 9, 10), extra_after=5, q_block=32, k_block=16)
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.layout import Layout
-from draftattn_core.method.rules import adaspa
-from draftattn_core.method.rules.call import RuleCall
-from draftattn_core.policy import Policy
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.rules import adaspa
+from draftattention.draftattn_core.method.rules.call import RuleCall
 from tests.core.rule_cases import Place, layout_of, rule_call, some_bias, whole_logits
 from tests.core.test_calibatt_energy import brute_force
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout
-from draftattn_core.method.calibatt.displacement import DisplacementMask
-from draftattn_core.method.calibatt.intervals import Intervals, intervals_of
-from draftattn_core.method.calibatt.portable import PortableVolume
-from draftattn_core.method.calibatt.repetition import attend_anchors
-from draftattn_core.method.rules.calibatt import Calibrated, Portable
-from draftattn_core.policy import Policy
-from draftattn_core.selection import select_blocks
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.calibatt.displacement import DisplacementMask
+from draftattention.draftattn_core.method.calibatt.intervals import Intervals, intervals_of
+from draftattention.draftattn_core.method.calibatt.portable import PortableVolume
+from draftattention.draftattn_core.method.calibatt.repetition import attend_anchors
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.rules.calibatt import Calibrated, Portable
+from draftattention.draftattn_core.method.selection import select_blocks
 from tests.core.rule_cases import Place, layout_of, rule_call, some_bias
 
 LAYOUT = layout_of((3, 5, 7), 5, 12)
@@ -129,6 +129,20 @@ def test_portable_masks_fit_any_grid_and_change_with_progress(layout: Layout) ->
         assert torch.equal(keep[:, :, :rows, :columns], expected.expand(2, -1, -1, -1))
         assert keep[:, :, rows:].all() and keep[:, :, :, columns:].all()
         assert keep.any(-1).all()
+
+
+def test_a_device_that_holds_some_of_the_heads_reads_its_part() -> None:
+    whole = rule_call(LAYOUT, position=Place(1))
+    part = replace(whole, position=Place(1, 0.0, 0, 1, 3), **{n: getattr(whole, n)[:, 1:2] for n in "qkv"})
+    assert torch.equal(calibrated().select(part), calibrated().select(whole)[:, 1:2])
+    heads, out = calibrated().replaced(part)
+    expected = calibrated().replaced(whole)[1]
+    assert heads == (0,) and out is not None and expected is not None
+    torch.testing.assert_close(out, expected[:, :1], rtol=1e-12, atol=1e-13)
+    scored = Portable({(0, 0): volume(0)})
+    for found in (portable(), scored):
+        assert torch.equal(found.select(part), found.select(replace(whole, state={}))[:, 1:2])
+        part.state.clear()
 
 
 def test_portable_masks_say_what_they_lack() -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.blocks import block_means
-from draftattn_core.layout import Layout
-from draftattn_core.method.rules import ear
-from draftattn_core.method.rules.call import RuleCall
-from draftattn_core.policy import Policy
-from draftattn_core.selection import forced_blocks
-from draftattn_core.tail import Tail
+from draftattention.draftattn_core.geometry.blocks import block_means
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.rules import ear
+from draftattention.draftattn_core.method.rules.call import RuleCall
+from draftattention.draftattn_core.method.selection import forced_blocks
+from draftattention.draftattn_core.method.tail.expand import Tail
 from tests.core.cases import blocks_of
 from tests.core.rule_cases import layout_of, rule_call
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.layout import Layout, LayoutTables, build_tables
-from draftattn_core.method.rules import radial
-from draftattn_core.policy import Policy
+from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.rules import radial
 from tests.core.cases import blocks_of
 from tests.core.rule_cases import coordinates, layout_of, rule_call
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.method.rules import rettention
-from draftattn_core.method.rules.call import RuleCall
-from draftattn_core.policy import Policy
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.rules import rettention
+from draftattention.draftattn_core.method.rules.call import RuleCall
 from tests.core.cases import blocks_of
 from tests.core.rule_cases import coordinates, layout_of, rule_call, some_bias, whole_logits
 

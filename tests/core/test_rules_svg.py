@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.method.rules import svg
-from draftattn_core.method.rules.call import HeadOrder, RuleCall
-from draftattn_core.policy import Policy
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.rules import svg
+from draftattention.draftattn_core.method.rules.call import HeadOrder, RuleCall
 from tests.core.rule_cases import Place, coordinates, layout_of, rule_call, some_bias, whole_logits
 
 LAYOUTS = {

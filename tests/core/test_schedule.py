@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draftattn_core.schedule import PRESET_DENSITY, PRESETS, LayerBand, Schedule, constant, preset
+from draftattention.draftattn_core.run.schedule import PRESET_DENSITY, PRESETS, LayerBand, Schedule, constant, preset
 
 
 def test_a_schedule_is_piecewise_linear_and_flat_outside() -> None:

@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core import selection
-from draftattn_core.attention import attend
-from draftattn_core.draft import draft_logits, make_draft
-from draftattn_core.layout import LayoutTables, build_tables
-from draftattn_core.policy import METHODS, Policy
-from draftattn_core.selection import forced_blocks, paper_threshold, select_blocks, select_from_draft
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.geometry.layout import LayoutTables, build_tables
+from draftattention.draftattn_core.method import selection
+from draftattention.draftattn_core.method.draft import draft_logits, make_draft
+from draftattention.draftattn_core.method.policy import METHODS, Policy
+from draftattention.draftattn_core.method.selection import (
+    forced_blocks,
+    paper_threshold,
+    select_blocks,
+    select_from_draft,
+)
 from tests.core.cases import small_layout, smooth_qkv
 
 TABLES = build_tables(small_layout((3, 5, 7)))  # 7 query blocks x 14 key blocks

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import TAILS, TailName
-from draftattn_core.tail import expand_blocks, make_tail, singular_pairs, tail_from, tail_key_equivalents
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import TAILS, TailName
+from draftattention.draftattn_core.method.tail.expand import (
+    expand_blocks,
+    make_tail,
+    singular_pairs,
+    tail_from,
+    tail_key_equivalents,
+)
 from tests.core.cases import blocks_of, relative, small_layout, smooth_qkv
 
 LAYOUTS = [

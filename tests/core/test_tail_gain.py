@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from draftattn_core import Policy, draft_attention
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.layout import build_tables
-from draftattn_core.policy import head_gains
-from draftattn_core.probe import gains_of, probe_errors
-from draftattn_core.tail import make_tail
-from draftattn_core.tail_gain import LOG_GAINS, SplitRows, fit_gain, relative_error
+from draftattention.draftattn_core import Policy, draft_attention
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.geometry.layout import build_tables
+from draftattention.draftattn_core.method.policy import head_gains
+from draftattention.draftattn_core.method.tail.expand import make_tail
+from draftattention.draftattn_core.method.tail.gain import LOG_GAINS, SplitRows, fit_gain, relative_error
+from draftattention.draftattn_core.run.probe import gains_of, probe_errors
 from tests.core.cases import make_request, relative, small_layout, smooth_qkv
 
 LAYOUT = small_layout((4, 7, 9), 3, 4)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.blocks import block_means
-from draftattn_core.draft import draft_logits, make_draft
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import Policy, TailName
-from draftattn_core.tail import Tail, make_tail
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.geometry.blocks import block_means
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.draft import draft_logits, make_draft
+from draftattention.draftattn_core.method.policy import Policy, TailName
+from draftattention.draftattn_core.method.tail.expand import Tail, make_tail
 from tests.core.cases import blocks_of, make_request, relative, small_layout, smooth_qkv
 
 LAYOUT = small_layout((4, 5, 7))

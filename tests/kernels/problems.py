@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, LayoutTables, build_tables
-from draftattn_core.tail import make_tail
-from kernels.configs import AttendConfig
-from kernels.geometry import Geometry
-from kernels.pooled import PooledTail
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
+from draftattention.draftattn_core.method.tail.expand import make_tail
+from draftattention.kernels.configs import AttendConfig
+from draftattention.kernels.geometry import Geometry
+from draftattention.kernels.pooled import PooledTail
 
 # Relative L2 error against float64 on the same rounded inputs (notes: 2.8e-4 for float16, 2.3e-3 for bfloat16).
 # The interpreter truncates where a GPU rounds to bfloat16, which costs 2.4 times the error.

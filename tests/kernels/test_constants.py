@@ -13,10 +13,10 @@ from torch import Tensor
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from draftattn_core.backends import triton_door
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, LayoutTables, build_tables
-from draftattn_core.policy import METHODS, Policy
+from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
+from draftattention.draftattn_core.method.policy import METHODS, Policy
 from tests.kernels.launches import Launches
 
 LAYOUT = Layout(TokenGrid(3, 16, 16), 7, 30, tile=(1, 8, 16))
@@ -43,7 +43,7 @@ POLICIES = [
 def given(monkeypatch: pytest.MonkeyPatch, tables: LayoutTables, policy: Policy, part: slice) -> list[Any]:
     """What a call gives `select` and `prepare_keys`."""
     noted: list[Any] = []
-    select, prepare = triton_door.kernel_module("select"), triton_door.kernel_module("prepare")
+    select, prepare = door.kernel_module("select"), door.kernel_module("prepare")
     prepare_keys = prepare.prepare_keys
 
     def note_select(scores: Tensor, forced: Tensor, *_: object, **options: Any) -> None:
@@ -57,8 +57,8 @@ def given(monkeypatch: pytest.MonkeyPatch, tables: LayoutTables, policy: Policy,
         patched.setattr(select, "select", note_select)
         patched.setattr(prepare, "prepare_keys", note_prepare)
         x = torch.zeros(1, HEADS, LAYOUT.tokens, 64, dtype=torch.bfloat16)
-        draft, _, _ = triton_door.prepare(x, x, x, tables, policy, copy=False, part=part)
-        triton_door.select(draft, tables, policy, 0.1, heads=HEADS, part=part)
+        draft, _, _ = door.prepare(x, x, x, tables, policy, copy=False, part=part)
+        door.select(draft, tables, policy, 0.1, heads=HEADS, part=part)
     return noted
 
 

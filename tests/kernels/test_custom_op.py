@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from draftattn_core.attention import attend
-from draftattn_core.backends.ops import attend_into, call_op
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest, new_output
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout
-from draftattn_core.policy import Policy
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest, new_output
+from draftattention.draftattn_core.backends.triton.op import attend_into, call_op
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.policy import Policy
 
 EXTRA = 3
 

@@ -12,23 +12,24 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from benchmarks.aot_cases import attend_case
-from benchmarks.aot_cases_hopper import CLAIMS, all_cases, listed_case, representative_cases, tail_case
-from benchmarks.aot_compile import Case, Planned, compile_case
-from benchmarks.aot_judge import judge
-from draftattn_core.backends import triton_door, triton_hopper
-from draftattn_core.backends.problem import Problem
-from draftattn_core.backends.registry import NoBackendError, backends, choose_backend, prepare_backend
-from draftattn_core.backends.triton_hopper import hopper_refuses, run_hopper
-from draftattn_core.backends.trust import Trust
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import Policy, TailName
-from kernels import attend_hopper
-from kernels.attend_hopper import SPECIALISED_WARPS, WARPS
-from kernels.configs import attend_config, hopper_config
-from kernels.runtime import FUSED
+from draftattention.draftattn_core.backends.call_kind import Problem
+from draftattention.draftattn_core.backends.registry import NoBackendError, backends, choose_backend, prepare_backend
+from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.triton import hopper as triton_hopper
+from draftattention.draftattn_core.backends.triton.hopper import hopper_refuses, run_hopper
+from draftattention.draftattn_core.backends.triton.trust import Trust
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import Policy, TailName
+from draftattention.kernels import attend_hopper
+from draftattention.kernels.attend_hopper import SPECIALISED_WARPS, WARPS
+from draftattention.kernels.configs import attend_config, hopper_config
+from draftattention.kernels.runtime import FUSED
 from tests.kernels.launches import Launches
+from tools.aot.cases import attend_case
+from tools.aot.cases_hopper import CLAIMS, all_cases, listed_case, representative_cases, tail_case
+from tools.aot.compile import Case, Planned, compile_case
+from tools.aot.judge import judge
 
 GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
 
@@ -36,7 +37,7 @@ GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 as far as refusals look at it, whose kernels pass their check."""
-    monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(door, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(triton_hopper, "_TRUST", Trust("its kernels for Hopper"))
     monkeypatch.setattr(triton_hopper, "check", lambda problem, variant: None)
 
@@ -94,7 +95,7 @@ def test_what_has_no_kernel_is_named(hopper: None, change: dict[str, object], re
 
 
 def test_other_gpus_are_sent_to_the_other_kernels(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_120")
+    monkeypatch.setattr(door, "architecture", lambda device: "sm_120")
     assert hopper_refuses(GPU) == "its kernels run on Hopper GPUs (sm_90), this is sm_120: use backend 'triton'"
 
 

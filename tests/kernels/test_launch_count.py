@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from draftattn_core.attention import Attention
-from draftattn_core.backends import head_groups, triton_door
-from draftattn_core.backends.triton_backend import run_triton
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import Policy
+from draftattention.draftattn_core.attention import Attention
+from draftattention.draftattn_core.backends.triton import door, head_groups
+from draftattention.draftattn_core.backends.triton.pointer import run_triton
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import Policy
 from tests.kernels.launches import Launches
 
 HEADS = 4
@@ -57,7 +57,7 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, policy: Policy, halves: bool) -
 
     call().density()
     calling, counting = AtenLaunches(), AtenLaunches()
-    attend = triton_door.attend
+    attend = door.attend
 
     def inside_the_op(*args: Any) -> None:
         # A mode does not see what a custom op does.
@@ -68,7 +68,7 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, policy: Policy, halves: bool) -
         raise AssertionError("a tensor was made from numbers of the host")
 
     with monkeypatch.context() as patched:
-        patched.setattr(triton_door, "attend", inside_the_op)
+        patched.setattr(door, "attend", inside_the_op)
         patched.setattr(torch, "tensor", from_the_host)
         with calling:
             result = call()

@@ -13,12 +13,12 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from draftattn_core.backends import head_groups
-from draftattn_core.backends.head_groups import extra_bytes
-from draftattn_core.backends.triton_backend import run_triton
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import Policy, TailName
+from draftattention.draftattn_core.backends.triton import head_groups
+from draftattention.draftattn_core.backends.triton.head_groups import extra_bytes
+from draftattention.draftattn_core.backends.triton.pointer import run_triton
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import Policy, TailName
 from tests.kernels.launches import Launches
 
 # The shapes the memory target names: grid, text, heads.

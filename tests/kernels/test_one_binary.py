@@ -14,13 +14,13 @@ if importlib.util.find_spec("triton") is None:
 import triton
 import triton.language as tl
 
-from draftattn_core.backends import triton_door
-from draftattn_core.backends.triton_backend import run_triton
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import Policy, TailName
-from kernels.geometry import Geometry
-from kernels.select import lists_of
+from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.triton.pointer import run_triton
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import Policy, TailName
+from draftattention.kernels.geometry import Geometry
+from draftattention.kernels.select import lists_of
 from tests.kernels.launches import Launches
 
 # Grid, extra tokens before and after, heads, batch: numbers that are 1, odd, and multiples of 16, in turns.
@@ -76,8 +76,8 @@ def test_a_batch_of_one_beyond_two_to_the_31_elements(launches: Launches) -> Non
 def test_nothing_of_a_binary_depends_on_the_layout_but_its_blocks() -> None:
     """Compile-time constants of `attend` come from sizes that a user sets, not from what a resolution brings."""
     perm = torch.arange(999)
-    config = triton_door.kernel_module("configs").attend_config("sm_90", 128, 1)
-    constants = triton_door.kernel_module("attend_pointer").constexprs
+    config = door.kernel_module("configs").attend_config("sm_90", 128, 1)
+    constants = door.kernel_module("attend_pointer").constexprs
     known = [constants(Geometry(n, n - 7, 128, 64, perm), 128, config, None, False, False, True) for n in (999, 640)]
     assert known[0] == known[1]
 

@@ -12,16 +12,19 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from draftattn_core.attention import attend
-from draftattn_core.backends import ops, registry, triton_backend, triton_door
-from draftattn_core.backends.problem import Problem, Variant
-from draftattn_core.backends.registry import Backend, NoBackendError, attend_torch, choose_backend
-from draftattn_core.backends.request import BackendFailure
-from draftattn_core.backends.triton_backend import triton_missing, triton_refuses
-from draftattn_core.backends.trust import Trust
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout
-from draftattn_core.policy import Policy
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.backends import registry
+from draftattention.draftattn_core.backends.call_kind import Problem, Variant
+from draftattention.draftattn_core.backends.registry import Backend, NoBackendError, attend_torch, choose_backend
+from draftattention.draftattn_core.backends.request import BackendFailure
+from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.triton import op as ops
+from draftattention.draftattn_core.backends.triton import pointer as triton_backend
+from draftattention.draftattn_core.backends.triton.pointer import triton_missing, triton_refuses
+from draftattention.draftattn_core.backends.triton.trust import Trust
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.policy import Policy
 
 GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
 
@@ -31,7 +34,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 as far as refusals look at it, whose kernels pass their check."""
-    monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(door, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(triton_backend, "_TRUST", Trust("kernels"))
     monkeypatch.setattr(triton_backend, "check", lambda problem, variant: None)
 
@@ -94,8 +97,8 @@ def test_without_a_triton_that_works_the_op_is_the_reference_on_the_cpu(
     def fail(name: str) -> ModuleType:
         raise error
 
-    monkeypatch.setattr(triton_door, "kernel_module", fail)
-    assert not triton_door.runs_on(torch.zeros(1))
+    monkeypatch.setattr(door, "kernel_module", fail)
+    assert not door.runs_on(torch.zeros(1))
 
 
 @needs_triton
@@ -114,7 +117,7 @@ def test_what_has_no_kernel_is_named(hopper: None, change: dict[str, object], re
 
 @needs_triton
 def test_an_unknown_architecture_is_named(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_door, "architecture", lambda device: "sm_75")
+    monkeypatch.setattr(door, "architecture", lambda device: "sm_75")
     assert "no kernel configuration for sm_75" in str(triton_refuses(GPU))
 
 
@@ -154,12 +157,12 @@ def test_a_kernel_that_fails_later_hands_the_call_to_the_next_backend(monkeypatc
 @needs_triton
 def test_kernels_are_found_beside_the_pack_whatever_its_name(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, pack.__name__.split(".")[0], ModuleType("host"))
-    door = importlib.import_module(f"{pack.__name__}.draftattn_core.backends.triton_door")
+    door = importlib.import_module(f"{pack.__name__}.draftattn_core.backends.triton.door")
     assert door.kernel_module("configs").__name__ == f"{pack.__name__}.kernels.configs"
 
 
 def test_two_copies_of_the_pack_have_ops_of_their_own(pack: ModuleType) -> None:
-    other = importlib.import_module(f"{pack.__name__}.draftattn_core.backends.ops")
+    other = importlib.import_module(f"{pack.__name__}.draftattn_core.backends.triton.op")
     assert other is not ops
     assert other.op_name("attend") != ops.op_name("attend") == "draftattention::attend"
     assert other.attend_into._qualname != ops.attend_into._qualname

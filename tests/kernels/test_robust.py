@@ -23,21 +23,25 @@ if importlib.util.find_spec("triton") is None:
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
-from draftattn_core.attention import Attention, attend
-from draftattn_core.backends import registry, triton_backend, triton_door, triton_hopper
-from draftattn_core.backends.problem import Problem, Variant
-from draftattn_core.backends.registry import NoBackendError
-from draftattn_core.backends.request import BackendFailure
-from draftattn_core.backends.triton_backend import check, run_triton, triton_refuses
-from draftattn_core.backends.trust import OUT_OF_MEMORY, Trust, kernel_key
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout, build_tables
-from draftattn_core.policy import Policy
-from draftattn_core.report import DenseReason, Position
-from draftattn_core.schedule import constant
-from draftattn_core.session import Session, Settings
-from kernels import attend_pointer, prepare, select
-from kernels.runtime import on_device
+from draftattention.draftattn_core.attention import Attention, attend
+from draftattention.draftattn_core.backends import registry
+from draftattention.draftattn_core.backends.call_kind import Problem, Variant
+from draftattention.draftattn_core.backends.registry import NoBackendError
+from draftattention.draftattn_core.backends.request import BackendFailure
+from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.triton import hopper as triton_hopper
+from draftattention.draftattn_core.backends.triton import pointer as triton_backend
+from draftattention.draftattn_core.backends.triton.pointer import check, run_triton, triton_refuses
+from draftattention.draftattn_core.backends.triton.trust import OUT_OF_MEMORY, Trust, kernel_key
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.run.report import DenseReason, Position
+from draftattention.draftattn_core.run.run import Run
+from draftattention.draftattn_core.run.schedule import constant
+from draftattention.draftattn_core.run.settings import Settings
+from draftattention.kernels import attend_pointer, prepare, select
+from draftattention.kernels.runtime import on_device
 from tests.kernels.launches import Launches
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), q_block=16, k_block=16)
@@ -97,7 +101,7 @@ def test_an_error_that_is_not_the_compilers_is_not_hidden(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr(triton_door, "select", fail)
+    monkeypatch.setattr(door, "select", fail)
     with pytest.raises(ValueError, match="a bug of ours"):
         call(backend="triton")
     assert triton_refuses(replace(GPU, device=torch.device("cpu"))) is None
@@ -107,7 +111,7 @@ def test_memory_of_a_failed_call_is_free_when_the_next_backend_starts(
     launches: Launches, first_choice: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Tensor]] = []
-    prepared = triton_door.prepare
+    prepared = door.prepare
 
     def remember(*args: Any, **options: Any) -> Any:
         found = prepared(*args, **options)
@@ -125,8 +129,8 @@ def test_memory_of_a_failed_call_is_free_when_the_next_backend_starts(
         for x in registry.backends()
     ]
     monkeypatch.setattr(registry, "backends", lambda: tuple(chosen))
-    monkeypatch.setattr(triton_door, "prepare", remember)
-    monkeypatch.setattr(triton_door, "attend", fail)
+    monkeypatch.setattr(door, "prepare", remember)
+    monkeypatch.setattr(door, "attend", fail)
     assert call().backend == "torch"
     assert len(made) == 2 and alive == [0]
 
@@ -155,7 +159,7 @@ def test_short_memory_leaves_the_check_as_what_it_is(
     def short(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(triton_door, "prepare", short)
+    monkeypatch.setattr(door, "prepare", short)
     with pytest.raises(OUT_OF_MEMORY):
         check(replace(GPU, device=torch.device("cpu")), Variant())
 
@@ -181,17 +185,16 @@ def test_a_run_that_is_short_of_memory_goes_dense_call_by_call(
     def short(*_: object, **__: object) -> None:
         raise SHORT["CUDA"]
 
-    session = Session(Settings(schedule=constant(0.4), backend="triton"))
-    session.start_run()
+    run = Run(Settings(schedule=constant(0.4), backend="triton"))
     q, k, v = torch.zeros(3, 1, 2, LAYOUT.tokens, 64)
 
     def serve() -> None:
-        session.attention(q, k, v, grid=LAYOUT.grid, position=Position(0, 0.0, 0, 1), dense=lambda: q)
+        run.attention(q, k, v, grid=LAYOUT.grid, position=Position(0, 0.0, 0, 1), dense=lambda: q)
 
     with monkeypatch.context() as full_card:
         full_card.setattr(Launches, "run", short)
         serve()
-    assert session.report.calls_dense() == {DenseReason.OUT_OF_MEMORY.value: 1}
+    assert run.report.calls_dense() == {DenseReason.OUT_OF_MEMORY.value: 1}
     assert set(trust.verdicts.values()) == {None} and not launches.keys
     serve()
     # What was launched has written nothing, so the output may be anything: that it was launched is what counts.

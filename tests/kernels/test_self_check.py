@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.problem import Problem, Variant, variants_of
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.backends.self_check import check_gathered, judge, small_policy, small_request
-from draftattn_core.draft import Draft, draft_logits, make_draft
-from draftattn_core.policy import METHODS, TAILS, Method, Policy, TailName
-from draftattn_core.selection import select_blocks
-from draftattn_core.tail import Tail
+from draftattention.draftattn_core.backends.call_kind import Problem, Variant, variants_of
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.backends.triton.self_check import check_gathered, judge, small_policy, small_request
+from draftattention.draftattn_core.method.draft import Draft, draft_logits, make_draft
+from draftattention.draftattn_core.method.policy import METHODS, TAILS, Method, Policy, TailName
+from draftattention.draftattn_core.method.selection import select_blocks
+from draftattention.draftattn_core.method.tail.expand import Tail
 
 SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
 

@@ -18,9 +18,9 @@ if importlib.util.find_spec("triton") is None:
 
 import triton
 
-from benchmarks.aot_cases_hopper import TARGET, listed_case, tail_case
-from benchmarks.aot_compile import TARGETS, Case
 from tests.kernels.warp_groups import ProtocolError, run_program
+from tools.aot.cases_hopper import TARGET, listed_case, tail_case
+from tools.aot.compile import TARGETS, Case
 
 CASES = {
     "listed, keys by 64": (listed_case(128), "q k slot v", ""),

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from demo.comfyui_path import PACK_ROOT
+from tools.comfyui.path import PACK_ROOT
 
 # Not the name of the fixture `pack`, whose test wants to see a pack that has imported nothing.
 NAME = "draft attention as the node tests load it"
@@ -18,7 +18,7 @@ NAME = "draft attention as the node tests load it"
 
 @pytest.fixture(scope="session")
 def part() -> Callable[[str], ModuleType]:
-    """Imports a module of the pack by its path inside it, such as "nodes.curves"."""
+    """Imports a module of the pack by its path inside it, such as "nodes.inputs.curves"."""
     spec = importlib.util.spec_from_file_location(NAME, PACK_ROOT / "__init__.py")
     assert spec is not None and spec.loader is not None
     sys.modules[NAME] = importlib.util.module_from_spec(spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ def eps(percent: float) -> float:
 
 @pytest.mark.parametrize("to_sigma", [flow(1.0), flow(3.0), flow(8.0), eps])
 def test_progress_is_the_inverse_of_percent_to_sigma(part, to_sigma) -> None:
-    trajectory = part("nodes.runs").Trajectory(to_sigma, ())
+    trajectory = part("nodes.host.runs").Trajectory(to_sigma, ())
     for percent in (0.001, 0.1, 0.25, 0.5, 0.75, 0.9, 0.999):
         assert trajectory.progress(to_sigma(percent)) == pytest.approx(percent, abs=1e-6)
     assert trajectory.progress(0.0) == pytest.approx(1.0, abs=1e-6)
@@ -36,17 +35,17 @@ def test_progress_is_the_inverse_of_percent_to_sigma(part, to_sigma) -> None:
 @pytest.mark.parametrize(("first", "last"), [(0, 20), (0, 7), (7, 20), (19, 20)])
 def test_a_part_of_the_sampling_tells_the_steps_of_the_whole(part, first: int, last: int) -> None:
     sigmas = tuple(flow(5.0)(i / 20) for i in range(21))
-    assert part("nodes.runs").Trajectory(flow(5.0), sigmas[first : last + 1]).whole_steps() == 20
+    assert part("nodes.host.runs").Trajectory(flow(5.0), sigmas[first : last + 1]).whole_steps() == 20
 
 
 @pytest.fixture
 def tokens(part):
-    layouts, grid = part("nodes.layouts"), part("draftattn_core.grid").TokenGrid(1, 2, 2)
+    layouts, grid = part("nodes.host.layouts"), part("draftattn_core.geometry.grid").TokenGrid(1, 2, 2)
     return layouts.Tokens(grid, 2, 1)
 
 
 def test_a_text_mask_becomes_a_bias_on_the_extra_tokens(part, tokens) -> None:
-    key_bias = part("nodes.calls").key_bias
+    key_bias = part("nodes.host.calls").key_bias
     added = torch.tensor([[[0.0, -9.0, 0.0, 0.0, 0.0, 0.0, -7.0]]])
     assert key_bias(added, tokens, 2, torch.float32).tolist() == [[0.0, -9.0, -7.0]]
     kept = torch.tensor([[[True, False, True, True, True, True, True]]])
@@ -68,13 +67,13 @@ def test_a_text_mask_becomes_a_bias_on_the_extra_tokens(part, tokens) -> None:
     ids=["on a video token", "of another length", "by row", "of another batch", "by row, flat"],
 )
 def test_a_mask_that_cannot_be_a_bias(part, tokens, mask: torch.Tensor) -> None:
-    assert part("nodes.calls").key_bias(mask, tokens, 2, torch.float32) is None
+    assert part("nodes.host.calls").key_bias(mask, tokens, 2, torch.float32) is None
 
 
 @pytest.fixture
 def classified(part, tokens):
     """What a call of so many queries and keys is taken for, in a model call that brings a text of 9 tokens along."""
-    calls, runs = part("nodes.calls"), part("nodes.runs")
+    calls, runs = part("nodes.host.calls"), part("nodes.host.runs")
 
     def classify(queries: int, keys: int, model: Any = None, mask: torch.Tensor | None = None, layout: Any = tokens):
         model = model or runs.ModelCall(None, layout, frozenset({9}), 0, 0.0, "")
@@ -95,7 +94,7 @@ def test_every_token_must_be_accounted_for(classified) -> None:
 
 
 def test_a_self_attention_in_parts_is_one_layer_and_dense_with_the_reason(part, classified, tokens) -> None:
-    model = part("nodes.runs").ModelCall(None, tokens, frozenset({9}), 0, 0.0, "")
+    model = part("nodes.host.runs").ModelCall(None, tokens, frozenset({9}), 0, 0.0, "")
     parts = [classified(4, 7, model, torch.zeros(1, 1, 1, 7)), classified(3, 7, model, torch.zeros(1, 1, 3, 7))]
     parts += [classified(4, 7, model), classified(3, 12, model)]
     assert [place.reason.value for place in parts] == ["mask"] * 2 + ["tokens not accounted for"] * 2
@@ -105,7 +104,7 @@ def test_a_self_attention_in_parts_is_one_layer_and_dense_with_the_reason(part, 
 
 
 def test_one_timestep_per_token_is_not_a_text(part) -> None:
-    lengths = part("nodes.layouts").other_lengths
+    lengths = part("nodes.host.layouts").other_lengths
     video, text = torch.zeros(1, 4, 1, 2, 2), torch.zeros(1, 9, 8)
     assert lengths({"x": video, "timestep": torch.zeros(1, 4, 1), "context": text}) == {9}
     audio = {"x": [video, torch.zeros(1, 8, 6, 16)], "context": text}
@@ -114,12 +113,16 @@ def test_one_timestep_per_token_is_not_a_text(part) -> None:
 
 
 def test_a_published_grid_goes_before_the_derived_one(part, tokens) -> None:
-    published = part("nodes.calls").with_published(tokens, {"grid_sizes": torch.Size([2, 1, 3])})
+    published = part("nodes.host.calls").with_published(tokens, {"grid_sizes": torch.Size([2, 1, 3])})
     assert published.grid.as_tuple() == (2, 1, 3) and (published.before, published.after) == (2, 1)
 
 
 def test_a_published_order_that_contradicts_ours_is_not_overruled(part) -> None:
-    layouts, calls, grid = part("nodes.layouts"), part("nodes.calls"), part("draftattn_core.grid").TokenGrid(1, 2, 2)
+    layouts, calls, grid = (
+        part("nodes.host.layouts"),
+        part("nodes.host.calls"),
+        part("draftattn_core.geometry.grid").TokenGrid(1, 2, 2),
+    )
     text_first, text_last = layouts.Tokens(grid, 3, 0), layouts.Tokens(grid, 0, 3)
     assert calls.with_published(text_first, {"img_slice": [3, 7]}) is text_first
     assert isinstance(calls.with_published(text_last, {"img_slice": [3, 7]}), layouts.NoLayout)
@@ -130,7 +133,7 @@ def test_a_published_order_that_contradicts_ours_is_not_overruled(part) -> None:
 
 
 def test_the_chain_puts_us_first_and_only_once(part) -> None:
-    chain = part("nodes.chain")
+    chain = part("nodes.host.chain")
     options: dict[str, Any] = {chain.OVERRIDE: lambda func, x: ["foreign", *func(x)]}
     foreign = options[chain.OVERRIDE]
 
@@ -150,14 +153,10 @@ def test_the_chain_puts_us_first_and_only_once(part) -> None:
 
 def test_what_a_run_waits_for_is_shown_under_the_node(part) -> None:
     told: list[str] = []
-    patcher = SimpleNamespace(
-        get_model_object=lambda name: SimpleNamespace(percent_to_sigma=flow(1.0)),
-        model=SimpleNamespace(diffusion_model=object()),
-        object_patches={},
-    )
-    adapter = part("nodes.adapter").Adapter(part("nodes.presets").Choices(), tell_node=told.append)
-    run = adapter._open(
-        SimpleNamespace(model_patcher=patcher), torch.zeros(1, 4, 1, 8, 8), torch.tensor([1.0, 0.0]), None
-    )
-    run.session.on_wait("kernels are compiled")
+    events = part("draftattn_core.run.events")
+    channel = events.Events()
+    end = part("nodes.host.status").show_status(channel, told.append)
+    channel.emit(events.Waiting("kernels are compiled"))
+    end()
+    channel.emit(events.Waiting("of another run"))
     assert told == ["kernels are compiled"]

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def presets(part):
-    return part("nodes.presets")
+    return part("nodes.inputs.presets")
 
 
 def densities(presets, steps: int, tokens: int = 80_000, **choices) -> list[float]:
@@ -44,7 +44,7 @@ def test_presets_order_by_density(presets) -> None:
 
 
 def test_a_schedule_replaces_the_preset_and_its_own_dense_layers_win(presets, part) -> None:
-    schedule = part("draftattn_core.schedule").constant(0.5)
+    schedule = part("draftattn_core.run.schedule").constant(0.5)
     found = presets.Choices(schedule=schedule, dense_layers=(0, -1)).settings(20, 80_000).schedule
     assert found.curve(0.0) == 0.5 and found.dense_layers == (0, -1)
     named = schedule.with_dense_layers((3,))

@@ -12,12 +12,12 @@ import torch
 
 @pytest.fixture
 def comparison(part):
-    return part("nodes.comparison")
+    return part("nodes.display.comparison")
 
 
 @pytest.fixture
 def pictures(part):
-    return part("nodes.pictures")
+    return part("nodes.display.pictures")
 
 
 def clip(frames: int = 5) -> torch.Tensor:

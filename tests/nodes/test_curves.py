@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def curves(part):
-    return part("nodes.curves")
+    return part("nodes.inputs.curves")
 
 
 def test_points_are_progress_and_density(curves) -> None:
@@ -66,7 +66,7 @@ def test_wrong_values_are_refused_when_the_node_runs_not_while_sampling(curves, 
 
 
 def test_the_curve_is_what_apply_accepts(part, curves) -> None:
-    presets = part("nodes.presets")
+    presets = part("nodes.inputs.presets")
     curve = curves.SparsityCurve("quality", dense_layers=(2,))
     assert isinstance(curve, presets.ScheduleSpec)
     settings = presets.Choices(schedule=curve, dense_layers=(0,)).settings(steps=20, tokens=30_000)

@@ -10,8 +10,8 @@ import pytest
 @pytest.fixture
 def told(part):
     """Text of a report filled by a function that gets `add(step, density, reason, seconds)` and the report."""
-    core = part("draftattn_core.report")
-    text = part("nodes.report_text")
+    core = part("draftattn_core.run.report")
+    text = part("nodes.display.report_text")
 
     def tell(fill) -> str:
         report = core.RunReport()
@@ -75,13 +75,13 @@ def test_without_a_dense_call_no_gain_is_claimed(told) -> None:
 
 
 def test_every_reason_has_a_remedy(part) -> None:
-    core = part("draftattn_core.report")
-    remedies = part("nodes.runs").REMEDIES
+    core = part("draftattn_core.run.report")
+    remedies = part("nodes.host.runs").REMEDIES
     assert {str(reason) for reason in core.DenseReason} <= set(remedies)
 
 
 def test_the_predicted_saving_counts_pairs_and_the_work_of_the_tails(part) -> None:
-    core, text = part("draftattn_core.report"), part("nodes.report_text")
+    core, text = part("draftattn_core.run.report"), part("nodes.display.report_text")
     report = core.RunReport()
     assert text.predicted_saving(report) is None
     for step, density, tail_work in ((0, None, 0.0), (1, 0.2, 0.05), (2, 0.2, 0.05), (3, 0.2, 0.05)):

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..inputs import KeptBlocks
+from benchmarks.kernels.inputs import KeptBlocks
 
 Run = Callable[[], Tensor]
 

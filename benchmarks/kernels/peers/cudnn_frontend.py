@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..inputs import KeptBlocks
-from . import Peer, Run
+from benchmarks.kernels.inputs import KeptBlocks
+from benchmarks.kernels.peers import Peer, Run
 
 
 def _make(call: KeptBlocks) -> Run:

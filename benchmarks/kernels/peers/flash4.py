@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inputs import KeptBlocks
-from . import Peer, Run
+from benchmarks.kernels.inputs import KeptBlocks
+from benchmarks.kernels.peers import Peer, Run
 
 
 def _dense(call: KeptBlocks) -> Run:

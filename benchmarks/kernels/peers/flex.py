@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs import KeptBlocks
-from ..plan import Shape
-from . import Peer, Run
+from benchmarks.kernels.inputs import KeptBlocks
+from benchmarks.kernels.peers import Peer, Run
+from benchmarks.kernels.plan import Shape
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inputs import KeptBlocks
-from . import Peer, Run
+from benchmarks.kernels.inputs import KeptBlocks
+from benchmarks.kernels.peers import Peer, Run
 
 BLOCK = 64
 # INT8 products: its authors state a cosine of about 0.999 against full precision, which is an error of 4.5e-2.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...layout import BlockTable, LayoutTables
+from ...geometry.layout import BlockTable, LayoutTables
 from ..rules.call import token_frames
 
 Reach = tuple[int, int, int]
@@ -129,6 +129,10 @@ class DisplacementMask:
     @property
     def heads(self) -> int:
         return self.kept.shape[0]
+
+    def of_heads(self, part: slice) -> DisplacementMask:
+        """The same for some of the heads."""
+        return DisplacementMask(self.cell, self.kept[part], self.first_frame[part])
 
     @property
     def reach(self) -> Reach:

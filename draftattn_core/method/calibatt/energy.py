@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...blocks import statistics_dtype
-from ...layout import BlockTable, LayoutTables
+from ...geometry.blocks import statistics_dtype
+from ...geometry.layout import BlockTable, LayoutTables
 
 # Logits of one chunk.
 _CHUNK_BYTES = 64 << 20

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...selection import row_top_k
+from ..selection import row_top_k
 
 RHO = 0.5
 # Longest run that takes the constants of the four-step model; between the two published counts nothing is known.

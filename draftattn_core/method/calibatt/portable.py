@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ...grid import TokenGrid
-from ...layout import LayoutTables
+from ...geometry.grid import TokenGrid
+from ...geometry.layout import LayoutTables
 from .displacement import block_centres, default_cell
 
 Cell = tuple[float, float, float]
@@ -111,6 +111,10 @@ class PortableVolume:
     @property
     def heads(self) -> int:
         return self.log_energy.shape[0]
+
+    def of_heads(self, part: slice) -> PortableVolume:
+        """The same for some of the heads."""
+        return replace(self, log_energy=self.log_energy[part])
 
     @property
     def bytes(self) -> int:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...blocks import statistics_dtype
-from ...layout import LayoutTables
+from ...geometry.blocks import statistics_dtype
+from ...geometry.layout import LayoutTables
 
 ANCHORS = 5
 GAMMA = 0.87

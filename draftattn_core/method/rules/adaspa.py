@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...layout import LayoutTables
-from ...policy import head_densities
-from ...selection import row_top_k
-from ...transfer import per_head
+from ...geometry.layout import LayoutTables
+from ...geometry.per_head import per_head
 from ..calibatt.energy import Energy, block_energy
+from ..policy import head_densities
+from ..selection import row_top_k
 from .call import RuleCall, whole_map
 
 RECALL = 0.8

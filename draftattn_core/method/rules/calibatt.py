@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ...layout import Layout, LayoutTables
-from ...policy import Policy
-from ...selection import select_blocks
+from ...geometry.layout import Layout, LayoutTables
 from ..calibatt.displacement import DisplacementMask
 from ..calibatt.intervals import Intervals
 from ..calibatt.portable import PortableVolume
 from ..calibatt.repetition import ANCHORS, attend_anchors
-from .call import RuleCall, whole_map
+from ..policy import Policy
+from ..selection import select_blocks
+from .call import RuleCall, heads_of, whole_map
 
 At = tuple[int, int]
 """Step and layer, from 0."""
@@ -80,14 +80,15 @@ class Calibrated:
         """Kept block pairs of a call; rows of repetition heads keep their lists, which `replaced` makes void."""
         self.check(call.tables)
         lists = self.lists[self.at(call)]
-        if lists.bounds.shape[0] != call.q.shape[1]:
-            raise ValueError(f"these masks are for {lists.bounds.shape[0]} heads, the call has {call.q.shape[1]}")
-        return whole_map(lists.mask().expand(call.q.shape[0], -1, -1, -1), call.tables)
+        part = heads_of(call, lists.bounds.shape[0])
+        keep = Intervals(lists.bounds[part], lists.columns).mask()
+        return whole_map(keep.expand(call.q.shape[0], -1, -1, -1), call.tables)
 
     def replaced(self, call: RuleCall) -> tuple[tuple[int, ...], Tensor | None]:
-        """Heads whose call is replaced altogether, and their output (B, heads, L, D); None if there are none."""
+        """Heads of the call that are replaced altogether, and their output (B, heads, L, D); None without any."""
         flags = self.repetition.get(self.at(call), ())
-        heads = tuple(head for head, repeats in enumerate(flags) if repeats)
+        mine = flags[heads_of(call, len(flags))] if flags else ()
+        heads = tuple(head for head, repeats in enumerate(mine) if repeats)
         if not heads:
             return (), None
         # A list of Python integers as an index would be copied to the device with a wait; slices are views.
@@ -128,14 +129,14 @@ class Portable:
         if at not in self.masks:
             raise ValueError(f"layer {at[1]} has no portable mask for progress {progress:.2f}: calibrate the model")
         mask = self.masks[at]
-        if mask.heads != call.q.shape[1]:
-            raise ValueError(f"these masks are for {mask.heads} heads, the call has {call.q.shape[1]}")
+        part = heads_of(call, mask.heads)
         # Made once for a layer, a bucket, a layout and a policy: the state holds what it was made from.
         known = call.state.get("portable")
-        if known is None or known[0] is not mask or known[1] is not call.tables or known[2] != call.policy:
-            known = mask, call.tables, call.policy, _cut(mask, call.tables, call.policy)
+        made_from = (mask, call.tables, call.policy, part)
+        if known is None or any(a is not b for a, b in zip(known[0][:2], made_from)) or known[0][2:] != made_from[2:]:
+            known = made_from, _cut(mask.of_heads(part), call.tables, call.policy)
             call.state["portable"] = known
-        keep: Tensor = known[3]
+        keep: Tensor = known[1]
         return keep.expand(call.q.shape[0], -1, -1, -1)
 
 

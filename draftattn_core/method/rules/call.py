@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...draft import Draft, make_draft
-from ...layout import LayoutTables
-from ...policy import Policy
-from ...tail import Tail, make_tail
+from ...geometry.layout import LayoutTables
+from ..draft import Draft, make_draft
+from ..policy import Policy
+from ..tail.expand import Tail, make_tail
 
 
 class CallPosition(Protocol):
@@ -30,6 +30,14 @@ class CallPosition(Protocol):
     @property
     def layer(self) -> int:
         """Index of the attention layer, from 0."""
+
+    @property
+    def first_head(self) -> int:
+        """Number of the call's first head in its layer."""
+
+    @property
+    def all_heads(self) -> int:
+        """How many heads the layer has; 0 if the call holds them all."""
 
 
 @dataclass
@@ -66,6 +74,19 @@ class RuleCall:
         """What stands in for skipped blocks under the policy, made when first asked for."""
         policy = self.policy
         return make_tail(self.k, self.v, self.tables, policy.tail, gain=policy.tail_gain, k_mean=self.draft.k_mean)
+
+
+def heads_of(call: RuleCall, known: int) -> slice:
+    """Which heads of a layer a call holds, of those that something is known of.
+
+    Raises:
+        ValueError: if it is not known of as many heads as the layer has.
+    """
+    held, position = call.q.shape[1], call.position
+    first, heads = (0, held) if position is None else (position.first_head, position.all_heads or held)
+    if heads != known:
+        raise ValueError(f"these masks are for {known} heads, the layer has {heads}: calibrate this model")
+    return slice(first, first + held)
 
 
 Select = Callable[[RuleCall], Tensor]

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...blocks import centre, statistics_dtype, video_in_order
-from ...draft import log_block_counts
-from ...layout import LayoutTables
-from ...policy import Policy, head_densities
-from ...selection import forced_blocks, row_top_k
-from ...tail import Tail
-from ...transfer import per_head
+from ...geometry.blocks import centre, statistics_dtype, video_in_order
+from ...geometry.layout import LayoutTables
+from ...geometry.per_head import per_head
+from ..draft import log_block_counts
+from ..policy import Policy, head_densities
+from ..selection import forced_blocks, row_top_k
+from ..tail.expand import Tail
 from .call import RuleCall, whole_map
 
 # Logits of a block differ from their mean by no more than this; larger ones would leave float32's range when squared.

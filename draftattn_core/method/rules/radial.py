@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from ...layout import LayoutTables
-from ...policy import head_densities
+from ...geometry.layout import LayoutTables
+from ..policy import head_densities
 from .call import RuleCall, token_frames, whole_map
 
 _SOLVER_STEPS = 12

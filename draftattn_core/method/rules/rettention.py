@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...layout import LayoutTables
-from ...policy import head_densities
+from ...geometry.layout import LayoutTables
 from ..calibatt.energy import kept_mass
+from ..policy import head_densities
 from .call import RuleCall, token_frames, whole_map
 
 RATIO_GROWTH = 0.04

@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from ...blocks import head_chunks, statistics_dtype
-from ...layout import BlockTable, LayoutTables
-from ...policy import head_densities
+from ...geometry.blocks import head_chunks, statistics_dtype
+from ...geometry.layout import BlockTable, LayoutTables
 from ..calibatt.repetition import host_key_bias
+from ..policy import head_densities
 from .call import HeadOrder, RuleCall, whole_map
 
 SAMPLED_ROWS = 64

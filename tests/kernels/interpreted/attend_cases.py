@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.reference import attend_reference
-from kernels.attend_pointer import attend_pointer
-from kernels.configs import AttendConfig
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.kernels.attend_pointer import attend_pointer
+from draftattention.kernels.configs import AttendConfig
 from tests.kernels.bfloat16 import right_bfloat16_products
 from tests.kernels.problems import (
     LIMITS,

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.attention import attend
-from draftattn_core.backends import head_groups, triton_backend
-from draftattn_core.backends.ops import call_op
-from draftattn_core.backends.problem import Problem, Variant
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import Listed
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout
-from draftattn_core.policy import Policy
-from kernels import attend_pointer, prepare
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.backends.call_kind import Problem, Variant
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import Listed
+from draftattention.draftattn_core.backends.triton import head_groups
+from draftattention.draftattn_core.backends.triton import pointer as triton_backend
+from draftattention.draftattn_core.backends.triton.op import call_op
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.kernels import attend_pointer, prepare
 from tests.kernels.problems import lists_of, scatter
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), 3, 18, 32, 16)

@@ -19,13 +19,13 @@ from benchmarks.kernels.plan import Shape
 from benchmarks.kernels.row import Row
 from benchmarks.kernels.timing import Clock, Timing
 from benchmarks.kernels.variants import VARIANTS, Variant
-from draftattn_core import Policy
-from draftattn_core.backends import triton_door
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.request import AttendRequest, BackendFailure, Listed
-from draftattn_core.draft import make_draft
-from draftattn_core.selection import select_from_draft
-from draftattn_core.tail import make_tail
+from draftattention.draftattn_core import Policy
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest, BackendFailure, Listed
+from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.method.draft import make_draft
+from draftattention.draftattn_core.method.selection import select_from_draft
+from draftattention.draftattn_core.method.tail.expand import make_tail
 
 CPU = torch.device("cpu")
 SHAPE = Shape("tiny", (2, 5, 9), 21, 1, 64, 32, 16)
@@ -113,7 +113,7 @@ def test_a_check_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_selection_that_is_wrong_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head trades its first kept pair for its first skipped one: exact counts, wrong pairs."""
-    right = triton_door.select_scores
+    right = door.select_scores
 
     def wrong(*arguments: Any, **options: Any) -> Any:
         selected = right(*arguments, **options)
@@ -122,7 +122,7 @@ def test_a_selection_that_is_wrong_is_red(monkeypatch: pytest.MonkeyPatch) -> No
         selected.keep[0, 0, pairs // 8, pairs % 8] ^= True
         return selected
 
-    monkeypatch.setattr(triton_door, "select_scores", wrong)
+    monkeypatch.setattr(door, "select_scores", wrong)
     assert rows_of(QUICK)[names.SELECT].status == "wrong"
     monkeypatch.setitem(VARIANTS, "pointer", QUICK)
     (row,) = check_rows(Check("pointer", 64, "float32", 64, "none"), CPU)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattn_core.backends.request import AttendRequest
-from draftattn_core.method.calibatt.energy import Energy, block_energy
-from kernels.energy import energy
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.method.calibatt.energy import Energy, block_energy
+from draftattention.kernels.energy import energy
 from tests.kernels.bfloat16 import right_bfloat16_products
 from tests.kernels.problems import geometry_of, make_problem
 

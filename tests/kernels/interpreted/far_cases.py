@@ -5,20 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftattn_core.backends import triton_door
-from draftattn_core.backends.triton_backend import attend_triton, run_triton
-from draftattn_core.policy import Policy
-from kernels.attend_pointer import attend_pointer
+from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.triton.pointer import attend_triton, run_triton
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.kernels.attend_pointer import attend_pointer
 from tests.kernels.far import move_programs_far, reserved
-from tests.kernels.problems import (
-    LIMITS,
-    TINY,
-    lists_of,
-    make_problem,
-    poisoned_output,
-    relative_error,
-    truth_of,
-)
+from tests.kernels.problems import LIMITS, TINY, lists_of, make_problem, poisoned_output, relative_error, truth_of
 
 SMALL = {"grid": (2, 4, 5), "after": 5, "batch": 2, "heads": 1, "bias": "per_batch", "scattered": True}
 GAPS = (64, 72, 80, 88)
@@ -48,7 +40,7 @@ def test_an_access_that_misses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_problem(**SMALL).request
     lists = lists_of(request.keep)
     move_programs_far(monkeypatch)
-    geometry = triton_door.geometry_of(request.tables)
+    geometry = door.geometry_of(request.tables)
     lse = torch.empty(2, 1, geometry.tokens + 1)
     rest = (None, request.key_bias, request.scale, TINY)
     with pytest.raises(Exception, match="outside every tensor"):
@@ -58,7 +50,7 @@ def test_an_access_that_misses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_log_sum_exp_of_far_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_problem(**SMALL).request
     lists = lists_of(request.keep)
-    geometry = triton_door.geometry_of(request.tables)
+    geometry = door.geometry_of(request.tables)
     found = []
     for _ in range(2):
         lse = torch.full((2, 1, geometry.tokens), torch.nan)
@@ -82,9 +74,9 @@ def test_attend_reads_and_writes_rows_that_lie_far_apart() -> None:
 def test_prepare_reads_rows_that_lie_far_apart() -> None:
     request = make_problem(grid=(1, 5, 7), after=5, heads=1, dtype=torch.float16).request
     policy = Policy(tail="linear1")
-    near = triton_door.prepare(request.q, request.k, request.v, request.tables, policy, copy=True)
+    near = door.prepare(request.q, request.k, request.v, request.tables, policy, copy=True)
     q, k, v = (reserved(x, gap) for x, gap in zip((request.q, request.k, request.v), GAPS))
-    far = triton_door.prepare(q, k, v, request.tables, policy, copy=True)
+    far = door.prepare(q, k, v, request.tables, policy, copy=True)
     for found, expected in zip(far, near):
         for name, x in vars(expected).items() if not isinstance(expected, tuple) else enumerate(expected):
             y = getattr(found, name) if isinstance(name, str) else found[name]

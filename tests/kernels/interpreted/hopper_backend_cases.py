@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from draftattn_core.attention import attend
-from draftattn_core.backends import head_groups, triton_hopper
-from draftattn_core.backends.problem import Problem, Variant
-from draftattn_core.backends.reference import attend_reference
-from draftattn_core.backends.registry import choose_backend
-from draftattn_core.grid import TokenGrid
-from draftattn_core.layout import Layout
-from draftattn_core.policy import Policy, TailName
-from kernels import attend_hopper
-from kernels.attend_hopper import Launched
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.backends.call_kind import Problem, Variant
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.registry import choose_backend
+from draftattention.draftattn_core.backends.triton import head_groups
+from draftattention.draftattn_core.backends.triton import hopper as triton_hopper
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method.policy import Policy, TailName
+from draftattention.kernels import attend_hopper
+from draftattention.kernels.attend_hopper import Launched
 from tests.kernels.problems import lists_of
 
 LAYOUT = Layout(TokenGrid(3, 5, 12), 3, 18, 128, 64)

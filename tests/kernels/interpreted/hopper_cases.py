@@ -9,19 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.attend_hopper import attend_hopper, key_slots
-from kernels.configs import HopperConfig, hopper_config
+from draftattention.kernels.attend_hopper import attend_hopper, key_slots
+from draftattention.kernels.configs import HopperConfig, hopper_config
 from tests.kernels.bfloat16 import right_bfloat16_products
 from tests.kernels.far import move_programs_far, reserved
-from tests.kernels.problems import (
-    LIMITS,
-    Problem,
-    lists_of,
-    make_problem,
-    poisoned_output,
-    relative_error,
-    truth_of,
-)
+from tests.kernels.problems import LIMITS, Problem, lists_of, make_problem, poisoned_output, relative_error, truth_of
 
 SMALL = HopperConfig(stages=2, block_g=16, tail_stages=2)
 

@@ -1,0 +1,62 @@
+"""Problems: the part of a call that decides which backend can serve it, and which binaries of its kernels it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..method.policy import TAILS, Method, Policy, TailName
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What decides which binaries a call takes, beside device, type and sizes.
+
+    Attributes:
+        method: of the selection.
+        tail: of all heads.
+        biased: whether extra tokens have a key bias.
+    """
+
+    method: Method = "head"
+    tail: TailName = "linear1"
+    biased: bool = False
+
+    def __str__(self) -> str:
+        return f"method {self.method}, tail {self.tail}, {'a' if self.biased else 'no'} key bias"
+
+
+def variants_of(policy: Policy, biased: bool) -> tuple[Variant, ...]:
+    """One variant for each tail that `policy` gives to a head, the dearest last.
+
+    Heads with different tails share the binaries of the dearest of them.
+    """
+    tails = policy.tail if isinstance(policy.tail, tuple) else (policy.tail,)
+    return tuple(Variant(policy.method, tail, biased) for tail in sorted(set(tails), key=TAILS.index))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a backend is asked whether it can serve.
+
+    Attributes:
+        variants: of the kernels; a backend with kernels of ours serves a call only where it serves each of them.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    q_block: int
+    k_block: int
+    variants: tuple[Variant, ...] = (Variant(biased=True),)
+
+    @classmethod
+    def of(cls, q: Tensor, q_block: int, k_block: int, policy: Policy, *, biased: bool) -> Problem:
+        """That of a call with queries q (B, H, L, D)."""
+        return cls(q.device, q.dtype, q.shape[3], q_block, k_block, variants_of(policy, biased))
+
+    def with_tail(self, tail: TailName) -> Problem:
+        """The same with one tail for all heads."""
+        return replace(self, variants=(replace(self.variants[0], tail=tail),))

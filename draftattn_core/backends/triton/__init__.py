@@ -1,0 +1,1 @@
+"""The backends on our Triton kernels."""

@@ -1,0 +1,149 @@
+"""The self-check: a small random call by kernels, held against the core and the reference before they are trusted."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...geometry.blocks import without_autocast
+from ...geometry.grid import TokenGrid
+from ...geometry.layout import Layout, build_tables
+from ...method.draft import Draft, make_draft
+from ...method.policy import Policy, tail_rank
+from ...method.selection import select_from_draft
+from ...method.tail.expand import expand_blocks, make_tail
+from ..call_kind import Problem, Variant
+from ..reference import attend_reference
+from ..request import AttendRequest, new_output
+from .trust import OUT_OF_MEMORY, in_short, short_of_memory
+from .whole_call import AttendListed, attend_group
+
+log = logging.getLogger(__name__)
+
+# Relative L2 error that tells rounding to bfloat16 (a few 1e-3) from a wrong kernel.
+LIMIT = 2e-2
+# With this one no score of a small call is so near a threshold that rounding could change the selection.
+_SEED = 2
+
+
+def check(attend: AttendListed, problem: Problem, variant: Variant) -> str | None:
+    """Compute a small call with the kernels of `variant` and judge it; what is wrong, or None.
+
+    Raises:
+        OUT_OF_MEMORY: where memory is short: that says nothing about the kernels.
+    """
+    policy = small_policy(variant)
+
+    def compute() -> str | None:
+        asked = small_request(problem, variant)
+        out, heads = new_output(asked.q), slice(0, asked.q.shape[1])
+        inputs = asked.q, asked.k, asked.v, asked.tables, policy, asked.key_bias, asked.scale
+        return judge(out, *attend_group(attend, out, *inputs, heads), policy)
+
+    return _verdict(compute, problem, variant)
+
+
+def check_gathered(attend: Callable[[AttendRequest], Tensor], problem: Problem, variant: Variant) -> str | None:
+    """The same for kernels that take a request made elsewhere; the method of `variant` does not matter."""
+
+    def compute() -> str | None:
+        request = small_request(problem, variant)
+        return _off_by([_off(attend(request), attend_reference(request))])
+
+    return _verdict(compute, problem, variant)
+
+
+def small_layout(q_block: int, k_block: int) -> Layout:
+    """Short blocks, extra tokens, more than one block of each kind."""
+    return Layout(TokenGrid(3, 9, 13), 7, 30, q_block, k_block)
+
+
+def small_policy(variant: Variant) -> Policy:
+    """A policy that takes the kernels of `variant` and skips some blocks of a small call."""
+    return Policy(density=0.4, method=variant.method, tail=variant.tail, top_p=0.5)
+
+
+def small_request(problem: Problem, variant: Variant) -> AttendRequest:
+    """A small random call, draft, selection and tail by the core."""
+    layout, policy = small_layout(problem.q_block, problem.k_block), small_policy(variant)
+    tables, scale = build_tables(layout, problem.device), float(problem.head_dim) ** -0.5
+    shape = (3, 1, 2, layout.tokens, problem.head_dim)
+    q, k, v = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED)).to(problem.device, problem.dtype)
+    key_bias = torch.linspace(-2, 0, layout.extra, device=problem.device)[None] if variant.biased else None
+    keep = select_from_draft(make_draft(q, k, tables, spread=policy.spreads(2)), tables, policy, scale)
+    return AttendRequest(q, k, v, tables, keep, make_tail(k, v, tables, policy.tail), key_bias, scale)
+
+
+def judge(out: Tensor, request: AttendRequest, draft: Draft, policy: Policy) -> str | None:
+    """What is wrong with a call that kernels computed, or None: each step by what the one before it left.
+
+    Args:
+        out: (B, H, L, D).
+        request, draft: what they made of q, k and v under `policy`.
+    """
+    pairs = int((request.keep ^ select_from_draft(draft, request.tables, policy, request.scale)).sum())
+    if pairs:
+        return f"its selection differs from the reference's in {pairs} block pairs"
+    off = _off(out, attend_reference(request))
+    return _off_by([off, *_draft_errors(request, draft, policy), *_tail_errors(request, policy)])
+
+
+def _verdict(compute: Callable[[], str | None], problem: Problem, variant: Variant) -> str | None:
+    try:
+        # Not as the caller of the first call has it: the verdict is for all of them.
+        with without_autocast(problem.device), torch.no_grad():
+            wrong = compute()
+    except Exception as error:
+        if short_of_memory(error):
+            raise OUT_OF_MEMORY(str(error)) from error
+        log.debug("DraftAttention's check of %s", variant, exc_info=error)
+        return f"a kernel does not run on {problem.device}: {in_short(error)} ({variant})"
+    return None if wrong is None else f"{wrong} on {problem.device} ({variant})"
+
+
+def _off_by(errors: list[float]) -> str | None:
+    # Not by their maximum, which may hide one that is not a number.
+    wrong = [error for error in errors if not error < LIMIT]
+    return f"its output is off by {wrong[0]:.1e} from the reference" if wrong else None
+
+
+def _off(found: Tensor, expected: Tensor) -> float:
+    """Relative L2 error."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def _draft_errors(request: AttendRequest, draft: Draft, policy: Policy) -> list[float]:
+    """How far block means and spreads are from the core's."""
+    expected = make_draft(request.q, request.k, request.tables, spread=policy.spreads(request.q.shape[1]))
+    errors = [_off(draft.q_mean, expected.q_mean), _off(draft.k_mean, expected.k_mean)]
+    if draft.k_spread is not None and expected.k_spread is not None:
+        errors.append(_off(draft.k_spread, expected.k_spread))
+    elif draft.k_spread is not expected.k_spread:
+        errors.append(math.inf)
+    return errors
+
+
+def _tail_errors(request: AttendRequest, policy: Policy) -> list[float]:
+    """How far a tail's means, and what its ranks and average add up to, are from the core's statistics.
+
+    Ranks are not compared by themselves: the kernels find them by another iteration.
+    """
+    tail, name = request.tail, policy.tail
+    if tail is None or not policy.has_tail:
+        return [math.inf] if policy.has_tail or tail is not None else []
+    assert isinstance(name, str)
+    expected = expand_blocks(request.k, request.v, request.tables, (name,))
+    if tail.ranks != tail_rank(name) or (tail.cov is None) != (expected.total is None):
+        return [math.inf]
+    errors = [_off(tail.k_mean, expected.k_mean), _off(tail.v_mean, expected.v_mean)]
+    if tail.cov is not None and expected.total is not None:
+        counts = expected.counts.double()
+        total = tail.cov.double() * counts.sum()
+        if tail.u is not None and tail.w is not None:
+            total += torch.einsum("bhgrk,bhgrv,g->bhkv", tail.u.double(), tail.w.double(), counts)
+        errors.append(_off(total, expected.total))
+    return errors

@@ -1,0 +1,7 @@
+"""``python run.py doctor``: what this machine is able to run."""
+
+import sys
+
+from .diagnose import main
+
+sys.exit(main())

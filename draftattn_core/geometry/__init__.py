@@ -1,0 +1,1 @@
+"""Where tokens are: the token grid, its order, blocks, and the index tables made of them."""

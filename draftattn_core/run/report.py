@@ -1,0 +1,318 @@
+"""The report of a run: every attention call counted once, sparse with its density or dense with a reason."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class DenseReason(str, Enum):
+    """Why a call ran dense. The closed list: nothing else appears in a report."""
+
+    SCHEDULE = "schedule"
+    DENSE_LAYER = "dense layer"
+    FEW_TOKENS = "too few tokens"
+    CROSS_ATTENTION = "not self-attention"
+    UNKNOWN_GRID = "unknown token grid"
+    TOKENS = "tokens not accounted for"
+    MASK = "mask"
+    BACKEND = "no backend"
+    HEADS = "settings for another number of heads"
+    NON_FINITE = "non-finite output"
+    OUT_OF_MEMORY = "out of memory"
+    ERROR = "error"
+    STOOD_ASIDE = "stood aside after errors"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+EXPECTED_REASONS = frozenset({DenseReason.SCHEDULE, DenseReason.DENSE_LAYER, DenseReason.CROSS_ATTENTION})
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in a run a call stands.
+
+    Attributes:
+        step: index of the model evaluation's noise level in the run, from 0.
+        progress: 0 at the noisiest end of sampling, 1 at the clean end.
+        layer: index of the attention layer; layers: how many there are, 0 if unknown.
+        branch: which condition the call serves ("cond", "uncond", "both", ...) where the host says so; diffusers does
+            not. For listeners: nothing is decided or counted by it.
+        first_head: number of the call's first head in its layer; all_heads: how many heads the layer has, 0 if the
+            call holds them all. A device that holds some of the heads reads its part of the whole plan by them.
+    """
+
+    step: int
+    progress: float
+    layer: int
+    layers: int = 0
+    branch: str = ""
+    first_head: int = 0
+    all_heads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first_head < 0 or (self.first_head and self.first_head >= self.all_heads):
+            raise ValueError(
+                f"first_head {self.first_head} of all_heads {self.all_heads}: tell how many heads there are"
+            )
+
+
+@dataclass
+class Call:
+    """One counted call. Densities and times may be device values until the report is read.
+
+    Attributes:
+        position: where it stood; None for calls outside the video self-attention.
+        density: share of its token pairs computed exactly, extra tokens included; None if dense.
+        reason: why it was dense; None if sparse.
+        pairs: token pairs of the call, over batch and heads; 0 keeps it out of the executed density.
+        seconds: duration, read when asked.
+        tail_work: work of the tail as a share of the dense call's (see `Attention.tail_work`).
+    """
+
+    position: Position | None
+    density: Tensor | float | None
+    reason: DenseReason | None
+    pairs: float
+    seconds: Callable[[], float]
+    tail_work: float = 0.0
+
+
+def timer_events(device: torch.device) -> tuple[Callable[[], Any], Callable[[Any], None]] | None:
+    """How to make a timer event of the device and how to record one, None where it has none (the CPU needs none)."""
+    module: Any = None if device.type == "cpu" else getattr(torch, device.type, None)
+    if not hasattr(module, "Event"):
+        return None
+
+    def record(event: Any) -> None:
+        # MPS has one stream only, and does not name it.
+        event.record(*((module.current_stream(device),) if hasattr(module, "current_stream") else ()))
+
+    return lambda: module.Event(enable_timing=True), record
+
+
+def times_launches_only(device: torch.device) -> bool:
+    """Whether `stopwatch` sees when work was launched on the device, not how long it took."""
+    return device.type != "cpu" and timer_events(device) is None
+
+
+def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Start timing work on `device`; calling the result stops and returns a reader of the seconds.
+
+    On CUDA, XPU and MPS it records events, so nothing waits until the time is read after the run.
+    """
+    timer = timer_events(device)
+    if timer is not None:
+        make, record = timer
+        begin, end = make(), make()
+        record(begin)
+
+        def stop_events() -> Callable[[], float]:
+            record(end)
+
+            def read() -> float:
+                end.synchronize()
+                return float(begin.elapsed_time(end)) / 1000.0
+
+            return read
+
+        return stop_events
+    start = time.perf_counter()
+
+    def stop_clock() -> Callable[[], float]:
+        elapsed = time.perf_counter() - start
+        return lambda: elapsed
+
+    return stop_clock
+
+
+@dataclass
+class RunReport:
+    """Counts of one run; thread-safe to add to, meant to be read after the run.
+
+    Attributes:
+        calls: every call in order of completion.
+        notes: messages for the user, each once.
+        tails: per layer, the tail each head ended up with, where the error probe chose.
+        tail_gains: per layer, the log gain each head's tail ended up with, where the error probe fitted it.
+        tail_errors: per layer, the probe's mean relative error of each tail, with its gain where that was fitted.
+        evaluations: (step, duration) of every evaluation of the whole model that was computed.
+        outcomes: number of evaluations by what became of them: "computed", "reused", "forecast".
+        cancelled: how far a run came that ended early, in words: "cancelled after step 3 of 20"; None otherwise.
+        started, finished: time.perf_counter() values.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tails: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    tail_gains: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    tail_errors: dict[int, dict[str, float]] = field(default_factory=dict)
+    evaluations: list[tuple[int, Callable[[], float]]] = field(default_factory=list)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    cancelled: str | None = None
+    started: float = field(default_factory=time.perf_counter)
+    finished: float | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, call: Call) -> None:
+        with self._lock:
+            self.calls.append(call)
+
+    def add_evaluation(self, step: int, seconds: Callable[[], float]) -> None:
+        """Keep how long one evaluation of the whole model took; its attention calls are counted on their own."""
+        with self._lock:
+            self.evaluations.append((step, seconds))
+
+    def add_outcome(self, outcome: str) -> None:
+        """Count one evaluation by what became of it."""
+        with self._lock:
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+    def note(self, message: str) -> bool:
+        """Keep a message for the user; False if it was there already."""
+        with self._lock:
+            if message in self.notes:
+                return False
+            self.notes.append(message)
+            return True
+
+    def finish(self) -> None:
+        self.finished = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return (time.perf_counter() if self.finished is None else self.finished) - self.started
+
+    @property
+    def calls_sparse(self) -> int:
+        return sum(call.reason is None for call in self.calls)
+
+    def calls_dense(self) -> dict[str, int]:
+        """Dense calls by reason, most frequent first."""
+        return dict(Counter(str(call.reason) for call in self.calls if call.reason is not None).most_common())
+
+    def sparse_density(self) -> float | None:
+        """Share of token pairs computed in the sparse calls alone; None if there were none."""
+        return self._share([call for call in self.calls if call.reason is None])
+
+    def executed_density(self) -> float | None:
+        """Share of all token pairs of the run's video self-attention that were computed: dense steps, extra tokens
+        and edges included; the number speed claims cite. None if no call counted."""
+        return self._share(self.calls)
+
+    @staticmethod
+    def _share(calls: list[Call]) -> float | None:
+        total = sum(call.pairs for call in calls)
+        if total == 0:
+            return None
+        return sum(call.pairs * (1.0 if call.density is None else float(call.density)) for call in calls) / total
+
+    def work_density(self) -> float | None:
+        """`executed_density` with the work of the tails added: what the run's attention cost beside all dense."""
+        executed, total = self.executed_density(), sum(call.pairs for call in self.calls)
+        if executed is None:
+            return None
+        return executed + sum(call.pairs * call.tail_work for call in self.calls) / total
+
+    def attention_seconds(self) -> float:
+        """Time spent in the video self-attention, sparse and dense."""
+        return sum(call.seconds() for call in self.calls if call.position is not None)
+
+    def density_map(self) -> list[list[float | None]]:
+        """Steps x layers: mean density of the calls there, 1 for dense, None where no call was seen."""
+        placed = [call for call in self.calls if call.position is not None]
+        if not placed:
+            return []
+        steps = 1 + max(call.position.step for call in placed if call.position)
+        layers = 1 + max(call.position.layer for call in placed if call.position)
+        cells: list[list[list[float]]] = [[[] for _ in range(layers)] for _ in range(steps)]
+        for call in placed:
+            if call.position:
+                value = 1.0 if call.density is None else float(call.density)
+                cells[call.position.step][call.position.layer].append(value)
+        return [[sum(cell) / len(cell) if cell else None for cell in row] for row in cells]
+
+    def mean_seconds(self) -> tuple[float | None, float | None]:
+        """Mean time of a sparse and of a dense video self-attention call; None where there were none."""
+        means: list[float | None] = []
+        for sparse in (True, False):
+            times = [c.seconds() for c in self.calls if c.position is not None and (c.reason is None) == sparse]
+            means.append(sum(times) / len(times) if times else None)
+        return means[0], means[1]
+
+    def step_seconds(self) -> dict[int, float]:
+        """Time of the model at each step that had a self-attention call; steps a cache skipped have none."""
+        placed = {call.position.step for call in self.calls if call.position is not None}
+        totals: dict[int, float] = {}
+        for step, seconds in self.evaluations:
+            if step in placed:
+                totals[step] = totals.get(step, 0.0) + seconds()
+        return totals
+
+    def median_step_seconds(self) -> tuple[float | None, float | None]:
+        """Median time of a step with sparse calls and of one with none; None where there were none.
+
+        The median: the first step of either kind often pays for compiling and for the error probe.
+        """
+        sparse_steps = {call.position.step for call in self.calls if call.position is not None and call.reason is None}
+        times: tuple[list[float], list[float]] = ([], [])
+        for step, seconds in self.step_seconds().items():
+            times[step not in sparse_steps].append(seconds)
+        sparse, dense = (median(found) if found else None for found in times)
+        return sparse, dense
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; None for an error that is not a number."""
+        return {
+            "calls": len(self.calls),
+            "calls_sparse": self.calls_sparse,
+            "calls_dense": self.calls_dense(),
+            "sparse_density": self.sparse_density(),
+            "executed_density": self.executed_density(),
+            "work_density": self.work_density(),
+            "attention_seconds": self.attention_seconds(),
+            "evaluations": dict(self.outcomes),
+            "cancelled": self.cancelled,
+            "step_seconds": {str(step): seconds for step, seconds in sorted(self.step_seconds().items())},
+            "total_seconds": self.seconds,
+            "density_map": self.density_map(),
+            "tails": {str(layer): list(names) for layer, names in sorted(self.tails.items())},
+            "tail_gains": {str(layer): list(gains) for layer, gains in sorted(self.tail_gains.items())},
+            "tail_errors": {
+                str(layer): {name: error if math.isfinite(error) else None for name, error in errors.items()}
+                for layer, errors in sorted(self.tail_errors.items())
+            },
+            "notes": list(self.notes),
+        }
+
+    def summary(self) -> str:
+        """One line that tells the story of the run."""
+        placed = [call for call in self.calls if call.position is not None]
+        sparse, executed = self.sparse_density(), self.executed_density()
+        line = "DraftAttention: " + (f"{self.cancelled}; " if self.cancelled else "")
+        line += f"{self.calls_sparse} of {len(placed)} self-attention calls sparse"
+        if sparse is not None:
+            line += f" at density {sparse:.2f}"
+        dense = {r: n for r, n in self.calls_dense().items() if r != DenseReason.CROSS_ATTENTION.value}
+        if dense:
+            line += "; dense: " + ", ".join(f"{count} {reason}" for reason, count in dense.items())
+        if executed is not None:
+            line += f"; executed density {executed:.2f}"
+        for unit, (sparse_time, dense_time) in (("step", self.median_step_seconds()), ("call", self.mean_seconds())):
+            if sparse_time and dense_time:
+                faster = sparse_time <= dense_time
+                ratio = dense_time / sparse_time if faster else sparse_time / dense_time
+                return f"{line}; sparse {unit} {ratio:.1f}x {'faster' if faster else 'slower'} than dense {unit}"
+        return line

@@ -1,0 +1,1 @@
+"""What people look at: pictures, charts and figures of quality."""

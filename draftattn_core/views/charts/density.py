@@ -1,0 +1,305 @@
+"""The density map of a run: steps x layers, with the reasons of dense calls, time per step and tail per layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ...run.report import EXPECTED_REASONS, DenseReason, RunReport
+from .canvas import (
+    ACCENT,
+    FAINT,
+    INK,
+    LINES,
+    PAPER,
+    Colour,
+    blank,
+    colour_bar,
+    on,
+    ramp_colour,
+    stack,
+    text_size,
+    wrapped,
+    write,
+)
+
+REASON_COLOURS: dict[DenseReason, Colour] = {
+    DenseReason.SCHEDULE: (196, 190, 180),
+    DenseReason.DENSE_LAYER: (150, 140, 128),
+    DenseReason.CROSS_ATTENTION: (225, 222, 216),
+    DenseReason.FEW_TOKENS: (240, 196, 110),
+    DenseReason.UNKNOWN_GRID: (236, 160, 92),
+    DenseReason.TOKENS: (228, 132, 84),
+    DenseReason.MASK: (222, 110, 120),
+    DenseReason.BACKEND: (206, 92, 150),
+    DenseReason.HEADS: (112, 104, 170),
+    DenseReason.NON_FINITE: (168, 84, 168),
+    DenseReason.OUT_OF_MEMORY: (150, 60, 120),
+    DenseReason.ERROR: (214, 69, 65),
+    DenseReason.STOOD_ASIDE: (158, 42, 43),
+}
+UNSEEN: Colour = (246, 247, 249)
+_MARGIN = 14
+
+
+@dataclass
+class Cell:
+    """The calls of one step in one layer.
+
+    Attributes:
+        densities: of the sparse calls.
+        reasons: of the dense ones.
+        seconds: of all.
+    """
+
+    densities: list[float] = field(default_factory=list)
+    reasons: Counter[DenseReason] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def density(self) -> float | None:
+        """Mean density of the sparse calls; None if there were none."""
+        return sum(self.densities) / len(self.densities) if self.densities else None
+
+    @property
+    def reason(self) -> DenseReason | None:
+        """The reason to show: an unexpected one before an expected one."""
+        ordered = sorted(self.reasons.items(), key=lambda item: (item[0] in EXPECTED_REASONS, -item[1]))
+        return ordered[0][0] if ordered else None
+
+
+def cells(report: RunReport) -> list[list[Cell]]:
+    """Steps x layers; the calls outside the video self-attention are left out. Empty if there were none."""
+    placed = [(call, call.position) for call in list(report.calls) if call.position is not None]
+    if not placed:
+        return []
+    steps = 1 + max(position.step for _, position in placed)
+    layers = 1 + max(position.layer for _, position in placed)
+    table = [[Cell() for _ in range(layers)] for _ in range(steps)]
+    for call, position in placed:
+        cell = table[position.step][position.layer]
+        cell.seconds += call.seconds()
+        if call.reason is not None:
+            cell.reasons[call.reason] += 1
+        elif call.density is not None:
+            cell.densities.append(float(call.density))
+    return table
+
+
+def scale_top(table: list[list[Cell]]) -> float:
+    """Top of the colour scale: the smallest of a few round densities that holds every sparse call."""
+    highest = max((value for row in table for cell in row for value in cell.densities), default=1.0)
+    return next((top for top in (0.1, 0.2, 0.4, 0.6, 0.8) if highest <= top), 1.0)
+
+
+def density_map(report: RunReport, title: str = "Density of every attention call") -> Image.Image:
+    """Picture of `cells`: steps to the right, layers downwards, colour = density, dense cells by reason, and a legend.
+
+    A corner mark shows a cell where an unexpected dense reason hides among sparse calls.
+    """
+    table = cells(report)
+    if not table:
+        picture, pen = blank(420, 90)
+        write(pen, (_MARGIN, _MARGIN), title, size=16)
+        write(pen, (_MARGIN, 44), "No attention call of this run was seen.", fill=FAINT)
+        return picture
+    top = scale_top(table)
+    plot = _plot(table, top)
+    body = stack([plot, colour_bar(top, max(60, plot.height - 70), "density")], across=True, gap=16)
+    width = max(body.width, 380)
+    parts = [_heading(report, title, width), body, _legend(table, width)]
+    sheet = stack(parts, gap=6)
+    return _framed(sheet)
+
+
+def _framed(sheet: Image.Image) -> Image.Image:
+    framed, _ = blank(sheet.width + 2 * _MARGIN, sheet.height + 2 * _MARGIN)
+    framed.paste(sheet, (_MARGIN, _MARGIN))
+    return framed
+
+
+def _heading(report: RunReport, title: str, width: int) -> Image.Image:
+    lines = wrapped(report.summary(), width, 12)
+    picture, pen = blank(width, 26 + 16 * len(lines))
+    write(pen, (0, 0), title, size=16)
+    for index, line in enumerate(lines):
+        write(pen, (0, 24 + 16 * index), line, size=12, fill=FAINT)
+    return picture
+
+
+def _plot(table: list[list[Cell]], top: float) -> Image.Image:
+    steps, layers = len(table), len(table[0])
+    cell_w = int(np.clip(640 // steps, 10, 40))
+    cell_h = int(np.clip(420 // layers, 8, 26))
+    left, above = 46, 4
+    picture, pen = blank(left + steps * cell_w + 2, above + layers * cell_h + 36)
+    for step, row in enumerate(table):
+        for layer, cell in enumerate(row):
+            box = (left + step * cell_w, above + layer * cell_h)
+            _draw_cell(pen, cell, box, (cell_w, cell_h), top)
+    every_layer, every_step = _stride(layers, cell_h, 14), _stride(steps, cell_w, 24)
+    for layer in range(0, layers, every_layer):
+        write(pen, (left - 6, above + (layer + 0.5) * cell_h), str(layer), size=11, anchor="rm")
+    for step in range(0, steps, every_step):
+        write(pen, (left + (step + 0.5) * cell_w, above + layers * cell_h + 4), str(step + 1), size=11, anchor="ma")
+    write(pen, (0, above + layers * cell_h + 4), "layer", size=11, fill=FAINT)
+    centre = left + steps * cell_w / 2
+    write(pen, (centre, above + layers * cell_h + 20), "step (noisy to clean)", size=11, fill=FAINT, anchor="ma")
+    return picture
+
+
+def _stride(count: int, pixels: int, wanted: int) -> int:
+    """Every how many-th label has room."""
+    least = -(-wanted // pixels)
+    return next((s for s in (1, 2, 5, 10, 20, 50) if s >= least), count)
+
+
+def _draw_cell(
+    pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int], size: tuple[int, int], top: float
+) -> None:
+    (x, y), (w, h) = corner, size
+    box = (x, y, x + w - 2, y + h - 2)
+    density, reason = cell.density, cell.reason
+    if density is not None:
+        colour = ramp_colour(density, top)
+        pen.rectangle(box, fill=colour)
+        if w >= 30 and h >= 14:
+            label = f"{density:.2f}".lstrip("0")
+            write(pen, (x + w / 2 - 1, y + h / 2 - 1), label, size=11, fill=on(colour), anchor="mm")
+        if reason is not None and reason not in EXPECTED_REASONS:
+            corner_size = min(w, h) // 2
+            pen.polygon([(x, y), (x + corner_size, y), (x, y + corner_size)], fill=REASON_COLOURS[reason])
+    elif reason is not None:
+        pen.rectangle(box, fill=REASON_COLOURS[reason])
+    else:
+        pen.rectangle(box, fill=UNSEEN, outline=LINES)
+
+
+def _legend(table: list[list[Cell]], width: int) -> Image.Image:
+    """Colours of the dense reasons that occur, with their numbers of calls."""
+    counts: Counter[DenseReason] = Counter()
+    unseen = False
+    for row in table:
+        for cell in row:
+            counts += cell.reasons
+            unseen |= cell.density is None and cell.reason is None
+    entries = [(REASON_COLOURS[reason], f"dense: {reason} ({number})") for reason, number in counts.most_common()]
+    if unseen:
+        entries.append((UNSEEN, "no call seen"))
+    rows: list[list[tuple[Colour, str, int]]] = [[]]
+    used = 0
+    for colour, label in entries:
+        needed = 20 + text_size(label, 12)[0] + 16
+        if used and used + needed > width:
+            rows.append([])
+            used = 0
+        rows[-1].append((colour, label, needed))
+        used += needed
+    picture, pen = blank(width, 20 * len(rows) if entries else 1)
+    for index, row_of_labels in enumerate(rows):
+        x = 0
+        for colour, label, needed in row_of_labels:
+            pen.rectangle((x, 20 * index + 2, x + 13, 20 * index + 15), fill=colour, outline=LINES)
+            write(pen, (x + 19, 20 * index + 9), label, size=12, anchor="lm")
+            x += needed
+    return picture
+
+
+def seconds_per_step(report: RunReport, width: int = 640) -> Image.Image:
+    """Bars: attention seconds of every step, before the model's own where the host reports it, and what dense takes.
+
+    The lines are measured, not predicted: the mean of the run's own dense self-attention calls times the calls of a
+    step, and the median of its dense steps. They are missing if nothing ran dense.
+    """
+    table = cells(report)
+    height, left = 110, 46
+    whole = report.step_seconds()
+    picture, pen = blank(width, height + 50)
+    title = "Seconds per step: attention (dark), whole model (light)" if whole else "Attention seconds per step"
+    write(pen, (0, 0), title, size=13)
+    if not table:
+        return picture
+    totals = [sum(cell.seconds for cell in row) for row in table]
+    calls = [sum(len(cell.densities) + cell.reasons.total() for cell in row) for row in table]
+    _, dense = report.mean_seconds()
+    level = None if dense is None else dense * max(calls)
+    _, dense_step = report.median_step_seconds()
+    highest = max([*totals, *whole.values(), level or 0.0, dense_step or 0.0, 1e-9])
+    base, step_w = height + 24, (width - left - 120) / len(totals)
+    for index, seconds in enumerate(totals):
+        x = left + index * step_w
+        last = x + max(1.0, step_w - 2)
+        sparse = any(cell.densities for cell in table[index])
+        colour = ramp_colour(0.55) if sparse else REASON_COLOURS[DenseReason.SCHEDULE]
+        if index in whole:
+            pen.rectangle((x, base - whole[index] / highest * height, last, base), fill=LINES)
+        pen.rectangle((x, base - seconds / highest * height, last, base), fill=colour)
+    pen.line((left, base, left + len(totals) * step_w, base), fill=INK)
+    write(pen, (left - 6, base - height), f"{highest:.3g}", size=11, anchor="rm")
+    write(pen, (left - 6, base), "0", size=11, anchor="rm")
+    for index in range(0, len(totals), _stride(len(totals), max(1, int(step_w)), 24)):
+        write(pen, (left + (index + 0.5) * step_w, base + 4), str(index + 1), size=11, anchor="ma")
+    right = left + len(totals) * step_w
+    for measured, colour, label in ((level, ACCENT, "all calls dense"), (dense_step, FAINT, "dense step")):
+        if measured is not None:
+            y = base - measured / highest * height
+            pen.line((left, y, right, y), fill=colour)
+            write(pen, (right + 6, y), label, size=11, fill=colour, anchor="lm")
+    return picture
+
+
+def tails_per_layer(report: RunReport) -> Image.Image | None:
+    """Table: per layer, the tail most heads ended up with and the probe's mean error of every tail; None without a
+    probe."""
+    if not report.tail_errors:
+        return None
+    names = list(next(iter(report.tail_errors.values())))
+    label_w, column = 190, 72
+    # Wide enough for its heading where one tail alone was measured.
+    picture, pen = blank(max(label_w + column * len(names), 480), 40 + 18 * len(report.tail_errors))
+    write(pen, (0, 0), "Error of each tail, measured on this model (relative L2, lower is better)", size=13)
+    for index, name in enumerate(names):
+        write(pen, (label_w + column * (index + 0.5), 22), name, size=11, fill=FAINT, anchor="ma")
+    top = max(min(1.0, value) for errors in report.tail_errors.values() for value in errors.values())
+    for row, (layer, errors) in enumerate(sorted(report.tail_errors.items())):
+        y = 40 + 18 * row
+        heads = report.tails.get(layer, ())
+        chosen = Counter(heads).most_common(1)
+        label = f"layer {layer}" + (f": {chosen[0][0]} ({chosen[0][1]} of {len(heads)} heads)" if chosen else "")
+        write(pen, (0, y + 8), label, size=11, anchor="lm")
+        for index, name in enumerate(names):
+            x, value = label_w + column * index, errors.get(name, float("nan"))
+            colour = ramp_colour(value, top) if np.isfinite(value) else UNSEEN
+            pen.rectangle((x, y, x + column - 2, y + 16), fill=colour)
+            write(pen, (x + column / 2, y + 8), error_text(value), size=11, fill=on(colour), anchor="mm")
+    return picture
+
+
+def error_text(error: float) -> str:
+    """Three digits after the point, or one that counts where those would be zero."""
+    return f"{error:.3f}" if error >= 0.0005 or error == 0.0 or not np.isfinite(error) else f"{error:.0e}"
+
+
+def report_sheet(report: RunReport, title: str = "DraftAttention report") -> Image.Image:
+    """Density map, seconds per step and, where the probe ran, the tails, below each other, with the run's notes."""
+    mapped = density_map(report, title)
+    parts = [mapped]
+    if cells(report):
+        parts.append(_framed(seconds_per_step(report, max(420, mapped.width - 2 * _MARGIN))))
+    tails = tails_per_layer(report)
+    if tails is not None:
+        parts.append(_framed(tails))
+    if report.notes:
+        width = max(part.width for part in parts) - 2 * _MARGIN
+        lines = [line for note in report.notes for line in wrapped(note, width, 12)]
+        notes, pen = blank(width, 16 * len(lines))
+        for index, line in enumerate(lines):
+            write(pen, (0, 16 * index), line, size=12, fill=ACCENT)
+        parts.append(_framed(notes))
+    sheet = stack(parts, gap=0)
+    background, _ = blank(sheet.width, sheet.height, PAPER)
+    background.paste(sheet)
+    return background

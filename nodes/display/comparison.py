@@ -1,0 +1,100 @@
+"""Compare two clips: figures, words and a picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ...draftattn_core.views.charts import difference, side_by_side
+from ...draftattn_core.views.charts.clips import Frames
+from ...draftattn_core.views.metrics import flicker, psnr, ssim
+from .pictures import Components, from_image, latent_preview, video_of
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of `clip` against `reference`.
+
+    Attributes:
+        psnr_db, ssim: see `metrics`.
+        flicker: see `metrics.flicker`, as a share of the value range; None for a single frame.
+        what: what was compared, in words.
+        frames: side by side, uint8.
+    """
+
+    psnr_db: float
+    ssim: float
+    flicker: float | None
+    what: str
+    frames: Frames
+
+    def text(self) -> str:
+        if math.isinf(self.psnr_db):
+            return f"Identical, bit for bit ({self.what})."
+        changes = "not defined for a single frame" if self.flicker is None else f"{self.flicker:.5f}"
+        return (
+            f"PSNR {self.psnr_db:.2f} dB, SSIM {self.ssim:.4f}, flicker {changes} ({self.what}).\n"
+            "For scale: two exact attention kernels already differ by some 30 dB after a full run of the same seed. "
+            "Flicker is the mean change from frame to frame that the reference does not have."
+        )
+
+
+def compare(reference: Any, clip: Any, latent_format: Any = None, labels: tuple[str, str] = ("a", "b")) -> Comparison:
+    """Compare two IMAGE batches or two LATENTs.
+
+    Images are compared as they are (0..1). Latents are compared channel by channel in the value range of the
+    reference; for the picture they are shown as `latent_preview` does.
+
+    Raises:
+        ValueError: if one is a latent and the other is not, or their sizes differ.
+    """
+    latents = [isinstance(value, dict) for value in (reference, clip)]
+    if latents[0] != latents[1]:
+        raise ValueError("DraftAttention Compare: compare two latents or two image batches, not one of each")
+    if latents[0]:
+        return _compare_latents(reference["samples"], clip["samples"], latent_format, labels)
+    _same_size(reference, clip)
+    a, b = (value[..., :3].detach().float().cpu() for value in (reference, clip))
+    frames = _joined(from_image(a), from_image(b), labels)
+    what = f"{len(a)} images of {a.shape[2]}x{a.shape[1]}"
+    return _measure(a, b, 1.0, what, frames)
+
+
+def _compare_latents(a: Tensor, b: Tensor, latent_format: Any, labels: tuple[str, str]) -> Comparison:
+    _same_size(a, b)
+    first, second = video_of(a), video_of(b)
+    span = max(float(first.max() - first.min()), 1e-12)
+    if latent_format is not None:
+        left, right = latent_preview(a, latent_format), latent_preview(b, latent_format)
+    else:
+        components = Components(first)
+        left, right = ((components(video) * 255).round().byte().numpy() for video in (first, second))
+    what = f"latents of {len(first)} frames, {first.shape[-1]} channels, in the reference's value range"
+    scale = max(1, 256 // first.shape[2])
+    return _measure(first, second, span, what, _joined(left, right, labels, scale))
+
+
+def _measure(a: Tensor, b: Tensor, span: float, what: str, frames: Frames) -> Comparison:
+    changes = flicker(b, a) / span if len(a) > 1 else None
+    return Comparison(psnr(b, a, span), ssim(b, a, span), changes, what, frames)
+
+
+def _joined(a: Frames, b: Frames, labels: tuple[str, str], scale: int = 1) -> Frames:
+    return side_by_side([a, b, difference(a, b)], [*labels, "difference x 4"], scale=scale)
+
+
+def _same_size(a: Tensor, b: Tensor) -> None:
+    if tuple(a.shape) != tuple(b.shape):
+        raise ValueError(
+            f"DraftAttention Compare: the two differ in size, {tuple(a.shape)} and {tuple(b.shape)}: "
+            "compare runs of the same size and length"
+        )
+
+
+def middle(frames: Frames) -> Frames:
+    """The middle frame, as a clip of one."""
+    return np.ascontiguousarray(frames[len(frames) // 2][None])

@@ -1,0 +1,59 @@
+"""The strict mode: refuse a run that would be dense for a reason the user did not ask for, before it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...draftattn_core.backends.call_kind import Problem, variants_of
+from ...draftattn_core.backends.registry import choose_backend
+from ...draftattn_core.run.settings import Settings
+from .layouts import NoLayout, Tokens
+
+
+def refuse_surprises(
+    tokens: Tokens | NoLayout | None, settings: Settings, bypassed: tuple[str, ...], patcher: Any
+) -> None:
+    """Check what can be known before the first model call.
+
+    Args:
+        tokens: the layout to expect, see `layouts.describe`; None if unknown.
+        bypassed: attention modules another node has replaced.
+        patcher: the host's ModelPatcher.
+
+    Raises:
+        ValueError: with every problem and what to do about it.
+    """
+    problems: list[str] = []
+    if isinstance(tokens, NoLayout):
+        problems.append(tokens.message)
+    elif tokens is None:
+        problems.append("the token grid of this latent could not be derived")
+    elif tokens.grid.tokens < settings.min_tokens:
+        problems.append(
+            f"the video has {tokens.grid.tokens} tokens and min_tokens is {settings.min_tokens}: lower min_tokens"
+        )
+    if bypassed:
+        problems.append(f"another node replaces the attention of {', '.join(bypassed[:3])}: remove that node")
+    if isinstance(tokens, Tokens):
+        dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
+        head_dim = _head_dim(patcher.model.diffusion_model)
+        # Text may come with a mask, and its kernels are judged by themselves.
+        for biased in (False, True) if tokens.before + tokens.after else (False,):
+            variants = variants_of(settings.policy, biased=biased)
+            blocks = settings.q_block, settings.k_block
+            try:
+                choose_backend(settings.backend, Problem(patcher.load_device, dtype, head_dim, *blocks, variants))
+            except ValueError as error:
+                problems.append(str(error))
+                break
+    if problems:
+        raise ValueError(
+            "DraftAttention (strict): calls would run dense: " + "; ".join(problems) + ". Or switch strict off."
+        )
+
+
+def _head_dim(network: Any) -> int:
+    """Size of a head, as far as the model says; 128 is what nearly all video models have."""
+    heads = getattr(network, "num_heads", None)
+    width = getattr(network, "dim", None) or getattr(network, "hidden_size", None)
+    return int(width) // int(heads) if heads and width else 128

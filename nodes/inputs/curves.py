@@ -1,0 +1,103 @@
+"""Sparsity curves as users write them, and the value a Sparsity Scheduler hands on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ...draftattn_core.run.schedule import PRESETS, LayerBand, Schedule, preset
+
+CURVES = (*PRESETS, "custom points")
+
+
+@dataclass(frozen=True)
+class SparsityCurve:
+    """A schedule that fits itself to the number of steps; see `presets.ScheduleSpec`.
+
+    Attributes:
+        curve: one of `CURVES`.
+        density: density after the ramp, 0 for the preset's own; not for custom points.
+        points: the curve for custom points, see `parse_points`.
+        end_share, end_density: the last share of the denoising gets this density where it is the higher one; share 0
+            for none.
+        dense_layers, bands: see `Schedule`.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    curve: str = "balanced"
+    density: float = 0.0
+    points: tuple[tuple[float, float], ...] = ()
+    end_share: float = 0.0
+    end_density: float = 0.5
+    dense_layers: tuple[int, ...] = ()
+    bands: tuple[LayerBand, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.curve not in CURVES:
+            raise ValueError(f"unknown curve {self.curve!r}: choose one of {', '.join(CURVES)}")
+        self.resolve(20)
+
+    def resolve(self, steps: int) -> Schedule:
+        """The schedule for a run of `steps` steps."""
+        if self.curve == "custom points":
+            points = self.points
+        else:
+            points = preset(self.curve, max(1, steps), self.density or None).points
+        return Schedule(self._with_end(points), dense_layers=self.dense_layers, bands=self.bands)
+
+    def _with_end(self, points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if self.end_share <= 0.0:
+            return points
+        begin = max(0.0, 1.0 - self.end_share)
+        curve = Schedule(points)
+        kept = [point for point in points if point[0] < begin]
+        later = [(begin, max(curve.curve(begin), self.end_density))]
+        later += [(x, max(y, self.end_density)) for x, y in points if x > begin]
+        return (*kept, (begin, Schedule(points).curve(begin)), *later) if kept else tuple(later)
+
+
+def parse_points(text: str) -> tuple[tuple[float, float], ...]:
+    """Control points from text such as "0:1, 0.15:1, 0.15:0.4, 0.25:0.2" (progress:density).
+
+    Raises:
+        ValueError: if a part is no pair of numbers, or there is none.
+    """
+    points = []
+    for part in _parts(text):
+        pair = part.split(":")
+        try:
+            progress, density = (float(number) for number in pair)
+        except ValueError:
+            raise ValueError(
+                f"points: {part!r} is not progress:density; write for example "
+                '"0:1, 0.15:1, 0.15:0.4, 0.25:0.2" (dense until 15 %, then from 0.4 down to 0.2)'
+            ) from None
+        points.append((progress, density))
+    if not points:
+        raise ValueError('points: at least one progress:density is needed, for example "0:1, 0.15:1, 0.15:0.3"')
+    return tuple(points)
+
+
+def parse_bands(text: str) -> tuple[LayerBand, ...]:
+    """Layer bands from text such as "10-20:1.5, -8..-1:2" (first-last:factor on the density).
+
+    Raises:
+        ValueError: if a part cannot be read.
+    """
+    bands = []
+    for part in _parts(text):
+        match = re.fullmatch(r"(-?\d+)(?:\s*(?:\.\.|-)\s*(-?\d+))?\s*:\s*(\d*\.?\d+)", part)
+        if match is None:
+            raise ValueError(
+                f"layer bands: {part!r} is not first-last:factor; write for example "
+                '"10-20:1.5, -8..-1:2" (layers 10 to 20 get 1.5 times the density, the last 8 twice)'
+            )
+        first = int(match[1])
+        bands.append(LayerBand(first, int(match[2]) if match[2] is not None else first, float(match[3])))
+    return tuple(bands)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"[,;\n]", text) if part.strip()]

@@ -1,0 +1,156 @@
+"""Presets: from what the user picked to the core's settings, once the run's steps and tokens are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from ...draftattn_core.geometry.layout import PAPER_TILE
+from ...draftattn_core.geometry.order import Tile
+from ...draftattn_core.method.policy import TAILS, Policy, TailName
+from ...draftattn_core.run.schedule import PRESET_DENSITY, PRESETS, Schedule, constant, preset
+from ...draftattn_core.run.settings import Settings
+
+PRESET_NAMES = ("auto", *PRESETS, "paper", "custom")
+TAIL_NAMES = ("auto", *TAILS)
+DEFAULT_MIN_TOKENS = 12000
+PAPER_WARMUP = 0.25
+# Of `auto`, see `auto_density`.
+FEWEST_STEPS, FEW_STEPS, LONG_VIDEO_TOKENS = 4, 12, 60_000
+FEWEST_STEPS_DENSITY = 0.40
+
+
+@runtime_checkable
+class ScheduleSpec(Protocol):
+    """A schedule that depends on the number of steps; what the type SPARSITY_SCHEDULE carries besides a Schedule."""
+
+    def resolve(self, steps: int) -> Schedule: ...
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose on the node.
+
+    Attributes:
+        preset: one of `PRESET_NAMES`.
+        sparsity: share of block pairs not computed exactly, for the presets `paper` and `custom`.
+        dense_start: share of the noise range at its noisy end that runs dense, for `custom`.
+        tail: one of `TAIL_NAMES`.
+        blocks: query and key block size.
+        tile: tile of the larger block; None for the default.
+        dense_layers: layers that always run dense, negative from the end.
+        min_tokens: fewer video tokens run dense.
+        anchor_first, anchor_last: always keep the first or last frame.
+        backend: name in the core's registry.
+        schedule: replaces the preset's schedule; its own dense layers win over `dense_layers` where it has some.
+        strict: refuse to start a run that would be dense for an unexpected reason.
+    """
+
+    preset: str = "auto"
+    sparsity: float = 0.75
+    dense_start: float = 0.1
+    tail: str = "auto"
+    blocks: tuple[int, int] = (128, 64)
+    tile: Tile | None = None
+    dense_layers: tuple[int, ...] = ()
+    min_tokens: int = DEFAULT_MIN_TOKENS
+    anchor_first: bool = False
+    anchor_last: bool = False
+    backend: str = "auto"
+    schedule: Schedule | ScheduleSpec | None = None
+    strict: bool = False
+
+    def settings(self, steps: int, tokens: int) -> Settings:
+        """Settings of a run.
+
+        Args:
+            steps: steps of the whole trajectory, also where this sampler runs only a part of it.
+            tokens: video tokens; 0 if unknown.
+
+        Raises:
+            ValueError: if a choice is out of range; the message says what to do.
+        """
+        if self.preset not in PRESET_NAMES:
+            raise ValueError(f"unknown preset {self.preset!r}: choose one of {', '.join(PRESET_NAMES)}")
+        schedule = self._schedule(max(1, steps), tokens)
+        if self.dense_layers and not schedule.dense_layers:
+            schedule = schedule.with_dense_layers(self.dense_layers)
+        tile: Tile | None = PAPER_TILE
+        if self.preset == "paper":
+            policy, blocks, auto_tail = Policy.paper(), (128, 128), False
+        else:
+            tail: TailName = "linear1" if self.tail == "auto" else self.tail  # type: ignore[assignment]
+            policy = Policy(tail=tail, keep_first_frame=self.anchor_first, keep_last_frame=self.anchor_last)
+            blocks, tile, auto_tail = self.blocks, self.tile, self.tail == "auto"
+        return Settings(
+            policy=policy,
+            schedule=schedule,
+            auto_tail=auto_tail,
+            q_block=blocks[0],
+            k_block=blocks[1],
+            tile=tile,
+            backend=self.backend,
+            min_tokens=self.min_tokens,
+        )
+
+    def _schedule(self, steps: int, tokens: int) -> Schedule:
+        if isinstance(self.schedule, Schedule):
+            return self.schedule
+        if self.schedule is not None:
+            return self.schedule.resolve(steps)
+        density = 1.0 - self.sparsity
+        if self.preset == "paper":
+            return constant(density, warmup=PAPER_WARMUP if steps > 8 else 0.0)
+        if self.preset == "custom":
+            return constant(density, warmup=self.dense_start)
+        if self.preset == "auto":
+            return preset("balanced", steps, auto_density(steps, tokens))
+        return preset(self.preset, steps)
+
+
+def auto_density(steps: int, tokens: int) -> float:
+    """Density the preset `auto` aims for: few steps leave errors less room to heal, short videos have less to skip.
+
+    The densities are those of `balanced` and `quality`, which rest on the quality bench. Where they change, and the
+    margin for the fewest steps, is what users of other packs report, not measured here: see docs/quality.md.
+    """
+    if steps <= FEWEST_STEPS:
+        return FEWEST_STEPS_DENSITY
+    if steps <= FEW_STEPS or tokens < LONG_VIDEO_TOKENS:
+        return PRESET_DENSITY["quality"]
+    return PRESET_DENSITY["balanced"]
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layers from text such as "0, -1" or "0, 47-49".
+
+    Raises:
+        ValueError: if a part is neither a number nor a range.
+    """
+    layers: list[int] = []
+    for part in (piece.strip() for piece in text.replace(";", ",").split(",")):
+        if not part:
+            continue
+        first, dash, last = part.partition("-") if not part.startswith("-") else (part, "", "")
+        try:
+            layers += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError:
+            raise ValueError(
+                f'dense layers: {part!r} is neither a layer nor a range; write for example "0, -1" or "0, 47-49"'
+            ) from None
+    return tuple(dict.fromkeys(layers))
+
+
+def parse_tile(text: str) -> Tile | None:
+    """Tile from text such as "4x4x8" (frames x rows x columns); None for "auto".
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if text.strip().lower() in ("", "auto"):
+        return None
+    parts = text.lower().replace(" ", "").split("x")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise ValueError(f'tile: {text!r} is not frames x rows x columns; write for example "4x4x8" or "auto"')
+    t, h, w = (int(part) for part in parts)
+    return (t, h, w)

@@ -1,0 +1,1 @@
+"""The workflow files: made, checked, photographed."""
