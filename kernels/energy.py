@@ -5,6 +5,9 @@ second one for the sums of exp(score - LSE) over each key block. Both passes mul
 the log-sum-exp is given, the first pass is left out. Scores are float32, in base 2.
 """
 
+# Functions of Triton take no types; every other one here has them.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import torch
@@ -12,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Geometry, block_span, row_offsets
+from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
+from .types import Geometry
 
 _LENGTHS = ["heads", "tokens", "video_tokens", "k_video", "k_total", "bias_stride"]
 

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from ..attention import Attention, attend
+from ..backends.call_kind import CallKind
 from ..backends.registry import (
     NoBackendError,
-    Problem,
     choose_backend,
     passed_over,
     prepare_backend,
     tails_served,
 )
+from ..backends.request import OUT_OF_MEMORY
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Policy, WrongHeadsError
@@ -36,13 +37,12 @@ from .plan import Plan
 from .probe import HeadTails, probe_tails
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .settings import Settings
+from .step_cache import RunStepCache
 from .steps import Steps
 
 log = logging.getLogger(__name__)
 
 MAX_ERRORS = 3
-# Before torch 2.5 there was CUDA's alone.
-OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 @dataclass(eq=False)
@@ -69,12 +69,14 @@ class Run:
     started: bool = False
     finished: bool = False
     _checked: set[int] = field(default_factory=set)
-    _prepared: set[Problem] = field(default_factory=set)
+    _prepared: set[CallKind] = field(default_factory=set)
     _errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         self.plan = Plan(self.settings.policy, self.settings.schedule)
+        if self.step_cache is None and self.settings.skip.rule != "off":
+            self.step_cache = RunStepCache(self.settings.skip)
 
     def start(self, steps: int | None = None, progress: float = 0.0) -> Run:
         """Begin, and say so.
@@ -288,7 +290,7 @@ class Run:
     def _prepare_backend(self, q: Tensor, biased: bool) -> None:
         """Before the first block of a run: have its kernels compiled, and say which backend is going without."""
         settings = self.settings
-        problem = Problem.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
+        problem = CallKind.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
         with self._lock:
             if problem in self._prepared:
                 return
@@ -342,7 +344,7 @@ class Run:
         heads, layer = request.q.shape[1], position.layer
         asked = HeadTails.of(policy, heads)
         biased = request.key_bias is not None
-        problem = Problem.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
+        problem = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
         choices = tails_served(result.backend, problem, TAILS) if settings.auto_tail else ()
         found, probe = probe_tails(
             request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices

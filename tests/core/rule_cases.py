@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,12 @@ def rule_call(
     dtype: torch.dtype = torch.float64,
 ) -> RuleCall:
     q, k, v = smooth_qkv(layout, batch=batch, heads=heads, seed=seed, noise=noise, dtype=dtype)
-    return RuleCall(q, k, v, build_tables(layout), policy or Policy(), SCALE, key_bias, position)
+    policy = policy or Policy()
+    return RuleCall(q, k, v, build_tables(layout), policy, policy.of(heads), SCALE, key_bias, position)
+
+
+def with_policy(call: RuleCall, policy: Policy) -> RuleCall:
+    return replace(call, policy=policy, heads=policy.of(call.q.shape[1]))
 
 
 def whole_logits(call: RuleCall) -> Tensor:

@@ -55,7 +55,7 @@ def test_energies_are_the_block_sums_of_the_whole_softmax(layout: Layout, chunk_
 
 def test_large_logits_neither_overflow_nor_vanish() -> None:
     call = rule_call(layout_of(), dtype=torch.float32)
-    call.q *= 300
+    call.q.mul_(300)
     found = energy_of(call)
     assert found.blocks.dtype == torch.float32
     torch.testing.assert_close(

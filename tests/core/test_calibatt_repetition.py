@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -57,7 +59,7 @@ def test_rows_that_are_alike_have_similarity_one_and_a_single_row_has_none() -> 
     layout = layout_of((2, 5, 4))
     call = call_of(layout)
     video = call.q.view(2, 3, 2, 5, 4, -1)
-    call.q = video[:, :, :, :1].expand_as(video).reshape(call.q.shape)
+    call = replace(call, q=video[:, :, :, :1].expand_as(video).reshape(call.q.shape))
     found = row_similarity(call.q, call.k, call.tables, call.scale)
     torch.testing.assert_close(found, torch.ones_like(found), rtol=1e-12, atol=0)
     single = call_of(layout_of((3, 1, 9)))

@@ -12,7 +12,7 @@ from draftattention.draftattn_core.geometry.layout import Layout
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.draftattn_core.method.rules import adaspa
 from draftattention.draftattn_core.method.rules.call import RuleCall
-from tests.core.rule_cases import Place, layout_of, rule_call, some_bias, whole_logits
+from tests.core.rule_cases import Place, layout_of, rule_call, some_bias, whole_logits, with_policy
 from tests.core.test_calibatt_energy import brute_force
 
 LAYOUTS = {
@@ -77,8 +77,7 @@ def test_rows_keep_their_heaviest_blocks_and_heads_trade_by_recall(layout: Layou
 
 def test_heads_may_start_from_densities_of_their_own() -> None:
     densities = (0.1, 0.3, 0.2, 0.5, 0.15)
-    call = call_of(LAYOUTS["raster"])
-    call.policy = Policy(density=densities)
+    call = with_policy(call_of(LAYOUTS["raster"]), Policy(density=densities))
     expected = expected_keep(call, brute_force(call, whole_logits(call).softmax(-1)), densities)
     assert torch.equal(adaspa.select(call), expected)
 

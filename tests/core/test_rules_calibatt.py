@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout
+from draftattention.draftattn_core.method import rules
 from draftattention.draftattn_core.method.calibatt.displacement import DisplacementMask
 from draftattention.draftattn_core.method.calibatt.intervals import Intervals, intervals_of
 from draftattention.draftattn_core.method.calibatt.portable import PortableVolume
-from draftattention.draftattn_core.method.calibatt.repetition import attend_anchors
+from draftattention.draftattn_core.method.calibatt.repetition import anchor_work, attend_anchors
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.draftattn_core.method.rules.calibatt import Calibrated, Portable
 from draftattention.draftattn_core.method.selection import select_blocks
-from tests.core.rule_cases import Place, layout_of, rule_call, some_bias
+from tests.core.rule_cases import Place, layout_of, rule_call, some_bias, with_policy
 
 LAYOUT = layout_of((3, 5, 7), 5, 12)
 
@@ -43,15 +50,53 @@ def test_a_call_keeps_the_mask_of_its_step_and_layer_and_all_extra_blocks() -> N
         assert keep[:, :, rows:].all() and keep[:, :, :, columns:].all()
 
 
-def test_repetition_heads_are_computed_from_their_anchors_instead() -> None:
-    call = rule_call(LAYOUT, position=Place(1), key_bias=some_bias(LAYOUT))
-    heads, out = calibrated().replaced(call)
-    assert heads == (1, 2) and out is not None
-    expected = attend_anchors(
-        call.q[:, 1:], call.k[:, 1:], call.v[:, 1:], call.tables, call.scale, key_bias=call.key_bias, anchors=2
+Ask = Callable[[Calibrated | Portable], str]
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Puts masks into the table of rules; a policy asks for them by the name returned."""
+
+    def put(masks: Calibrated | Portable) -> str:
+        monkeypatch.setitem(rules.RULES, "new", "new:RULE")
+        module = SimpleNamespace(RULE=masks.rule())
+        monkeypatch.setitem(sys.modules, f"{rules.__name__}.new", module)  # type: ignore[arg-type]
+        return "new"
+
+    return put
+
+
+@pytest.mark.parametrize("flags", [(False, True, True), (True, False, True), (True, True, True), (False, False, False)])
+def test_repetition_heads_are_answered_from_their_anchors_and_the_others_by_their_lists(
+    ask: Ask, flags: tuple[bool, ...]
+) -> None:
+    found = replace(calibrated(), repetition={(1, 0): flags})
+    call = rule_call(LAYOUT, key_bias=some_bias(LAYOUT))
+    policy = Policy(method=ask(found), tail="none")
+    result = attend(
+        call.q,
+        call.k,
+        call.v,
+        LAYOUT,
+        policy,
+        backend="reference",
+        key_bias=call.key_bias,
+        scale=call.scale,
+        position=Place(1),
     )
-    assert torch.equal(out, expected)
-    assert calibrated().replaced(rule_call(LAYOUT, position=Place(0))) == ((), None)
+    keep = found.select(replace(call, position=Place(1)))
+    by_lists = attend_reference(
+        AttendRequest(call.q, call.k, call.v, call.tables, keep, None, call.key_bias, call.scale)
+    )
+    anchors = attend_anchors(call.q, call.k, call.v, call.tables, call.scale, key_bias=call.key_bias, anchors=2)
+    for head, repeats in enumerate(flags):
+        expected = anchors[:, head] if repeats else by_lists[:, head]
+        torch.testing.assert_close(result.out[:, head], expected, rtol=1e-12, atol=1e-13)
+        if repeats:
+            share = float(result.computed_pairs()[0, head]) / LAYOUT.tokens**2
+            assert share == pytest.approx(anchor_work(call.tables, 2), abs=0.5 / call.tables.q.total)
+        else:
+            assert torch.equal(result.request.keep[:, head], keep[:, head])
 
 
 def test_steps_that_share_a_list_pay_for_it_once_and_go_on_sharing_on_a_device() -> None:
@@ -100,7 +145,7 @@ def test_portable_scores_are_cut_at_each_heads_density(layout: Layout) -> None:
     tables = call.tables
     for densities in ((0.2, 0.4, 0.7), (0.5, 0.1, 0.3)):
         # The same state: another policy must not get what an earlier one was given.
-        call = replace(call, policy=replace(call.policy, density=densities))
+        call = with_policy(call, replace(call.policy, density=densities))
         keep = found.select(call)
         as_head = replace(call.policy, method="head")
         assert torch.equal(keep[1], select_blocks(volume(0).scores(tables), tables, as_head)[0])
@@ -132,15 +177,12 @@ def test_portable_masks_fit_any_grid_and_change_with_progress(layout: Layout) ->
 
 
 def test_a_device_that_holds_some_of_the_heads_reads_its_part() -> None:
-    whole = rule_call(LAYOUT, position=Place(1))
-    part = replace(whole, position=Place(1, 0.0, 0, 1, 3), **{n: getattr(whole, n)[:, 1:2] for n in "qkv"})
+    policy = Policy(density=(0.2, 0.4, 0.7))
+    whole = rule_call(LAYOUT, policy, position=Place(1))
+    part = replace(whole.of_heads(slice(1, 2)), position=Place(1, 0.0, 0, 1, 3), state={})
     assert torch.equal(calibrated().select(part), calibrated().select(whole)[:, 1:2])
-    heads, out = calibrated().replaced(part)
-    expected = calibrated().replaced(whole)[1]
-    assert heads == (0,) and out is not None and expected is not None
-    torch.testing.assert_close(out, expected[:, :1], rtol=1e-12, atol=1e-13)
-    scored = Portable({(0, 0): volume(0)})
-    for found in (portable(), scored):
+    assert calibrated().repeats(part) == (True,) and calibrated().repeats(whole) == (False, True, True)
+    for found in (portable(), Portable({(0, 0): volume(0)})):
         assert torch.equal(found.select(part), found.select(replace(whole, state={}))[:, 1:2])
         part.state.clear()
 

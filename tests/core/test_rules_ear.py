@@ -15,7 +15,7 @@ from draftattention.draftattn_core.method.policy import Policy
 from draftattention.draftattn_core.method.rules import ear
 from draftattention.draftattn_core.method.rules.call import RuleCall
 from draftattention.draftattn_core.method.selection import forced_blocks
-from draftattention.draftattn_core.method.tail.expand import Tail
+from draftattention.kernels.types import Tail
 from tests.core.cases import blocks_of
 from tests.core.rule_cases import layout_of, rule_call
 
@@ -63,9 +63,9 @@ def test_tight_blocks_and_large_logits_keep_their_error_in_float32() -> None:
     for factor in (1e-3, 1.0, 40.0):
         # Factor 1e-3: blocks so tight that squares of sums would lose every digit.
         means = block_means(exact.k, exact.tables.perm, exact.tables.k)[:, :, exact.tables.k.of_token]
-        call = replace(exact, k=means + (exact.k - means) * min(factor, 1.0), q=exact.q * max(factor, 1.0))
         v_means = block_means(exact.v, exact.tables.perm, exact.tables.k)[:, :, exact.tables.k.of_token]
-        call.v = v_means + (exact.v - v_means) * min(factor, 1.0)
+        k, v = (mean + (x - mean) * min(factor, 1.0) for x, mean in ((exact.k, means), (exact.v, v_means)))
+        call = replace(exact, k=k, v=v, q=exact.q * max(factor, 1.0))
         q_mean = mean_queries(call)
         double = ear.token_errors(q_mean, call.k, call.v, call.tables, call.scale)
         single = ear.token_errors(q_mean.float(), call.k.float(), call.v.float(), call.tables, call.scale)
@@ -80,7 +80,7 @@ def block_sums(call: RuleCall, query: Tensor, tokens: list[int]) -> tuple[Tensor
 
 def stand_in(tail: Tail, query: Tensor, scale: float, b: int) -> tuple[Tensor, Tensor]:
     """What the tail puts in place of key block b: numerator (B, H, D) and denominator (B, H)."""
-    weight = (scale * (query * tail.k_mean[:, :, b]).sum(-1) + tail.log_count[:, b]).exp()
+    weight = (scale * (query * tail.k_mean[:, :, b]).sum(-1) + tail.log_weight[:, b]).exp()
     value = tail.v_mean[:, :, b].clone()
     if tail.cov is not None:
         value += scale * torch.einsum("bhd,bhde->bhe", query, tail.cov)
@@ -91,8 +91,7 @@ def stand_in(tail: Tail, query: Tensor, scale: float, b: int) -> tuple[Tensor, T
     return weight.unsqueeze(-1) * value, weight
 
 
-@pytest.mark.parametrize("of_output", [True, False])
-@pytest.mark.parametrize("gain", [0.0, 0.4])
+@pytest.mark.parametrize(("of_output", "gain"), [(True, 0.4), (False, 0.0)])
 @pytest.mark.parametrize("tail", TAILS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_tail_loses_what_its_sums_lack(layout: Layout, tail: str, gain: float, of_output: bool) -> None:
@@ -143,10 +142,11 @@ def test_the_error_is_how_far_the_output_moves_when_one_block_gives_way_to_its_t
 def test_blocks_of_equal_tokens_have_no_error() -> None:
     call = call_of(LAYOUTS["raster"], tail="linear0")
     tables = call.tables
-    call.k, call.v = (block_means(x, tables.perm, tables.k)[:, :, tables.k.of_token] for x in (call.k, call.v))
+    k, v = (block_means(x, tables.perm, tables.k)[:, :, tables.k.of_token] for x in (call.k, call.v))
+    call = replace(call, k=k, v=v)
     q_mean = mean_queries(call)
     assert call.tail is not None
-    size = ear.tail_errors(q_mean, call.k, call.v, tables, replace(call.tail, log_count=call.tail.log_count * 0), 1.0)
+    size = ear.tail_errors(q_mean, call.k, call.v, tables, replace(call.tail, log_weight=call.tail.log_weight * 0), 1.0)
     for log_error in (
         ear.token_errors(q_mean, call.k, call.v, tables, 1.0),
         ear.tail_errors(q_mean, call.k, call.v, tables, call.tail, 1.0).log_error,

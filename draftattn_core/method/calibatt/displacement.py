@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.layout import BlockTable, LayoutTables
-from ..rules.call import token_frames
+from ..rules.places import token_frames
 
 Reach = tuple[int, int, int]
 # Displacements are rounded half away from zero; block centres lie on multiples of 1 / (2 block), never this close.

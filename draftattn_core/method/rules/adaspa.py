@@ -15,9 +15,9 @@ from torch import Tensor
 from ...geometry.layout import LayoutTables
 from ...geometry.per_head import per_head
 from ..calibatt.energy import Energy, block_energy
-from ..policy import head_densities
 from ..selection import row_top_k
 from .call import RuleCall, whole_map
+from .rule import Rule
 
 RECALL = 0.8
 # Second search, as progress: step 30 of 50. The first is at the first sparse call (the paper: step 10 of 50).
@@ -102,7 +102,10 @@ def select(call: RuleCall) -> Tensor:
     if found is None or (late and not found.second):
         lse = None if found is None else found.lse
         energy: Energy = block_energy(call.q, call.k, call.tables, call.scale, key_bias=call.key_bias, lse=lse)
-        density = per_head(head_densities(call.policy.density, call.q.shape[1]), call.q.device, energy.blocks.dtype)
+        density = per_head(call.heads.densities, call.q.device, energy.blocks.dtype)
         found = Search(mask_from(energy.blocks, call.tables, density.unsqueeze(0)), energy.lse, late)
         call.state.update(of=key, search=found)
     return found.keep
+
+
+RULE = Rule(select)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -16,13 +17,30 @@ from ...geometry.layout import Layout, LayoutTables
 from ..calibatt.displacement import DisplacementMask
 from ..calibatt.intervals import Intervals
 from ..calibatt.portable import PortableVolume
-from ..calibatt.repetition import ANCHORS, attend_anchors
+from ..calibatt.repetition import ANCHORS, anchor_work, attend_anchors
 from ..policy import Policy
 from ..selection import select_blocks
-from .call import RuleCall, heads_of, whole_map
+from .call import RuleCall, whole_map
+from .rule import Attended, Default, Rule
+
+# What a part of a call finds in its state: its share of the mask of the whole.
+_PART = "part of the mask"
 
 At = tuple[int, int]
 """Step and layer, from 0."""
+
+
+def heads_of(call: RuleCall, known: int) -> slice:
+    """Which heads of its layer a call holds, of those that something is known of.
+
+    Raises:
+        ValueError: if it is not known of as many heads as the layer has.
+    """
+    held, position = call.q.shape[1], call.position
+    first, heads = (0, held) if position is None else (position.first_head, position.all_heads or held)
+    if heads != known:
+        raise ValueError(f"these masks are for {known} heads, the layer has {heads}: calibrate this model")
+    return slice(first, first + held)
 
 
 @dataclass(frozen=True)
@@ -77,24 +95,44 @@ class Calibrated:
         return at
 
     def select(self, call: RuleCall) -> Tensor:
-        """Kept block pairs of a call; rows of repetition heads keep their lists, which `replaced` makes void."""
+        """Kept block pairs of a call, by the lists; those of repetition heads are void, see `attend`."""
+        if _PART in call.state:
+            part_of_whole: Tensor = call.state[_PART]
+            return part_of_whole
         self.check(call.tables)
         lists = self.lists[self.at(call)]
         part = heads_of(call, lists.bounds.shape[0])
         keep = Intervals(lists.bounds[part], lists.columns).mask()
         return whole_map(keep.expand(call.q.shape[0], -1, -1, -1), call.tables)
 
-    def replaced(self, call: RuleCall) -> tuple[tuple[int, ...], Tensor | None]:
-        """Heads of the call that are replaced altogether, and their output (B, heads, L, D); None without any."""
+    def repeats(self, call: RuleCall) -> tuple[bool, ...]:
+        """Which heads of a call are repetition heads."""
         flags = self.repetition.get(self.at(call), ())
-        mine = flags[heads_of(call, len(flags))] if flags else ()
-        heads = tuple(head for head, repeats in enumerate(mine) if repeats)
-        if not heads:
-            return (), None
-        # A list of Python integers as an index would be copied to the device with a wait; slices are views.
-        q, k, v = (torch.stack([x[:, head] for head in heads], 1) for x in (call.q, call.k, call.v))
-        out = attend_anchors(q, k, v, call.tables, call.scale, key_bias=call.key_bias, anchors=self.anchors)
-        return heads, out
+        return flags[heads_of(call, len(flags))] if flags else (False,) * call.q.shape[1]
+
+    def attend(self, call: RuleCall, default: Default) -> Attended | None:
+        """Repetition heads from their anchor rows, the others by their lists; None where no head repeats.
+
+        The work of a repetition head counts as whole rows of blocks, as many as its anchor rows and extra tokens fill.
+        """
+        if _PART in call.state or not any(self.repeats(call)):
+            return None
+        keep, outs, start = self.select(call).clone(), [], 0
+        rows = round(anchor_work(call.tables, self.anchors) * keep.shape[2])
+        for repeats, run in groupby(self.repeats(call)):
+            part = slice(start, start + len(tuple(run)))
+            some, start = call.of_heads(part), part.stop
+            if repeats:
+                q, k, v, bias = some.q, some.k, some.v, some.key_bias
+                outs.append(attend_anchors(q, k, v, some.tables, some.scale, key_bias=bias, anchors=self.anchors))
+                keep[:, part] = (torch.arange(keep.shape[2], device=keep.device) < rows)[:, None]
+            else:
+                outs.append(default(replace(some, state={_PART: keep[:, part]})).out)
+        return Attended(torch.cat(outs, dim=1), keep)
+
+    def rule(self) -> Rule:
+        """The rule that follows these masks; use it with the policy's tail `none`, as published."""
+        return Rule(self.select, attend=self.attend)
 
 
 @dataclass(frozen=True)
@@ -132,16 +170,21 @@ class Portable:
         part = heads_of(call, mask.heads)
         # Made once for a layer, a bucket, a layout and a policy: the state holds what it was made from.
         known = call.state.get("portable")
-        made_from = (mask, call.tables, call.policy, part)
+        policy = replace(call.policy, method="head", density=call.heads.densities)
+        made_from = (mask, call.tables, policy, part)
         if known is None or any(a is not b for a, b in zip(known[0][:2], made_from)) or known[0][2:] != made_from[2:]:
-            known = made_from, _cut(mask.of_heads(part), call.tables, call.policy)
+            known = made_from, _cut(mask.of_heads(part), call.tables, policy)
             call.state["portable"] = known
         keep: Tensor = known[1]
         return keep.expand(call.q.shape[0], -1, -1, -1)
+
+    def rule(self) -> Rule:
+        """The rule that follows these masks."""
+        return Rule(self.select)
 
 
 def _cut(mask: PortableVolume | DisplacementMask, tables: LayoutTables, policy: Policy) -> Tensor:
     """(1, H, q blocks, k blocks) bool, extra blocks included."""
     if isinstance(mask, DisplacementMask):
         return whole_map(mask.mask(tables).unsqueeze(0), tables)
-    return select_blocks(mask.scores(tables), tables, replace(policy, method="head"))
+    return select_blocks(mask.scores(tables), tables, policy)

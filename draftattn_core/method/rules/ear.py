@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ....kernels.types import Tail
 from ...geometry.blocks import centre, statistics_dtype, video_in_order
 from ...geometry.layout import LayoutTables
 from ...geometry.per_head import per_head
 from ..draft import log_block_counts
-from ..policy import Policy, head_densities
 from ..selection import forced_blocks, row_top_k
-from ..tail.expand import Tail
 from .call import RuleCall, whole_map
+from .rule import Rule
 
 # Logits of a block differ from their mean by no more than this; larger ones would leave float32's range when squared.
 LARGEST_DEVIATION = 30.0
@@ -156,7 +156,7 @@ def tail_errors(
         # (B, h, C, r, D): what the tokens add to n vbar, over e^sbar.
         above = torch.matmul(grown.transpose(2, 3), part.values)
         below = grown.sum(-1)
-        gain = (some.log_count - log_counts).to(above.dtype)
+        gain = (some.log_weight - log_counts).to(above.dtype)
         factor = counts * gain.expm1()
         stand_in = _linear(part.q_mean, some)
         lost = above.transpose(2, 3) - factor.view(1, -1, 1, table.video, 1) * part.v_mean.unsqueeze(2)
@@ -232,11 +232,10 @@ def _logits(call: RuleCall) -> Tensor:
     return products + log_block_counts(call.tables, products.dtype)
 
 
-def _promise(policy: Policy, call: RuleCall, share: float) -> Tensor:
+def _promise(call: RuleCall, share: float) -> Tensor:
     """(H, 1, 1) int64: a share of each head's even row budget, at least one block where nothing stands in for a row."""
-    heads, columns = call.q.shape[1], call.tables.k.video
-    least = 1 if policy.drops else 0
-    counts = [max(least, round(share * d * columns)) for d in head_densities(policy.density, heads)]
+    least = 1 if call.policy.drops else 0
+    counts = [max(least, round(share * density * call.tables.k.video)) for density in call.heads.densities]
     return per_head(counts, call.q.device, torch.int64)[:, None, None]
 
 
@@ -250,7 +249,7 @@ def select(call: RuleCall) -> Tensor:
     errors = token_errors(call.draft.q_mean, call.k, call.v, call.tables, call.scale)
     areas = log_block_counts(call.tables, errors.dtype)
     forced = forced_blocks(call.tables, call.policy)
-    promised, budget = _promise(call.policy, call, call.policy.floor), _promise(call.policy, call, 1.0)
+    promised, budget = _promise(call, call.policy.floor), _promise(call, 1.0)
     return whole_map(most_wrong(errors - areas, _logits(call), forced, promised, budget), call.tables)
 
 
@@ -269,7 +268,11 @@ def select_by_tail_error(call: RuleCall) -> Tensor:
     errors = lost.log_error - 2 * lost.log_mass.unsqueeze(-1) - areas
     forced = forced_blocks(call.tables, call.policy)
     pairs = call.tables.q.video * call.tables.k.video
-    budgets = [round(density * pairs) for density in head_densities(call.policy.density, call.q.shape[1])]
+    budgets = [round(density * pairs) for density in call.heads.densities]
     budget = per_head(budgets, call.q.device, torch.int64).unsqueeze(0)
-    promised = _promise(call.policy, call, call.policy.floor)
+    promised = _promise(call, call.policy.floor)
     return whole_map(head_budget_by_error(errors, _logits(call), forced, promised, budget), call.tables)
+
+
+RULE = Rule(select)
+TAIL_RULE = Rule(select_by_tail_error)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ...geometry.layout import LayoutTables
-from ..policy import head_densities
-from .call import RuleCall, token_frames, whole_map
+from .call import RuleCall, whole_map
+from .places import token_frames
+from .rule import Rule
 
 _SOLVER_STEPS = 12
 # Decays beyond this make every window of a video of a few hundred frames as wide as a frame.
@@ -113,7 +114,8 @@ def mask_for(density: float, tables: LayoutTables) -> Tensor:
 
 def select(call: RuleCall) -> Tensor:
     """The mask closest to each head's density; q and k are not looked at."""
-    batch, heads = call.q.shape[:2]
-    densities = head_densities(call.policy.density, heads)
-    keep = torch.stack([mask_for(density, call.tables) for density in densities])
-    return whole_map(keep.expand(batch, -1, -1, -1), call.tables)
+    keep = torch.stack([mask_for(density, call.tables) for density in call.heads.densities])
+    return whole_map(keep.expand(call.q.shape[0], -1, -1, -1), call.tables)
+
+
+RULE = Rule(select)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...geometry.layout import LayoutTables
 from ..calibatt.energy import kept_mass
-from ..policy import head_densities
-from .call import RuleCall, token_frames, whole_map
+from .call import RuleCall, whole_map
+from .places import token_frames
 
 RATIO_GROWTH = 0.04
 
@@ -49,9 +49,8 @@ def window_mask(tables: LayoutTables, density: float) -> Tensor:
 
 def select(call: RuleCall) -> Tensor:
     """The window of each head's density; q and k are not looked at."""
-    batch, heads = call.q.shape[:2]
-    masks = [window_mask(call.tables, density) for density in head_densities(call.policy.density, heads)]
-    return whole_map(torch.stack(masks).expand(batch, -1, -1, -1), call.tables)
+    masks = torch.stack([window_mask(call.tables, density) for density in call.heads.densities])
+    return whole_map(masks.expand(call.q.shape[0], -1, -1, -1), call.tables)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from ...geometry.blocks import head_chunks, statistics_dtype
 from ...geometry.layout import BlockTable, LayoutTables
 from ..calibatt.repetition import host_key_bias
-from ..policy import head_densities
 from .call import HeadOrder, RuleCall, whole_map
+from .rule import Rule
 
 SAMPLED_ROWS = 64
 # The masks that classify heads are made of blocks of this size, whatever the blocks of the call.
@@ -152,10 +152,12 @@ def head_order(call: RuleCall) -> HeadOrder:
 def select(call: RuleCall) -> Tensor:
     """The band of each head's density; the same for spatial and temporal heads, each in its own order.
 
-    To be computed on q, k and v after `head_order(call).before`.
+    To be computed on the call reordered by `head_order`.
     """
     check_order(call.tables)
-    batch, heads = call.q.shape[:2]
-    densities = head_densities(call.policy.density, heads)
-    keep = torch.stack([band(call.tables, band_width(density, call.tables)) for density in densities])
-    return whole_map(keep.expand(batch, -1, -1, -1), call.tables)
+    widths = [band_width(density, call.tables) for density in call.heads.densities]
+    keep = torch.stack([band(call.tables, width) for width in widths])
+    return whole_map(keep.expand(call.q.shape[0], -1, -1, -1), call.tables)
+
+
+RULE = Rule(select, order=head_order)
