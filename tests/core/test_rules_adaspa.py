@@ -29,10 +29,10 @@ def trade(recall: list[float], sparsity: list[float], threshold: float) -> list[
     n = min(sum(r > threshold for r in recall), heads // 2)
     traded = list(sparsity)
     for h in by_recall[:n]:
-        traded[h] = (1 + sparsity[h]) / 2
+        traded[h] = (1 + sparsity[h]) / 2 if sparsity[h] > 1 / 3 else 2 * sparsity[h]
     for h in by_recall[heads - n :]:
-        traded[h] = (3 * sparsity[h] - 1) / 2
-    return [1 - min(1.0, max(0.0, s)) for s in traded]
+        traded[h] = max(0.0, (3 * sparsity[h] - 1) / 2)
+    return [1 - s for s in traded]
 
 
 def expected_keep(call: RuleCall, energy: Tensor, densities: tuple[float, ...]) -> Tensor:
@@ -82,17 +82,16 @@ def test_heads_may_start_from_densities_of_their_own() -> None:
     assert torch.equal(adaspa.select(call), expected)
 
 
-@pytest.mark.parametrize("density", [0.2, 0.4, 0.9])
+@pytest.mark.parametrize("density", [0.2, 0.4, 0.9, 1.0])
 @pytest.mark.parametrize("recall", [[0.9, 0.85, 0.5, 0.7], [0.9] * 4, [0.1] * 4, [0.2, 0.95, 0.3, 0.4, 0.6]])
-def test_trading_keeps_the_sum_of_the_budgets_unless_a_head_is_full(recall: list[float], density: float) -> None:
+def test_trading_keeps_the_sum_of_the_budgets(recall: list[float], density: float) -> None:
     heads = len(recall)
     found = adaspa.head_densities_by_recall(
         torch.tensor([recall], dtype=torch.float64), torch.tensor([[density]], dtype=torch.float64)
     )
     expected = trade(recall, [1 - density] * heads, adaspa.RECALL)
-    torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64), rtol=1e-12, atol=0)
-    if density < 0.6:
-        assert float(found.sum()) == pytest.approx(heads * density)
+    torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64), rtol=1e-12, atol=1e-15)
+    assert float(found.sum()) == pytest.approx(heads * density)
 
 
 def test_masks_serve_until_the_second_search_which_takes_the_first_log_sum_exp() -> None:

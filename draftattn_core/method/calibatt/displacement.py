@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.layout import BlockTable, LayoutTables
-from ..rules.places import token_frames
+from ..rules.places import on_the_host, token_frames
 
 Reach = tuple[int, int, int]
 # Displacements are rounded half away from zero; block centres lie on multiples of 1 / (2 block), never this close.
@@ -23,17 +23,18 @@ _ROUNDING = 1e-6
 
 
 def block_centres(tables: LayoutTables, table: BlockTable) -> Tensor:
-    """Mean (frame, row, column) of the tokens of every video block: (blocks, 3) float64 on the CPU."""
+    """Mean (frame, row, column) of the tokens of every video block: (blocks, 3) float64, from tables on the CPU."""
     grid = tables.layout.grid
-    frame, place = (x.cpu() for x in token_frames(tables))
+    frame, place = token_frames(tables)
     where = torch.stack([frame, place // grid.w, place % grid.w], -1).double()
-    block = table.of_token[: grid.tokens].cpu()
+    block = table.of_token[: grid.tokens]
     sums = torch.zeros(table.video, 3, dtype=torch.float64).index_add_(0, block, where)
     return sums / block.bincount(minlength=table.video).unsqueeze(-1)
 
 
 def block_displacements(tables: LayoutTables, cell: tuple[float, float, float]) -> Tensor:
     """Displacement of every key block from every query block in cells: (R, C, 3) int64 on the CPU."""
+    tables = on_the_host(tables)
     q, k = block_centres(tables, tables.q), block_centres(tables, tables.k)
     apart = (k.unsqueeze(0) - q.unsqueeze(1)) / torch.tensor(cell, dtype=torch.float64)
     return (apart.sign() * (apart.abs() + 0.5 + _ROUNDING).floor()).long()
@@ -97,10 +98,11 @@ class DisplacementScores:
 
 def _looks_back(tables: LayoutTables) -> Tensor:
     """(R, C) bool on the CPU: the key block holds tokens of the first frame, the query block none."""
-    frame = token_frames(tables)[0].cpu()
+    tables = on_the_host(tables)
+    frame = token_frames(tables)[0]
     queries = torch.zeros(tables.q.video, dtype=torch.bool)
-    queries[tables.q.of_token[: len(frame)].cpu()[frame == 0]] = True
-    return ~queries.unsqueeze(1) & tables.first_frame.cpu()
+    queries[tables.q.of_token[: len(frame)][frame == 0]] = True
+    return ~queries.unsqueeze(1) & tables.first_frame
 
 
 def flat_displacements(tables: LayoutTables, cell: tuple[float, float, float], reach: Reach) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...geometry.grid import TokenGrid
 from ...geometry.layout import LayoutTables
+from ..rules.places import on_the_host
 from .displacement import block_centres, default_cell
 
 Cell = tuple[float, float, float]
@@ -37,6 +38,7 @@ def _corners(tables: LayoutTables, cell: Cell, reach: Reach) -> Iterator[tuple[T
     Displacements beyond the reach count as the farthest ones.
     """
     limit = torch.tensor(reach, dtype=torch.float64)
+    tables = on_the_host(tables)
     q, k = block_centres(tables, tables.q), block_centres(tables, tables.k)
     place = (k.unsqueeze(0) - q.unsqueeze(1)) / torch.tensor(cell, dtype=torch.float64)
     place = place.clamp(-limit, limit) + limit

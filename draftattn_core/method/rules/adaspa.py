@@ -54,14 +54,15 @@ def best_blocks(energy: Tensor, density: Tensor, columns: int) -> Tensor:
         (B, H, R, columns) bool.
     """
     counts = row_counts(density, columns)[:, :, None, None].expand(*energy.shape[:2], 1, 1)
-    return row_top_k(energy[..., :columns], counts)
+    return row_top_k(energy[..., :columns].nan_to_num(nan=-1.0), counts)
 
 
 def head_densities_by_recall(recall: Tensor, density: Tensor, threshold: float = RECALL) -> Tensor:
-    """Densities after heads have traded: (B, H), with the same sum as before where none runs out of blocks.
+    """Densities after heads have traded: (B, H), with the same sum as before where heads start from one density.
 
     With s = 1 - density: of the n heads that recall more than `threshold`, each takes the sparsity (1 + s) / 2, and the
-    n heads that recall least take (3 s - 1) / 2. No head is on both sides: n is at most half of the heads (ours).
+    n heads that recall least take (3 s - 1) / 2. Ours: n is at most half of the heads, so that none is on both sides,
+    and below s = 1/3, where the latter would be negative, heads trade no more than s.
 
     Args:
         recall: (B, H) share of its mass that a head keeps at `density`.
@@ -72,10 +73,9 @@ def head_densities_by_recall(recall: Tensor, density: Tensor, threshold: float =
     order = recall.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(heads, device=order.device).expand_as(order))
     traders = (recall > threshold).sum(1, keepdim=True).clamp_max(heads // 2)
-    sparsity = 1 - density
-    traded = torch.where(rank < traders, (1 + sparsity) / 2, sparsity)
-    traded = torch.where(rank >= heads - traders, (3 * sparsity - 1) / 2, traded)
-    return 1 - traded.clamp(0, 1)
+    step = torch.minimum(density / 2, 1 - density)
+    traded = torch.where(rank < traders, density - step, density)
+    return torch.where(rank >= heads - traders, density + step, traded)
 
 
 def mask_from(energy: Tensor, tables: LayoutTables, density: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ values) costs 1 / query block of a dense call.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ....kernels.types import Tail
 from ...geometry.blocks import centre, statistics_dtype, video_in_order
 from ...geometry.layout import LayoutTables
 from ...geometry.per_head import per_head
-from ..draft import log_block_counts
+from ..draft import draft_logits, log_block_counts
 from ..selection import forced_blocks, row_top_k
 from .call import RuleCall, whole_map
 from .rule import Rule
@@ -228,8 +228,7 @@ def head_budget_by_error(errors: Tensor, logits: Tensor, forced: Tensor, promise
 
 def _logits(call: RuleCall) -> Tensor:
     """Draft logits by mass alone: without the spread, which is our own way to guess an error."""
-    products = torch.matmul(call.draft.q_mean * call.scale, call.draft.k_mean.transpose(-1, -2))
-    return products + log_block_counts(call.tables, products.dtype)
+    return draft_logits(replace(call.draft, k_spread=None), call.tables, call.scale)
 
 
 def _promise(call: RuleCall, share: float) -> Tensor:

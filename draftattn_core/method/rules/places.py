@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...geometry.layout import LayoutTables
+from ...geometry.layout import LayoutTables, build_tables
+
+
+def on_the_host(tables: LayoutTables) -> LayoutTables:
+    """The same tables on the CPU, made anew from their layout: the device is not asked, and not waited for."""
+    return tables if tables.perm.device.type == "cpu" else build_tables(tables.layout)
 
 
 def token_frames(tables: LayoutTables) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...geometry.layout import LayoutTables
 from .call import RuleCall, whole_map
-from .places import token_frames
+from .places import on_the_host, token_frames
 from .rule import Rule
 
 _SOLVER_STEPS = 12
@@ -52,15 +52,17 @@ def radial_mask(tables: LayoutTables, decay: float) -> Tensor:
 
 
 def _make_mask(tables: LayoutTables, decay: float) -> Tensor:
+    """The mask on the CPU."""
+    tables = on_the_host(tables)
     grid = tables.layout.grid
     places, video = grid.frame_tokens, grid.tokens
-    frame, place = (x.cpu() for x in token_frames(tables))
-    q_block, k_block = (table.of_token[:video].cpu() for table in (tables.q, tables.k))
+    frame, place = token_frames(tables)
+    q_block, k_block = (table.of_token[:video] for table in (tables.q, tables.k))
     counts = q_block.bincount(minlength=tables.q.video)
     # Key block of every (frame, place).
     block_of = torch.empty(grid.t, places, dtype=torch.int64)
     block_of[frame, place] = k_block
-    keep = tables.own.cpu().clone()
+    keep = tables.own.clone()
     for i in range(grid.t):
         mine = frame == i
         rows, row_of = torch.unique(q_block[mine], return_inverse=True)

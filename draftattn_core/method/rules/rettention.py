@@ -15,7 +15,7 @@ from torch import Tensor
 from ...geometry.layout import LayoutTables
 from ..calibatt.energy import kept_mass
 from .call import RuleCall, whole_map
-from .places import token_frames
+from .places import on_the_host, token_frames
 
 RATIO_GROWTH = 0.04
 
@@ -28,12 +28,13 @@ def window_mask(tables: LayoutTables, density: float) -> Tensor:
     """
 
     def make() -> Tensor:
-        grid = tables.layout.grid
+        host = on_the_host(tables)
+        grid = host.layout.grid
         half = int(density * grid.frame_tokens) // 2
-        place = token_frames(tables)[1].cpu()
-        q_block, k_block = (table.of_token[: grid.tokens].cpu() for table in (tables.q, tables.k))
+        place = token_frames(host)[1]
+        q_block, k_block = (table.of_token[: grid.tokens] for table in (host.q, host.k))
         queries, keys = (
-            torch.zeros(table.video, grid.frame_tokens + 1, dtype=torch.int32) for table in (tables.q, tables.k)
+            torch.zeros(table.video, grid.frame_tokens + 1, dtype=torch.int32) for table in (host.q, host.k)
         )
         queries[q_block, place] = 1
         keys[k_block, place + 1] = 1
