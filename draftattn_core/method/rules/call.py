@@ -96,7 +96,7 @@ class RuleCall:
         """What stands in for skipped blocks; None where every head drops them."""
         if not self.policy.has_tail:
             return None
-        return tail_from(self._expansion, self.heads.tails, self.policy.tail_gain)
+        return tail_from(self._expansion, self.heads.tails, self.heads.gains)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.method.calibatt.energy import Energy, block_energy
 from draftattention.kernels.energy import energy
 from tests.kernels.bfloat16 import right_bfloat16_products
-from tests.kernels.problems import geometry_of, make_problem
+from tests.kernels.problems import make_problem
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,9 @@ def check(found: Tensor, truth: Tensor) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(f"{key}={value}" for key, value in case.items()))
 def test_energies_and_log_sum_exp_are_those_of_the_core(case: dict[str, Any]) -> None:
-    request = make_problem(**case).request
-    found, lse = energy(request.q, request.k, geometry_of(request.tables), request.scale, key_bias=request.key_bias)
+    problem = make_problem(**case)
+    request = problem.request
+    found, lse = energy(request.q, request.k, problem.geometry, request.scale, key_bias=request.key_bias)
     truth = expected(request)
     torch.testing.assert_close(lse.double(), truth.lse, rtol=1e-6, atol=1e-5)
     # Logits of hundreds lose digits before the exponential, in float32 as on a GPU.
@@ -57,8 +58,8 @@ def test_energies_and_log_sum_exp_are_those_of_the_core(case: dict[str, Any]) ->
 
 @pytest.mark.parametrize("case", CASES[:4], ids=lambda case: "-".join(f"{key}={value}" for key, value in case.items()))
 def test_a_log_sum_exp_of_an_earlier_step_is_used_and_left_alone(case: dict[str, Any]) -> None:
-    first, later = make_problem(**case).request, make_problem(**case, seed=1).request
-    geometry = geometry_of(first.tables)
+    problem = make_problem(**case)
+    first, later, geometry = problem.request, make_problem(**case, seed=1).request, problem.geometry
     lse = energy(first.q, first.k, geometry, first.scale, key_bias=first.key_bias)[1]
     before = lse.clone()
     found, same = energy(later.q, later.k, geometry, later.scale, key_bias=later.key_bias, lse=lse)
