@@ -177,7 +177,7 @@ def test_a_preparation_without_memory_is_tried_again(monkeypatch: pytest.MonkeyP
         if len(tried) == 1:
             raise OUT_OF_MEMORY("none left")
 
-    monkeypatch.setattr("draftattention.draftattn_core.run.run.prepare_backend", prepare)
+    monkeypatch.setattr("draftattention.draftattn_core.run.ready.prepare_backend", prepare)
     run = Run(Settings(schedule=constant(0.3, warmup=0.5), min_tokens=0))
     for _ in range(3):
         serve(run, 0.0)
@@ -188,7 +188,7 @@ def test_a_preparation_that_fails_is_left_to_the_calls(monkeypatch: pytest.Monke
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such device")
 
-    monkeypatch.setattr("draftattention.draftattn_core.run.run.prepare_backend", fail)
+    monkeypatch.setattr("draftattention.draftattn_core.run.ready.prepare_backend", fail)
     run = Run(Settings(schedule=constant(0.3)))
     serve(run, 0.0)
     assert run.report.calls_sparse == 1
