@@ -8,6 +8,11 @@ RULES = {
     "row": "row:RULE",
     "top_p": "top_p:RULE",
     "draft": "draft:RULE",
+    "svg": "svg:RULE",
+    "radial": "radial:RULE",
+    "adaspa": "adaspa:RULE",
+    "ear": "ear:RULE",
+    "tail_error": "ear:TAIL_RULE",
 }
 
 
