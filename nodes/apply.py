@@ -9,13 +9,13 @@ from comfy_api.latest import io
 
 from ..draftattn_core.backends.registry import backend_names
 from .host.adapter import apply_draft_attention
-from .inputs.presets import DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES, Choices, parse_layers, parse_tile
+from .inputs.checks import apply_problems, judgement
+from .inputs.overruled import BY_PRESET, BY_SCHEDULE
+from .inputs.presets import BLOCKS, DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES, Choices, parse_layers, parse_tile
 
 CATEGORY = "model/patch/draft attention"
 Report = io.Custom("DRAFT_ATTENTION_REPORT")
 SparsitySchedule = io.Custom("SPARSITY_SCHEDULE")
-
-BLOCKS = {"128/64": (128, 64), "128/128": (128, 128), "64/64": (64, 64)}
 
 
 class ApplyDraftAttention(io.ComfyNode):
@@ -41,6 +41,7 @@ class ApplyDraftAttention(io.ComfyNode):
                     default="auto",
                     tooltip="auto chooses by number of steps and video size. quality, balanced, fast: fixed targets. "
                     "paper: DraftAttention as published. custom: the advanced inputs sparsity and dense_start.",
+                    extra_dict={"draftattention": {"by_preset": BY_PRESET, "by_schedule": BY_SCHEDULE}},
                 ),
                 io.Float.Input(
                     "sparsity",
@@ -138,6 +139,12 @@ class ApplyDraftAttention(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, tile: str | None = None, blocks: str | None = None, dense_layers: str | None = None
+    ) -> bool | str:
+        return judgement(apply_problems(tile, blocks, dense_layers))
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -155,6 +162,9 @@ class ApplyDraftAttention(io.ComfyNode):
         strict: bool = False,
         schedule: Any = None,
     ) -> io.NodeOutput:
+        problems = apply_problems(tile, blocks, dense_layers)
+        if problems:  # values that came through links were not seen by validate_inputs
+            raise ValueError("; ".join(problems.values()))
         choices = Choices(
             preset=preset,
             sparsity=sparsity,

@@ -16,6 +16,15 @@ from .scheduler import SparsityScheduler
 class DraftAttentionExtension(ComfyExtension):
     """The nodes of this pack."""
 
+    async def on_load(self) -> None:
+        from server import PromptServer
+
+        from .browser.routes import add_routes
+
+        instance = getattr(PromptServer, "instance", None)
+        if instance is not None:
+            add_routes(instance.routes)
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             ApplyDraftAttention,

@@ -1,0 +1,55 @@
+"""Routes for the pack's scripts. They give nothing but the pack's own data, and take only so much."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..inputs.checks import PROBLEMS
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+PREFIX = "/draftattention"
+MAX_BODY = 32_768
+MAX_VALUES = 32
+
+
+def add_routes(table: web.RouteTableDef) -> None:
+    """Enter the routes into the host's table, before its server starts."""
+    from aiohttp import web
+
+    @table.post(f"{PREFIX}/check")
+    async def check(request: web.Request) -> web.Response:
+        body = await request.content.read(MAX_BODY + 1)
+        status, answer = answer_check(body)
+        return web.json_response(answer, status=status)
+
+
+def answer_check(body: bytes) -> tuple[int, dict[str, str]]:
+    """What is wrong with the widgets of a node, by input.
+
+    Args:
+        body: JSON such as {"node": "ApplyDraftAttention", "values": {"tile": "4x4"}}; values that another node brings
+            are left out.
+
+    Returns:
+        Status and answer: 200 with the problems, 404 for a node that has none of our texts, 413 and 400 for a body
+        that is too long or not understood.
+    """
+    if len(body) > MAX_BODY:
+        return 413, {"error": f"more than {MAX_BODY} bytes"}
+    try:
+        asked: Any = json.loads(body)
+        node, values = asked["node"], asked["values"]
+        known = all(isinstance(text, str) for pair in values.items() for text in pair) and len(values) <= MAX_VALUES
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        known = False
+    if not known:
+        return 400, {"error": "expected a node and its values as texts"}
+    if not isinstance(node, str) or node not in PROBLEMS:
+        return 404, {"error": "no such node"}
+    try:
+        return 200, PROBLEMS[node](**values)
+    except TypeError:
+        return 400, {"error": "no such input"}

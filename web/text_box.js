@@ -1,0 +1,50 @@
+/** A read-only text on a node, which scrolls, can be selected and copied. */
+
+import { addElement, fit } from "./host.js"
+import { say } from "./words.js"
+
+const LEAST = 56
+const MOST = 300
+
+/**
+ * Add the box to a node.
+ * @param {string} name of the widget
+ * @param {string} hint shown while there is no text
+ * @returns {(text: string) => void} shows a text; an empty one brings back the hint
+ */
+export function addTextBox(node, name, hint) {
+  const box = document.createElement("div")
+  box.className = "draftattention draftattention-text empty"
+  const shown = document.createElement("pre")
+  shown.tabIndex = 0
+  shown.textContent = hint
+  // The front end zooms the canvas on the wheel, unless it turns over a focused element that says so.
+  shown.dataset.captureWheel = "true"
+  shown.addEventListener("wheel", (event) => document.activeElement === shown && event.stopPropagation())
+  shown.addEventListener("keydown", (event) => (event.ctrlKey || event.metaKey) && event.stopPropagation())
+  const copy = document.createElement("button")
+  copy.type = "button"
+  copy.textContent = say("copy")
+  copy.addEventListener("click", async () => {
+    await navigator.clipboard?.writeText(shown.textContent)
+    copy.textContent = say("copied")
+    setTimeout(() => (copy.textContent = say("copy")), 1500)
+  })
+  box.append(shown, copy)
+
+  let height = LEAST
+  addElement(node, name, box, () => height)
+  return (text) => {
+    shown.textContent = text || hint
+    box.classList.toggle("empty", !text)
+    height = Math.max(LEAST, Math.min(MOST, 22 + 18 * lines(text, node.size[0])))
+    box.style.minHeight = `${height - 20}px`
+    fit(node)
+  }
+}
+
+/** About how many lines a text takes in a node of a width. */
+function lines(text, width) {
+  const letters = Math.max(20, (width - 40) / 6.2)
+  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / letters)), 0)
+}
