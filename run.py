@@ -195,8 +195,8 @@ def hand_over(command: list[str]) -> NoReturn:
 def run_here(command: Command, argv: list[str]) -> int:
     """Run the module as ``python -m`` would, in this process, with the repository on the import path."""
     sys.argv = argv
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    # In front of everything: an installed copy of the package must not stand in for this checkout.
+    sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT))]
     try:
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:

@@ -5,8 +5,9 @@ from .geometry.grid import TokenGrid
 from .geometry.layout import PAPER_TILE, Layout, TableCache
 from .method.policy import Policy
 from .run.report import DenseReason, Position, RunReport
+from .run.run import Run
 from .run.schedule import Schedule
-from .run.session import Session, Settings
+from .run.settings import Settings
 
 __all__ = [
     "PAPER_TILE",
@@ -15,9 +16,9 @@ __all__ = [
     "Layout",
     "Policy",
     "Position",
+    "Run",
     "RunReport",
     "Schedule",
-    "Session",
     "Settings",
     "TableCache",
     "TokenGrid",

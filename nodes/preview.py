@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..draftattn_core.run.capture import CallCapture
+from ..draftattn_core.run.events import CallDone
 from ..draftattn_core.views.charts import block_overlays, block_sheet, message_picture
 from ..draftattn_core.views.charts.clips import Frames
 from .apply import CATEGORY, Report
@@ -44,19 +45,12 @@ def capture_calls(model: Any, handle: ReportHandle, step: int, layer: int) -> tu
     wanted = CallCapture(step, layer)
 
     def listen(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        # Apply DraftAttention's wrapper was added before this one, so it is outside and the session is there already.
         wanted.clear()
-        session = handle.session
-        if session is None:
-            return executor(*args, **kwargs)
-        handle.listeners.append(wanted)
-        before, session.on_call = session.on_call, handle.tell
+        forget = handle.events.subscribe(CallDone, wanted)
         try:
             return executor(*args, **kwargs)
         finally:
-            session.on_call = before
-            if wanted in handle.listeners:
-                handle.listeners.remove(wanted)
+            forget()
 
     patched = model.clone()
     patched.remove_wrappers_with_key(WRAPPER, KEY)

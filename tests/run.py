@@ -21,10 +21,11 @@ from pathlib import Path
 from tools.comfyui.path import ComfyUIInstall, ComfyUIPathError, find_all_comfyui
 
 ROOT = Path(__file__).resolve().parent.parent
+# Module to run, with its arguments; the first word of a check's name is the package it needs.
 CHECKS = {
     "ruff check": ["ruff", "check", "."],
     "ruff format": ["ruff", "format", "--check", "--output-format=concise", "."],
-    "mypy": ["mypy"],
+    "mypy": ["tests.type_check"],
 }
 
 
@@ -75,8 +76,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(name: str, command: list[str]) -> Stage:
     """Run a tool over the repository; its output is shown only if it fails."""
-    if importlib.util.find_spec(command[0]) is None:
-        return Stage(name, True, skipped=Counter([f"{name}: {command[0]} is not installed in {sys.executable}"]))
+    package = name.split()[0]
+    if importlib.util.find_spec(package) is None:
+        return Stage(name, True, skipped=Counter([f"{name}: {package} is not installed in {sys.executable}"]))
     print(f"== {name}", flush=True)
     start = time.monotonic()
     result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)

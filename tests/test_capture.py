@@ -8,6 +8,7 @@ import torch
 from draftattention.draftattn_core import Layout, Policy, Position, TokenGrid, attend
 from draftattention.draftattn_core.attention import Attention
 from draftattention.draftattn_core.run.capture import CallCapture, capture
+from draftattention.draftattn_core.run.events import CallDone
 
 GRID = TokenGrid(3, 5, 7)
 LAYOUT = Layout(GRID, extra_before=4, extra_after=3, q_block=16, k_block=8)
@@ -65,11 +66,11 @@ def test_query_places_at_the_edges_stay_inside(call: Attention) -> None:
 
 def test_a_capture_takes_the_first_call_of_its_step_and_layer(call: Attention) -> None:
     wanted = CallCapture(step=2, layer=1)
-    wanted(call, Position(1, 0.1, 1, 6, "cond"))
-    wanted(call, Position(2, 0.3, 0, 6, "cond"))
+    wanted(CallDone(Position(1, 0.1, 1, 6, "cond"), call))
+    wanted(CallDone(Position(2, 0.3, 0, 6, "cond"), call))
     assert wanted.taken is None
-    wanted(call, Position(2, 0.3, 1, 6, "cond"))
-    wanted(call, Position(2, 0.3, 1, 6, "uncond"))
+    wanted(CallDone(Position(2, 0.3, 1, 6, "cond"), call))
+    wanted(CallDone(Position(2, 0.3, 1, 6, "uncond"), call))
     assert wanted.taken is not None and wanted.taken.position.branch == "cond"
 
 
@@ -77,7 +78,7 @@ def test_negative_numbers_count_from_the_end(call: Attention) -> None:
     last = CallCapture(step=-1, layer=-1)
     for step in range(3):
         for layer in range(4):
-            last(call, Position(step, step / 3, layer, 4))
+            last(CallDone(Position(step, step / 3, layer, 4), call))
     assert last.taken is not None and (last.taken.position.step, last.taken.position.layer) == (2, 3)
 
 
@@ -85,7 +86,7 @@ def test_a_miss_says_what_there_would_have_been(call: Attention) -> None:
     wanted = CallCapture(step=0, layer=9)
     assert "nothing of this run was sparse" in wanted.missing()
     for step in (2, 3, 4, 7):
-        wanted(call, Position(step, step / 8, 1, 6))
+        wanted(CallDone(Position(step, step / 8, 1, 6), call))
     assert wanted.missing() == (
         "Step 1, layer 9 ran dense or does not exist. Sparse calls were seen in steps 3-5, 8 and layers 1."
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.published import clone_into, comfy_node
 from tools.comfyui.path import PACK_ROOT
 
 MEGABYTE = 1 << 20
@@ -44,6 +43,52 @@ def test_a_checkout_is_importable_under_the_name_it_installs_as() -> None:
         assert getattr(draftattention, name) is not None
 
 
+ANY_FOLDER = """
+import importlib.util, pathlib, sys
+import torch
+
+torch.manual_seed(0)
+q = torch.randn(1, 1, 3 * 5 * 7, 16)
+outputs = []
+
+def use(module, folder):
+    layout = module.Layout(module.TokenGrid(3, 5, 7), q_block=16, k_block=16)
+    outputs.append(module.draft_attention(q, q, q, layout, module.Policy(density=0.3)))
+    assert pathlib.Path(module.draft_attention.__code__.co_filename) == folder / "draftattn_core" / "attention.py"
+
+for folder in map(pathlib.Path, sys.argv[1:]):
+    # The name that ComfyUI gives a pack.
+    name = str(folder).replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    use(module, folder)
+
+    sys.path.insert(0, str(folder))
+    import draftattention
+    use(draftattention, folder)
+    sys.path.remove(str(folder))
+    for loaded in [name for name in sys.modules if name.split(".")[0] == "draftattention"]:
+        del sys.modules[loaded]
+
+assert all(torch.equal(out, outputs[0]) for out in outputs)
+print(len(outputs))
+"""
+
+
+def test_the_same_files_load_from_a_folder_of_any_name(tmp_path: Path) -> None:
+    """As ComfyUI loads them and by the name they install as, several copies in one process."""
+    folders = [tmp_path / name for name in ("draft attention-0.1.0 (2)", "ComfyUI-DraftAttention@1.2-rc.1", "nodes")]
+    for folder in folders:
+        for part in ("draftattn_core", "kernels"):
+            shutil.copytree(PACK_ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("__init__.py", "draftattention.py"):
+            shutil.copy(PACK_ROOT / part, folder / part)
+    command = [sys.executable, "-c", ANY_FOLDER, *map(str, folders)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.strip() == "6", result.stderr
+
+
 def test_installing_the_pack_installs_nothing_that_comfyui_lacks() -> None:
     tomllib = pytest.importorskip("tomllib", reason="tomllib came with Python 3.11")
     project = tomllib.loads((PACK_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -53,27 +98,8 @@ def test_installing_the_pack_installs_nothing_that_comfyui_lacks() -> None:
 
 @pytest.fixture(scope="module")
 def published_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tracked files as a git checkout of its own, so that packing leaves the working tree alone."""
-    if importlib.util.find_spec("comfy_cli") is None:
-        pytest.skip("comfy-cli is not installed")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PACK_ROOT, capture_output=True, text=True)
-    if listed.returncode != 0:
-        pytest.skip("not a git checkout, so what would be published is not known")
-    tree = tmp_path_factory.mktemp("published")
-    for name in filter(None, listed.stdout.split("\0")):
-        if (PACK_ROOT / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PACK_ROOT / name, tree / name)
-    subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
-    subprocess.run(["git", "add", "--force", "."], cwd=tree, check=True)
-    return tree
-
-
-def comfy_node(action: str, tree: Path, home: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node", action]
-    # Another home: comfy-cli writes its settings there, and the user's own stay as they are.
-    environment = {**os.environ, "HOME": str(home), "USERPROFILE": str(home), "PYTHONUTF8": "1"}
-    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, encoding="utf-8")
+    """A checkout of its own, so that packing leaves the working tree alone."""
+    return clone_into(tmp_path_factory.mktemp("published"))
 
 
 def test_the_registry_accepts_the_pack_without_warnings(published_tree: Path, tmp_path: Path) -> None:
@@ -93,7 +119,18 @@ def test_the_archive_holds_what_runs_in_comfyui_and_nothing_else(published_tree:
 
     assert {"__init__.py", "pyproject.toml", "LICENSE", "README.md", "draftattn_core/__init__.py"} <= names
     assert "nodes/extension.py" in names
-    unwanted = ("tests/", "benchmarks/", "docs/", "assets/", "demo/", "tools/", ".", "run.py", "requirements")
+    unwanted = (
+        "tests/",
+        "benchmarks/",
+        "docs/",
+        "assets/",
+        "demo/",
+        "tools/",
+        ".",
+        "run.py",
+        "setup.py",
+        "requirements",
+    )
     assert not [name for name in names if name.startswith(unwanted)]
     assert not [name for name in names if name.endswith((".safetensors", ".mp4", ".gif", ".zip"))]
     assert archive.stat().st_size < 2 * MEGABYTE

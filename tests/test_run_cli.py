@@ -69,6 +69,18 @@ def test_here_runs_the_module_in_place_and_passes_on_arguments_and_exit_code(che
     assert not (checkout / ".venv").exists()
 
 
+def test_an_installed_module_of_the_same_name_does_not_stand_in_for_the_checkouts(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = checkout / "elsewhere"
+    (elsewhere / "demo").mkdir(parents=True)
+    (elsewhere / "demo" / "__main__.py").write_text("print('the installed one')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(elsewhere), str(checkout))))
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    result = run_py(checkout, "--here", "demo")
+    assert (result.returncode, "the installed one" in result.stdout) == (7, False)
+
+
 def test_here_names_a_package_that_this_python_lacks(checkout: Path) -> None:
     result = run_py(checkout, "--here", "bench", "quality")
     assert result.returncode == 2

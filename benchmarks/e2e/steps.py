@@ -22,9 +22,8 @@ from benchmarks.e2e.models import MODELS, Model, built_on, weight_bytes, without
 from benchmarks.e2e.runs import DENSE, FIRST, SPARSE
 from benchmarks.kernels.row import Row, first_line
 from draftattention.draftattn_core import Schedule, Settings
-from draftattention.draftattn_core.attention import Attention
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
-from draftattention.draftattn_core.run.report import Position
+from draftattention.draftattn_core.run.events import CallDone
 
 # Room beside the weights for one step's activations: a guess that only decides whether it is worth trying.
 _ROOM = 6 << 30
@@ -139,11 +138,11 @@ class _Session:
 
     def __enter__(self) -> _Session:
         self._handle = self._apply()
-        self._handle.session.on_call = self._note
+        self._handle.events.subscribe(CallDone, self._note)
         return self
 
-    def _note(self, result: Attention, _position: Position) -> None:
-        self._used.add(result.backend)
+    def _note(self, event: CallDone) -> None:
+        self._used.add(event.result.backend)
 
     def __exit__(self, *_: object) -> None:
         self._report = self._handle.finish_run()

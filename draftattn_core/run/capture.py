@@ -1,4 +1,4 @@
-"""Keep one sparse call's draft map and kept blocks for a picture of them. A listener for `Session.on_call`."""
+"""Keep one sparse call's draft map and kept blocks for a picture of them. It listens to `CallDone`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..attention import Attention
 from ..geometry.blocks import block_means
 from ..geometry.layout import Layout, build_tables
+from .events import CallDone
 from .report import Position
 
 
@@ -76,7 +77,7 @@ def _video_blocks(layout: Layout) -> tuple[Tensor, Tensor]:
 
 @dataclass(eq=False)
 class CallCapture:
-    """Listener that keeps the first sparse call of the wanted step and layer.
+    """Keeps the first sparse call of the wanted step and layer; subscribe it to `CallDone`.
 
     Attributes:
         step: index of the noise level in the run, negative from the end: -1 keeps overwriting, so the last one stays.
@@ -97,14 +98,15 @@ class CallCapture:
             self.taken = None
             self.seen = (set(), set())
 
-    def __call__(self, result: Attention, position: Position) -> None:
+    def __call__(self, event: CallDone) -> None:
+        position = event.position
         with self._lock:
             self.seen[0].add(position.step)
             self.seen[1].add(position.layer)
             layer = self.layer + position.layers if self.layer < 0 else self.layer
             if position.layer != layer or not self._wants(position):
                 return
-            self.taken = capture(result, position)
+            self.taken = capture(event.result, position)
 
     def _wants(self, position: Position) -> bool:
         newer = self.taken is None or position.step > self.taken.position.step

@@ -50,6 +50,8 @@ class Position:
         layer: index of the attention layer; layers: how many there are, 0 if unknown.
         branch: which condition the call serves ("cond", "uncond", "both", ...) where the host says so; diffusers does
             not. For listeners: nothing is decided or counted by it.
+        first_head: number of the call's first head in its layer; all_heads: how many heads the layer has, 0 if the
+            call holds them all. A device that holds some of the heads reads its part of the whole plan by them.
     """
 
     step: int
@@ -57,6 +59,14 @@ class Position:
     layer: int
     layers: int = 0
     branch: str = ""
+    first_head: int = 0
+    all_heads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first_head < 0 or (self.first_head and self.first_head >= self.all_heads):
+            raise ValueError(
+                f"first_head {self.first_head} of all_heads {self.all_heads}: tell how many heads there are"
+            )
 
 
 @dataclass
@@ -138,7 +148,9 @@ class RunReport:
         tails: per layer, the tail each head ended up with, where the error probe chose.
         tail_gains: per layer, the log gain each head's tail ended up with, where the error probe fitted it.
         tail_errors: per layer, the probe's mean relative error of each tail, with its gain where that was fitted.
-        evaluations: (step, duration) of every evaluation of the whole model, where the host reports them.
+        evaluations: (step, duration) of every evaluation of the whole model that was computed.
+        outcomes: number of evaluations by what became of them: "computed", "reused", "forecast".
+        cancelled: how far a run came that ended early, in words: "cancelled after step 3 of 20"; None otherwise.
         started, finished: time.perf_counter() values.
     """
 
@@ -148,6 +160,8 @@ class RunReport:
     tail_gains: dict[int, tuple[float, ...]] = field(default_factory=dict)
     tail_errors: dict[int, dict[str, float]] = field(default_factory=dict)
     evaluations: list[tuple[int, Callable[[], float]]] = field(default_factory=list)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    cancelled: str | None = None
     started: float = field(default_factory=time.perf_counter)
     finished: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -160,6 +174,11 @@ class RunReport:
         """Keep how long one evaluation of the whole model took; its attention calls are counted on their own."""
         with self._lock:
             self.evaluations.append((step, seconds))
+
+    def add_outcome(self, outcome: str) -> None:
+        """Count one evaluation by what became of it."""
+        with self._lock:
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
     def note(self, message: str) -> bool:
         """Keep a message for the user; False if it was there already."""
@@ -264,6 +283,8 @@ class RunReport:
             "executed_density": self.executed_density(),
             "work_density": self.work_density(),
             "attention_seconds": self.attention_seconds(),
+            "evaluations": dict(self.outcomes),
+            "cancelled": self.cancelled,
             "step_seconds": {str(step): seconds for step, seconds in sorted(self.step_seconds().items())},
             "total_seconds": self.seconds,
             "density_map": self.density_map(),
@@ -280,7 +301,8 @@ class RunReport:
         """One line that tells the story of the run."""
         placed = [call for call in self.calls if call.position is not None]
         sparse, executed = self.sparse_density(), self.executed_density()
-        line = f"DraftAttention: {self.calls_sparse} of {len(placed)} self-attention calls sparse"
+        line = "DraftAttention: " + (f"{self.cancelled}; " if self.cancelled else "")
+        line += f"{self.calls_sparse} of {len(placed)} self-attention calls sparse"
         if sparse is not None:
             line += f" at density {sparse:.2f}"
         dense = {r: n for r, n in self.calls_dense().items() if r != DenseReason.CROSS_ATTENTION.value}

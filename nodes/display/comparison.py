@@ -69,13 +69,13 @@ def _compare_latents(a: Tensor, b: Tensor, latent_format: Any, labels: tuple[str
     first, second = video_of(a), video_of(b)
     span = max(float(first.max() - first.min()), 1e-12)
     if latent_format is not None:
-        pictures = [latent_preview(samples, latent_format) for samples in (a, b)]
+        left, right = latent_preview(a, latent_format), latent_preview(b, latent_format)
     else:
         components = Components(first)
-        pictures = [(components(video) * 255).round().byte().numpy() for video in (first, second)]
+        left, right = ((components(video) * 255).round().byte().numpy() for video in (first, second))
     what = f"latents of {len(first)} frames, {first.shape[-1]} channels, in the reference's value range"
     scale = max(1, 256 // first.shape[2])
-    return _measure(first, second, span, what, _joined(*pictures, labels, scale))
+    return _measure(first, second, span, what, _joined(left, right, labels, scale))
 
 
 def _measure(a: Tensor, b: Tensor, span: float, what: str, frames: Frames) -> Comparison:

@@ -70,7 +70,7 @@ class Components:
 
     def __call__(self, clip: Tensor) -> Tensor:
         """(T, H, W, 3) of a clip (T, H, W, C)."""
-        colours = ((clip - self.mean) @ self.vectors - self.low) / (self.high - self.low).clamp_min(1e-6)
+        colours: Tensor = ((clip - self.mean) @ self.vectors - self.low) / (self.high - self.low).clamp_min(1e-6)
         if colours.shape[-1] < 3:
             colours = colours[..., :1].expand(*colours.shape[:-1], 3)
         return colours.clamp(0, 1)

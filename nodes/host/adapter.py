@@ -1,9 +1,10 @@
-"""The bridge to ComfyUI: from the host's attention calls to the core's session, and back.
+"""The bridge to ComfyUI: from the host's model and attention calls to the core's run, and back.
 
-Three hooks share one `Adapter`: an OUTER_SAMPLE wrapper opens and closes a run and lays the chain of overrides, a
-DIFFUSION_MODEL wrapper (APPLY_MODEL for models without one) works out what the coming attention calls look like, and
-the override serves each of them. What one model call needs travels inside its own `transformer_options`, so threads,
-context windows and split conditions cannot get into each other's way.
+Four hooks share one `Adapter`: an OUTER_SAMPLE wrapper opens and closes a run and lays the chain of overrides, an
+APPLY_MODEL wrapper evaluates the model through the run, a DIFFUSION_MODEL wrapper (APPLY_MODEL for models without one)
+works out what the coming attention calls look like, and the override serves each of them. What one model call needs
+travels inside its own `transformer_options`, so threads, context windows and split conditions cannot get into each
+other's way.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...draftattn_core.run.evaluation import Evaluation
 from ...draftattn_core.run.report import DenseReason, RunReport
-from ...draftattn_core.run.session import Session
+from ...draftattn_core.run.run import Run
 from ..inputs.presets import Choices
 from . import chain
 from .calls import HostCall, classify
+from .evaluations import evaluation_of
 from .layouts import NoLayout, Tokens, describe
 from .memory import unrecorded
-from .runs import ModelCall, ReportHandle, Run, Trajectory
+from .runs import ModelCall, Moment, ReportHandle, Sampling, Trajectory
+from .status import show_status
 from .strict import refuse_surprises
 
 log = logging.getLogger(__name__)
@@ -41,12 +45,19 @@ ATTENTION_FORWARD = re.compile(
 
 @dataclass
 class Adapter:
-    """State behind one patched model: the choices, and the run while there is one."""
+    """State behind one patched model.
+
+    Attributes:
+        choices: what the user chose.
+        handle: what other nodes see of its runs.
+        tell_node: puts text under the node in the browser; None where there is no browser.
+        sampling: the run under way, None between runs.
+    """
 
     choices: Choices
     handle: ReportHandle = field(default_factory=ReportHandle)
     tell_node: Callable[[str], None] | None = None
-    run: Run | None = None
+    sampling: Sampling | None = None
 
     def outer_sample(
         self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
@@ -59,17 +70,24 @@ class Adapter:
         guider = executor.class_obj
         opened = self._open(guider, noise, sigmas, kwargs.get("latent_shapes"))
         options = guider.model_options.setdefault("transformer_options", {})
-        outer, found = self.run, chain.install(options, self.serve)
-        self.run = opened
+        outer, found = self.sampling, chain.install(options, self.serve)
+        self.sampling = opened
+        forget = show_status(self.handle.events, self.tell_node)
+        cancelled = True
         try:
-            return executor(noise, latent, sampler, sigmas, *args, **kwargs)
+            if opened is not None:
+                opened.run.start(opened.trajectory.steps, opened.trajectory.progress(opened.trajectory.schedule[0]))
+            result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
+            cancelled = False
+            return result
         finally:
-            self.run = outer
+            self.sampling = outer
             chain.restore(options, found)
             if opened is not None:
-                opened.finish()
+                opened.finish(cancelled)
+            forget()
 
-    def _open(self, guider: Any, noise: Tensor, sigmas: Tensor, shapes: Any) -> Run | None:
+    def _open(self, guider: Any, noise: Tensor, sigmas: Tensor, shapes: Any) -> Sampling | None:
         """A run, or None if this host is not what we know: sampling then goes on without us."""
         patcher = guider.model_patcher
         try:
@@ -85,52 +103,64 @@ class Adapter:
         settings = self.choices.settings(steps, tokens.grid.tokens if isinstance(tokens, Tokens) else 0)
         if self.choices.strict:
             refuse_surprises(tokens, settings, bypassed, patcher)
-        session = Session(settings)
-        session.on_call = self.handle.tell if self.handle.listeners else None
-        session.start_run()
-        self.handle.session, self.handle.report = session, session.report
-        run = Run(session, trajectory, bypassed, self.tell_node)
-        session.on_wait = run.show
-        return run
+        run = Run(settings, self.handle.events)
+        if self.handle.new_step_cache is not None:
+            run.step_cache = self.handle.new_step_cache()
+        self.handle.run, self.handle.report = run, run.report
+        return Sampling(run, trajectory, bypassed)
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """APPLY_MODEL wrapper: serves models that have no DIFFUSION_MODEL wrapper; others overrule it there."""
-        options = _find_options(args, kwargs)
-        if self.run is None or options is None:
+        """APPLY_MODEL wrapper: evaluates the model through the run, and describes models without a DIFFUSION_MODEL
+        wrapper; others overrule it there."""
+        sampling, options = self.sampling, _find_options(args, kwargs)
+        if sampling is None or options is None:
             return executor(x, t, *args, **kwargs)
         network = executor.class_obj.diffusion_model
         network = getattr(network, "_orig_mod", network)  # a compiled module around it
-        arguments = {**kwargs, "x": x, "context": args[1] if len(args) > 1 else kwargs.get("c_crossattn")}
-        arguments["transformer_options"] = options
-        with self._model_call(network, lambda: arguments, options):
-            return executor(x, t, *args, **kwargs)
+        context = args[1] if len(args) > 1 else kwargs.get("c_crossattn")
+        moment: Moment | None = None
+        evaluation: Evaluation | None = None
+        try:
+            moment = sampling.moment(options)
+            evaluation = evaluation_of(executor.class_obj, sampling.trajectory, moment, x, t, options, args, kwargs)
+        except Exception as error:
+            sampling.run.failed(error)
+
+        def model(latent: Tensor) -> Tensor:
+            arguments = {**kwargs, "x": latent, "context": context, "transformer_options": options}
+            with self._model_call(network, lambda: arguments, options, moment):
+                denoised: Tensor = executor(latent, t, *args, **kwargs)
+                return denoised
+
+        return model(x) if evaluation is None else sampling.run.evaluate(model, x, evaluation)
 
     def diffusion_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """DIFFUSION_MODEL wrapper."""
         options = _find_options(args, kwargs)
-        if self.run is None or options is None:
+        if self.sampling is None or options is None:
             return executor(*args, **kwargs)
         with self._model_call(executor.class_obj, lambda: _by_name(executor.original, args, kwargs), options):
             return executor(*args, **kwargs)
 
     @contextmanager
     def _model_call(
-        self, network: Any, arguments: Callable[[], Mapping[str, Any]], options: dict[str, Any]
+        self,
+        network: Any,
+        arguments: Callable[[], Mapping[str, Any]],
+        options: dict[str, Any],
+        moment: Moment | None = None,
     ) -> Iterator[None]:
         """Put what the coming attention calls need into their transformer_options."""
         found = {key: options.get(key) for key in (KEY, "patches")}
-        if self.run is not None:
+        if self.sampling is not None:
             try:
-                self._prepare(self.run, network, arguments(), options)
+                self._prepare(self.sampling, network, arguments(), options, moment)
             except Exception as error:
-                self.run.session.failed(error)
+                self.sampling.run.failed(error)
         try:
             yield
         finally:
-            call: ModelCall | None = options.get(KEY)
-            if self.run is not None and call is not None and call.stop is not None:
-                self.run.session.report.add_evaluation(call.step, call.stop())
-            self._say_why_not(call)
+            self._say_why_not(options.get(KEY))
             for key, value in found.items():
                 if value is None:
                     options.pop(key, None)
@@ -139,18 +169,21 @@ class Adapter:
 
     def _say_why_not(self, call: ModelCall | None) -> None:
         """Keep the reason of a model call that has no layout, also where none of its attention reached us."""
-        if self.run is None or call is None or call.overruled or not isinstance(call.tokens, NoLayout):
+        if self.sampling is None or call is None or call.overruled or not isinstance(call.tokens, NoLayout):
             return
         if call.tokens.candidate is None:
-            self.run.explain(call.tokens.reason, call.tokens.message)
+            self.sampling.explain(call.tokens.reason, call.tokens.message)
 
     @staticmethod
-    def _prepare(run: Run, network: Any, arguments: Mapping[str, Any], options: dict[str, Any]) -> None:
+    def _prepare(
+        sampling: Sampling, network: Any, arguments: Mapping[str, Any], options: dict[str, Any], moment: Moment | None
+    ) -> None:
         try:
             tokens = describe(network, arguments)
         except Exception as error:
             tokens = NoLayout(DenseReason.UNKNOWN_GRID, f"the token grid could not be derived: {error!r}")
-        call = options[KEY] = run.model_call(network, tokens, arguments, options, options.get(KEY))
+        call = sampling.model_call(network, tokens, arguments, options, options.get(KEY), moment)
+        options[KEY] = call
         if isinstance(tokens, NoLayout) and tokens.candidate is not None:
             options["patches"] = _with_listener(options.get("patches") or {}, call)
 
@@ -160,10 +193,11 @@ class Adapter:
         """Answer one attention call of the host; `dense` is the rest of the chain."""
         options = kwargs.get("transformer_options") or {}
         model: ModelCall | None = options.get(KEY)
-        if self.run is None or (model is not None and model.served):
+        sampling = self.sampling
+        if sampling is None or (model is not None and model.served):
             return dense()
         if model is None:
-            return self.run.session.dense(dense, DenseReason.UNKNOWN_GRID)
+            return sampling.run.dense(dense, DenseReason.UNKNOWN_GRID)
         model.served = True
         try:
             with unrecorded() as record_again:
@@ -172,34 +206,34 @@ class Adapter:
                     record_again()
                     return dense()
 
-                return self._serve(self.run, model, recorded, HostCall(q, k, v, heads, args, kwargs), options)
+                return self._serve(sampling, model, recorded, HostCall(q, k, v, heads, args, kwargs), options)
         finally:
             model.served = False
 
     def _serve(
         self,
-        run: Run,
+        sampling: Sampling,
         model: ModelCall,
         dense: Callable[[], Tensor],
         call: HostCall,
         options: Mapping[str, Any],
     ) -> Tensor:
-        session, failure = run.session, None
+        run, failure = sampling.run, None
         try:
             place = classify(model, call, options)
             q, k, v = call.to_core()
         except Exception as error:
-            failure = DenseReason.STOOD_ASIDE if session.stood_aside else DenseReason.ERROR
-            session.failed(error)
+            failure = DenseReason.STOOD_ASIDE if run.stood_aside else DenseReason.ERROR
+            run.failed(error)
         if failure is not None:
-            return session.dense(dense, failure)
+            return run.dense(dense, failure)
         if place.reason is not None or place.tokens is None or place.position is None:
             reason = place.reason or DenseReason.ERROR
             if place.explanation:
-                run.explain(reason, place.explanation)
-            return session.dense(dense, reason, place.position, q, k.shape[2])
+                sampling.explain(reason, place.explanation)
+            return run.dense(dense, reason, place.position, q, k.shape[2])
         self.handle.grid = place.tokens.grid.as_tuple()
-        return session.attention(
+        return run.attention(
             q,
             k,
             v,

@@ -1,4 +1,4 @@
-"""One sampling run: its session, where in the noise it stands, what it tells the user."""
+"""One sampling run as ComfyUI has it: where in the noise its evaluations stand, what it tells the user at its end."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...draftattn_core.attention import Attention
-from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason, Position, RunReport, stopwatch
-from ...draftattn_core.run.session import Session
-from .layouts import NoLayout, Tokens, latent, layer_count, other_lengths
+from ...draftattn_core.run.evaluation import StepCache
+from ...draftattn_core.run.events import Events
+from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason, Position, RunReport
+from ...draftattn_core.run.run import Run
+from .layouts import NoLayout, Tokens, layer_count, other_lengths
 
 log = logging.getLogger(__name__)
 
-Listener = Callable[[Attention, Position], None]
+# Relative; the host's own comparison of sigmas.
+SAME_SIGMA = 1e-4
 
 REMEDIES: Mapping[str, str] = {
     DenseReason.SCHEDULE.value: "the schedule keeps all of this dense: raise the sparsity or shorten the dense start",
@@ -39,24 +41,17 @@ class ReportHandle:
 
     Attributes:
         report: the run in progress or the last one; empty before the first.
-        session: the core's session of that run; None before the first.
-        listeners: called after every sparse call with its internals; a listener that fails is dropped.
+        run: that run; None before the first.
+        events: what the model's runs say; subscribe here, once for all runs.
+        new_step_cache: makes the step cache of each run; None to compute every evaluation.
         grid: token grid of the last call.
     """
 
     report: RunReport = field(default_factory=RunReport)
-    session: Session | None = None
-    listeners: list[Listener] = field(default_factory=list)
+    run: Run | None = None
+    events: Events = field(default_factory=Events)
+    new_step_cache: Callable[[], StepCache] | None = None
     grid: tuple[int, int, int] | None = None
-
-    def tell(self, result: Attention, position: Position) -> None:
-        for listener in tuple(self.listeners):
-            try:
-                listener(result, position)
-            except Exception as error:
-                self.listeners.remove(listener)
-                self.report.note(f"a picture of this run could not be taken: {type(error).__name__}: {error}")
-                log.exception("DraftAttention: a listener failed and was dropped")
 
 
 @dataclass
@@ -82,9 +77,19 @@ class Trajectory:
             self._known[sigma] = high if high < 1e-9 else (low + high) / 2
         return self._known[sigma]
 
+    @property
+    def steps(self) -> int:
+        """Steps of this sampler run."""
+        return max(1, len(self.schedule) - 1)
+
+    def step_of(self, sigma: float) -> int:
+        """Step of this sampler run that a sigma belongs to; those of second-order samplers may lie between two."""
+        passed = sum(level >= sigma * (1.0 - SAME_SIGMA) for level in self.schedule)
+        return min(max(0, passed - 1), self.steps - 1)
+
     def whole_steps(self) -> int:
         """Steps of the whole trajectory, also where this sampler runs only its first or last part."""
-        steps = max(1, len(self.schedule) - 1)
+        steps = self.steps
         if len(self.schedule) < 2:
             return steps
         share = self.progress(self.schedule[-1]) - self.progress(self.schedule[0])
@@ -107,7 +112,6 @@ class ModelCall:
         overruled: whether a wrapper further in describes the same evaluation better.
         bias: key bias per mask object already checked.
         image: [start, end] of everything but the text, where the host told it just before an attention call.
-        stop: stops the time of the whole evaluation; None where a wrapper further out takes it.
     """
 
     network: Any
@@ -124,22 +128,49 @@ class ModelCall:
     overruled: bool = False
     bias: dict[int, Any] = field(default_factory=dict)
     image: tuple[int, int] | None = None
-    stop: Callable[[], Callable[[], float]] | None = None
 
     def position(self, layer: int) -> Position:
         return Position(self.step, self.progress, layer, layer_count(self.network), self.branch)
 
 
-@dataclass
-class Run:
-    """One sampling run of one patched model."""
+@dataclass(frozen=True)
+class Moment:
+    """Where an evaluation of the model stands.
 
-    session: Session
+    Attributes:
+        sigma: its noise level.
+        step: index of that in the run, see `Position`.
+        sampler_step: step of the sampler it belongs to.
+        progress: see `Position`.
+    """
+
+    sigma: float
+    step: int
+    sampler_step: int
+    progress: float
+
+
+@dataclass(eq=False)
+class Sampling:
+    """One sampling run of one patched model: the core's run, and what only ComfyUI has.
+
+    Attributes:
+        run: the core's run.
+        trajectory: its noise levels.
+        bypassed: attention modules that another node has replaced.
+    """
+
+    run: Run
     trajectory: Trajectory
     bypassed: tuple[str, ...] = ()
-    tell_node: Callable[[str], None] | None = None
-    _level: int = -1
     _explanations: dict[str, str] = field(default_factory=dict)
+
+    def moment(self, options: Mapping[str, Any]) -> Moment:
+        """Read an evaluation's sigma, which waits for the device: once per evaluation."""
+        sigmas = options.get("sigmas")
+        sigma = float(sigmas[0]) if sigmas is not None else self.trajectory.schedule[0]
+        trajectory = self.trajectory
+        return Moment(sigma, self.run.step_of(sigma), trajectory.step_of(sigma), trajectory.progress(sigma))
 
     def model_call(
         self,
@@ -148,51 +179,61 @@ class Run:
         arguments: Mapping[str, Any],
         options: Mapping[str, Any],
         outer: ModelCall | None,
+        moment: Moment | None = None,
     ) -> ModelCall:
-        """Note a model evaluation and where it stands.
+        """What the attention calls of an evaluation need to know.
 
         Args:
-            outer: the same evaluation as noted by a wrapper further out, which has read the sigma already.
+            outer: the same evaluation as noted by a wrapper further out.
+            moment: where it stands, if that was read.
         """
         lengths = other_lengths(arguments)
         if outer is not None:
             outer.overruled = True
             return ModelCall(network, tokens, lengths, outer.step, outer.progress, outer.branch)
-        sigmas = options.get("sigmas")
-        sigma = float(sigmas[0]) if sigmas is not None else self.trajectory.schedule[0]
-        step = self.session.step_of(sigma)
-        if step > self._level:
-            self._level = step
-            self._progress_text(step)
+        moment = moment or self.moment(options)
         kinds = {"cond" if kind == 0 else "uncond" for kind in options.get("cond_or_uncond") or ()}
         branch = "both" if len(kinds) > 1 else next(iter(kinds), "")
-        progress, stop = self.trajectory.progress(sigma), stopwatch(latent(arguments).device)
-        return ModelCall(network, tokens, lengths, step, progress, branch, stop=stop)
+        return ModelCall(network, tokens, lengths, moment.step, moment.progress, branch)
 
     def explain(self, reason: DenseReason, message: str) -> None:
         """Keep what a dense reason means in this run; the user is told at its end."""
-        self.session.report.note(message)
+        self.run.note(message)
         self._explanations.setdefault(reason.value, message)
 
-    def finish(self) -> None:
-        """Close the run and say in one line how it went; with a remedy if nothing was sparse. Never raises."""
+    def finish(self, cancelled: bool = False) -> None:
+        """Close the run and say in one line how it went; with a remedy if nothing was sparse. Never raises.
+
+        Args:
+            cancelled: whether sampling was left by an exception.
+        """
         try:
-            report = self.session.finish_run()
-            if self.bypassed:
-                self.explain(DenseReason.CROSS_ATTENTION, self._bypass(report))
-            line = report.summary()
-            if report.calls_sparse:
-                log.info(line)
-                for message in self._explanations.values():
-                    log.warning("DraftAttention: %s", message)
-            else:
-                verdict = self._verdict(report)
-                line = f"DraftAttention: {verdict}"
-                log.warning(line)
-                report.note(verdict)
-            self.show("\n".join([line, *(note for note in report.notes if note not in line)]))
+            self.run.finish(cancelled, self._story)
         except Exception:
             log.exception("DraftAttention: the report of this run could not be made")
+
+    def _story(self, report: RunReport) -> str:
+        """The run in words, which are logged too."""
+        if self.bypassed:
+            self.explain(DenseReason.CROSS_ATTENTION, self._bypass(report))
+        line = report.summary()
+        if report.calls_sparse:
+            log.info(line)
+            for message in self._explanations.values():
+                log.warning("DraftAttention: %s", message)
+        elif report.cancelled and not self._unexpected(report):
+            log.info(line)
+        else:
+            verdict = self._verdict(report)
+            line = f"DraftAttention: {f'{report.cancelled}; ' if report.cancelled else ''}{verdict}"
+            log.warning(line)
+            report.note(verdict)
+        return "\n".join([line, *(note for note in report.notes if note not in line)])
+
+    def _unexpected(self, report: RunReport) -> bool:
+        """Whether calls were dense that the user did not ask to be."""
+        dense = {DenseReason(name) for name in report.calls_dense()}
+        return bool(self.bypassed or dense - EXPECTED_REASONS)
 
     def _verdict(self, report: RunReport) -> str:
         """What kept every call of the run dense, and what to do about it."""
@@ -211,22 +252,3 @@ class Run:
     def _names(self) -> str:
         shown = ", ".join(self.bypassed[:3])
         return shown if len(self.bypassed) <= 3 else f"{shown} and {len(self.bypassed) - 3} more"
-
-    def _progress_text(self, step: int) -> None:
-        if self.tell_node is None or step == 0:
-            return
-        report = self.session.report
-        unexpected = [r for r in report.calls_dense() if DenseReason(r) not in EXPECTED_REASONS]
-        placed = sum(call.position is not None for call in report.calls)
-        text = f"{report.calls_sparse} of {placed} self-attention calls sparse"
-        self.show(text + (f"; dense: {', '.join(unexpected)}" if unexpected else ""))
-
-    def show(self, text: str) -> None:
-        """Put text under the node in the browser, in place of what was there. Never raises."""
-        if self.tell_node is None:
-            return
-        try:
-            self.tell_node(text)
-        except Exception:
-            self.tell_node = None
-            log.exception("DraftAttention: the text under the node could not be shown")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...draftattn_core.backends.call_kind import Problem, variants_of
 from ...draftattn_core.backends.registry import choose_backend
-from ...draftattn_core.run.session import Settings
+from ...draftattn_core.run.settings import Settings
 from .layouts import NoLayout, Tokens
 
 

@@ -9,7 +9,7 @@ from ...draftattn_core.geometry.layout import PAPER_TILE
 from ...draftattn_core.geometry.order import Tile
 from ...draftattn_core.method.policy import TAILS, Policy, TailName
 from ...draftattn_core.run.schedule import PRESET_DENSITY, PRESETS, Schedule, constant, preset
-from ...draftattn_core.run.session import Settings
+from ...draftattn_core.run.settings import Settings
 
 PRESET_NAMES = ("auto", *PRESETS, "paper", "custom")
 TAIL_NAMES = ("auto", *TAILS)
@@ -78,8 +78,9 @@ class Choices:
         schedule = self._schedule(max(1, steps), tokens)
         if self.dense_layers and not schedule.dense_layers:
             schedule = schedule.with_dense_layers(self.dense_layers)
+        tile: Tile | None = PAPER_TILE
         if self.preset == "paper":
-            policy, blocks, tile, auto_tail = Policy.paper(), (128, 128), PAPER_TILE, False
+            policy, blocks, auto_tail = Policy.paper(), (128, 128), False
         else:
             tail: TailName = "linear1" if self.tail == "auto" else self.tail  # type: ignore[assignment]
             policy = Policy(tail=tail, keep_first_frame=self.anchor_first, keep_last_frame=self.anchor_last)

@@ -212,8 +212,8 @@ def _() -> None:
         seen["dense"].add(paused[0])
         return func(*args, **kwargs)
 
-    session = host.pack("draftattn_core.run.session")
-    original = session.attend
+    core = host.pack("draftattn_core.run.run")
+    original = core.attend
 
     def attend(*args: Any, **kwargs: Any) -> Any:
         seen["sparse"].add(paused[0])

@@ -89,8 +89,8 @@ def _() -> None:
     model = wan()
     plain = run(model)
     patched, handle = host.apply(model)
-    session = host.pack("draftattn_core.run.session")
-    original = session.attend
+    core = host.pack("draftattn_core.run.run")
+    original = core.attend
 
     def nan(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)

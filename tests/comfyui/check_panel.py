@@ -218,7 +218,7 @@ def preview() -> None:
     _, latent, conditioning = wan()
     out = host.sample(capturing, latent, conditioning, steps=3)
     assert torch.equal(out, without)
-    assert not handle.listeners and handle.session.on_call is None
+    assert not handle.events.wanted(host.pack("draftattn_core.run.events").CallDone)
     taken = captured.capture.taken
     assert (taken.position.step, taken.position.layer) == (1, 1)
     assert taken.layout.grid.as_tuple() == (3, 6, 8)

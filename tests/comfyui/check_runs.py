@@ -47,7 +47,7 @@ def _() -> None:
     before = dict(patched.model_options["transformer_options"])
     run(patched)
     assert patched.model_options["transformer_options"] == before
-    assert len(handle.session.cache) == 0, "index tables outlived the run"
+    assert len(handle.run.cache) == 0, "index tables outlived the run"
 
 
 @check("a run that is interrupted leaves nothing behind")
@@ -105,14 +105,14 @@ def _() -> None:
 def _() -> None:
     kept: list[weakref.ref[Any]] = []
     tables: list[int] = []
-    core = host.pack("draftattn_core.run.session")
+    core = host.pack("draftattn_core.run.run")
     original = core.attend
 
     def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = original(q, k, v, *args, **kwargs)
         request = result.request
         kept.extend(weakref.ref(made) for made in (q, k, v, result.out, request.keep, request.tables, request.tables.q))
-        tables.append(len(handle.session.cache))
+        tables.append(len(handle.run.cache))
         return result
 
     patched, handle = host.apply(wan(), tail="auto")
@@ -128,7 +128,7 @@ def _() -> None:
 def _() -> None:
     patched, handle = host.apply(wan())
     run(patched)
-    watched = [weakref.ref(made) for made in (handle, handle.session, handle.report, patched.model)]
+    watched = [weakref.ref(made) for made in (handle, handle.run, handle.report, patched.model)]
     del patched, handle
     gc.collect()
     import comfy.model_management

@@ -31,7 +31,7 @@ def _() -> None:
     choices = presets.Choices(preset="custom", dense_start=0.0, min_tokens=0, blocks=(16, 8), tail="linear1")
     patched, handle = adapter.apply_draft_attention(wan(), choices, told.append)
     run(patched, steps=3)
-    assert told[0] == f"{LAYERS} of {LAYERS} self-attention calls sparse"
+    assert told[:2] == ["step 1 of 3", f"step 2 of 3: {LAYERS} of {LAYERS} self-attention calls sparse"], told
     assert told[-1] == handle.report.summary() and f"{3 * LAYERS} of {3 * LAYERS}" in told[-1]
 
 
@@ -48,9 +48,13 @@ def _() -> None:
 def _() -> None:
     patched, handle = host.apply(wan())
     seen = []
-    handle.listeners += [lambda result, position: seen.append(position.layer), failing(RuntimeError("no picture"))]
+    kind = host.pack("draftattn_core.run.events").CallDone
+    handle.events.subscribe(kind, failing(RuntimeError("no picture")))
+    forget = handle.events.subscribe(kind, lambda event: seen.append(event.position.layer))
     run(patched)
-    assert seen == [0, 1] * 2 and len(handle.listeners) == 1
+    assert seen == [0, 1] * 2
+    forget()
+    assert not handle.events.wanted(kind), "the one that failed was dropped"
     assert any("no picture" in note for note in handle.report.notes)
 
 

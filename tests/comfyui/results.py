@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tests.comfyui.model_cases import CASES
 from tools.comfyui.path import ComfyUIInstall
 
 HERE = Path(__file__).parent
@@ -33,10 +34,12 @@ MODULES = tuple(module for group in GROUPS for module in group)
 
 
 def names(module: str) -> list[str]:
-    """Names of a module's checks: first arguments of its `@check(...)`, or of the `Case(...)`s it goes through."""
-    source = HERE / ("model_cases.py" if module == "check_models" else f"{module}.py")
-    calls = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("Case", "check")]
+    """Names of a module's checks: of the models it goes through, or first arguments of its `@check(...)`."""
+    if module == "check_models":
+        return [case.name for case in CASES]
+    source = (HERE / f"{module}.py").read_text(encoding="utf-8")
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "check"]
     return [str(ast.literal_eval(call.args[0])) for call in made]
 
 

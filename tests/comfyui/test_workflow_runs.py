@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.comfyui.workflow_check import to_api
 from tools.comfyui.path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
 from tools.comfyui.server import ComfyUIServer
-from tools.workflows.check import to_api
 
 HERE = Path(__file__).parent
 PACKS = HERE / "packs"

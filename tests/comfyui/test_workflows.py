@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.comfyui.workflow_check import BROWSER_ONLY, files, problems, to_api
 from tools.comfyui.path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
 from tools.comfyui.server import ComfyUIServer
-from tools.workflows.check import BROWSER_ONLY, files, problems, to_api
 from tools.workflows.graph import Graph
 
 FOLDER = PACK_ROOT / "workflows"

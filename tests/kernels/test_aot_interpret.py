@@ -1,4 +1,4 @@
-"""`bench aot --interpret`: files of cases in processes of their own, what came of them on disk, the exit code."""
+"""`bench aot --interpret`: files of cases in processes of their own, what came of them, the exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if importlib.util.find_spec("triton") is None:
 
 from tools.aot import __main__ as aot
 from tools.aot import interpret as aot_interpret
-from tools.aot.interpret import Interpreted, code_of, interpret, keep, results, table, unfit
+from tools.aot import summary as aot_summary
+from tools.aot.interpret import interpret, unfit
 
 ONE_OF_EACH = """
 import os
@@ -32,9 +33,8 @@ def test_left_out():
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Files of cases and results in a folder of the test's."""
+    """Files of cases in a folder of the test's."""
     monkeypatch.setattr(aot_interpret, "CASES", tmp_path)
-    monkeypatch.setattr(aot_interpret, "RESULTS_FILE", tmp_path / "interpreted.json")
     return tmp_path
 
 
@@ -68,8 +68,12 @@ def test_cases_of_kernels_that_triton_lacks_are_named(elsewhere: Path, monkeypat
     left_out, ran = interpret(chosen, jobs=1)
     assert (left_out.name, left_out.passed, left_out.failed) == ("hopper_cases", 0, 0)
     assert left_out.left_out == "Triton 3.3.1 does not specialise warps" and (ran.passed, ran.failed) == (1, 0)
-    keep("3.3.1", [left_out, ran])
-    assert table()[-1].endswith("| 1 of 2 | 1 | 1 | 0 | 0 | hopper_cases: Triton 3.3.1 does not specialise warps |")
+    page = elsewhere / "page.md"
+    page.write_text(f"{aot_summary._line(aot_summary.INTERPRETED)}\n|---|\n", encoding="utf-8")
+    monkeypatch.setattr(aot_summary, "PAGE", page)
+    aot_summary.publish_interpreted("3.3.1", [left_out, ran], "abc")
+    row = "| 3.3.1 | abc | 1 of 2 | 1 | 0 | 0 | hopper_cases: Triton 3.3.1 does not specialise warps |"
+    assert page.read_text(encoding="utf-8").splitlines()[-1] == row
 
 
 def test_a_failure_is_the_exit_code(elsewhere: Path) -> None:
@@ -80,23 +84,6 @@ def test_a_failure_is_the_exit_code(elsewhere: Path) -> None:
     assert aot.run_interpreted("right", jobs=2) == aot.OK
     with pytest.raises(SystemExit):
         aot.main(["--interpret", "--cases", "nothing like it"])
-
-
-def test_results_of_a_file_replace_its_older_ones_only(elsewhere: Path) -> None:
-    path = cases(elsewhere, "a", "x = 1")
-    keep("3.10.0", [Interpreted("a_cases", "old", failed=2), Interpreted("b_cases", "b", passed=1)])
-    keep("3.9.0", [Interpreted("a_cases", "c", passed=5)])
-    keep("3.10.0", [Interpreted("a_cases", code_of(path), passed=4)])
-    assert list(results()) == ["3.9.0", "3.10.0"]
-    assert [(one.name, one.passed, one.failed) for one in results()["3.10.0"]] == [("a_cases", 4, 0), ("b_cases", 1, 0)]
-    # Of the second version one file is as it was; of the first, none.
-    assert [line.split(" | ")[2] for line in table()[2:]] == ["0", "1"]
-
-
-def test_comments_are_no_change_of_the_code(elsewhere: Path) -> None:
-    plain = code_of(cases(elsewhere, "a", "def f():\n    return 1\n"))
-    assert code_of(cases(elsewhere, "a", '"""What."""\n\ndef f():\n    """One."""\n    return 1  # one\n')) == plain
-    assert code_of(cases(elsewhere, "a", "def f():\n    return 2\n")) != plain
 
 
 def test_an_old_interpreter_and_a_new_numpy_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +105,6 @@ def test_an_old_interpreter_and_a_new_numpy_do_not_meet(monkeypatch: pytest.Monk
         (["--inner"], True, True),
         (["--inner", "--interpret"], False, True),
         (["--inner", "--kernel", "attend"], True, False),
-        (["--inner", "--publish"], True, False),
     ],
 )
 def test_another_triton_compiles_and_interprets(
@@ -128,7 +114,6 @@ def test_another_triton_compiles_and_interprets(
     done: list[str] = []
     monkeypatch.setattr(aot, "run", lambda *_: done.append("compiled") or 0)
     monkeypatch.setattr(aot, "run_interpreted", lambda *_: done.append("interpreted") or 1)
-    monkeypatch.setattr(aot, "write_pages", list)
     assert aot.main(arguments) == int(interprets)
     assert done == [*(["compiled"] if compiles else []), *(["interpreted"] if interprets else [])]
 
@@ -142,7 +127,6 @@ def test_the_other_triton_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr("tools.aot.triton.install", lambda version: tmp_path / version)
     monkeypatch.setattr("subprocess.call", call)
-    monkeypatch.setattr(aot, "write_pages", list)
     assert aot.main(["--interpret", "--triton", "3.3.1", "--triton", "3.6.0", "--jobs", "2"]) == aot.FAILED
     passed = ["--interpret", "--jobs", "2", "--inner"]
     assert called == [(passed, str(tmp_path / "3.3.1")), (passed, str(tmp_path / "3.6.0"))]

@@ -37,8 +37,9 @@ from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.draftattn_core.run.report import DenseReason, Position
+from draftattention.draftattn_core.run.run import Run
 from draftattention.draftattn_core.run.schedule import constant
-from draftattention.draftattn_core.run.session import Session, Settings
+from draftattention.draftattn_core.run.settings import Settings
 from draftattention.kernels import attend_pointer, prepare, select
 from draftattention.kernels.runtime import on_device
 from tests.kernels.launches import Launches
@@ -184,17 +185,16 @@ def test_a_run_that_is_short_of_memory_goes_dense_call_by_call(
     def short(*_: object, **__: object) -> None:
         raise SHORT["CUDA"]
 
-    session = Session(Settings(schedule=constant(0.4), backend="triton"))
-    session.start_run()
+    run = Run(Settings(schedule=constant(0.4), backend="triton"))
     q, k, v = torch.zeros(3, 1, 2, LAYOUT.tokens, 64)
 
     def serve() -> None:
-        session.attention(q, k, v, grid=LAYOUT.grid, position=Position(0, 0.0, 0, 1), dense=lambda: q)
+        run.attention(q, k, v, grid=LAYOUT.grid, position=Position(0, 0.0, 0, 1), dense=lambda: q)
 
     with monkeypatch.context() as full_card:
         full_card.setattr(Launches, "run", short)
         serve()
-    assert session.report.calls_dense() == {DenseReason.OUT_OF_MEMORY.value: 1}
+    assert run.report.calls_dense() == {DenseReason.OUT_OF_MEMORY.value: 1}
     assert set(trust.verdicts.values()) == {None} and not launches.keys
     serve()
     # What was launched has written nothing, so the output may be anything: that it was launched is what counts.

@@ -25,9 +25,11 @@ from draftattention.draftattn_core.backends.triton.trust import OUT_OF_MEMORY, T
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
 from draftattention.draftattn_core.method.policy import METHODS, TAILS, Method, Policy
+from draftattention.draftattn_core.run.events import Waiting
 from draftattention.draftattn_core.run.report import DenseReason, Position
+from draftattention.draftattn_core.run.run import Run
 from draftattention.draftattn_core.run.schedule import constant
-from draftattention.draftattn_core.run.session import Session, Settings
+from draftattention.draftattn_core.run.settings import Settings
 from tests.kernels.launches import Launches
 
 PROBLEM = Problem(torch.device("cpu"), torch.bfloat16, 64, 128, 64)
@@ -124,11 +126,10 @@ def test_a_run_whose_own_tail_fails_compiles_no_others(monkeypatch: pytest.Monke
 
 def test_the_probe_chooses_among_the_tails_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     served = ("none", "mean", "linear0", "linear1")
-    monkeypatch.setattr("draftattention.draftattn_core.run.session.tails_served", lambda name, problem, tails: served)
-    session = Session(Settings(schedule=constant(0.3), auto_tail=True))
-    session.start_run()
-    serve(session, 0.0)
-    assert tuple(session.report.tail_errors[0]) == served
+    monkeypatch.setattr("draftattention.draftattn_core.run.run.tails_served", lambda name, problem, tails: served)
+    run = Run(Settings(schedule=constant(0.3), auto_tail=True))
+    serve(run, 0.0)
+    assert tuple(run.report.tail_errors[0]) == served
 
 
 def test_backends_without_kernels_are_ready() -> None:
@@ -137,34 +138,32 @@ def test_backends_without_kernels_are_ready() -> None:
     assert not told
 
 
-def serve(session: Session, progress: float) -> None:
+def serve(run: Run, progress: float) -> None:
     q, k, v = torch.randn(3, 1, 2, 3 * 9 * 13, 64)
-    session.attention(q, k, v, grid=TokenGrid(3, 9, 13), position=Position(0, progress, 0, 1), dense=lambda: q.clone())
+    run.attention(q, k, v, grid=TokenGrid(3, 9, 13), position=Position(0, progress, 0, 1), dense=lambda: q.clone())
 
 
 def test_a_run_waits_before_its_first_block_though_that_is_dense(
     launches: Launches, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = Session(Settings(schedule=constant(0.3, warmup=0.5), backend="triton", auto_gain=False))
+    run = Run(Settings(schedule=constant(0.3, warmup=0.5), backend="triton", auto_gain=False))
     told: list[str] = []
-    session.on_wait = told.append
-    session.start_run()
+    run.events.subscribe(Waiting, lambda event: told.append(event.message))
     with caplog.at_level(logging.INFO):
-        serve(session, 0.0)
-    assert session.report.calls_dense() == {DenseReason.SCHEDULE.value: 1}
+        serve(run, 0.0)
+    assert run.report.calls_dense() == {DenseReason.SCHEDULE.value: 1}
     assert len(told) == 1 and [record.getMessage() for record in caplog.records] == told
     before = launches.binaries
     assert before
-    serve(session, 0.1)
+    serve(run, 0.1)
     run_triton(*torch.zeros(3, 1, 2, 351, 64), build_tables(Layout(TokenGrid(3, 9, 13))), Policy(), None, 0.1)
     assert launches.binaries == before and len(told) == 1
 
 
 @pytest.mark.parametrize("changes", [{"min_tokens": 10_000}, {"backend": "torch"}])
 def test_a_run_that_will_not_use_the_kernels_does_not_wait(launches: Launches, changes: dict[str, Any]) -> None:
-    session = Session(Settings(**{"schedule": constant(0.3, warmup=0.5), "backend": "triton", **changes}))
-    session.start_run()
-    serve(session, 0.0)
+    run = Run(Settings(**{"schedule": constant(0.3, warmup=0.5), "backend": "triton", **changes}))
+    serve(run, 0.0)
     assert not launches.keys
 
 
@@ -176,11 +175,10 @@ def test_a_preparation_without_memory_is_tried_again(monkeypatch: pytest.MonkeyP
         if len(tried) == 1:
             raise OUT_OF_MEMORY("none left")
 
-    monkeypatch.setattr("draftattention.draftattn_core.run.session.prepare_backend", prepare)
-    session = Session(Settings(schedule=constant(0.3, warmup=0.5), min_tokens=0))
-    session.start_run()
+    monkeypatch.setattr("draftattention.draftattn_core.run.run.prepare_backend", prepare)
+    run = Run(Settings(schedule=constant(0.3, warmup=0.5), min_tokens=0))
     for _ in range(3):
-        serve(session, 0.0)
+        serve(run, 0.0)
     assert len(tried) == 2
 
 
@@ -188,11 +186,10 @@ def test_a_preparation_that_fails_is_left_to_the_calls(monkeypatch: pytest.Monke
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such device")
 
-    monkeypatch.setattr("draftattention.draftattn_core.run.session.prepare_backend", fail)
-    session = Session(Settings(schedule=constant(0.3)))
-    session.start_run()
-    serve(session, 0.0)
-    assert session.report.calls_sparse == 1
+    monkeypatch.setattr("draftattention.draftattn_core.run.run.prepare_backend", fail)
+    run = Run(Settings(schedule=constant(0.3)))
+    serve(run, 0.0)
+    assert run.report.calls_sparse == 1
 
 
 def test_a_run_on_a_gpu_says_once_why_a_slower_backend_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,14 +153,10 @@ def test_the_chain_puts_us_first_and_only_once(part) -> None:
 
 def test_what_a_run_waits_for_is_shown_under_the_node(part) -> None:
     told: list[str] = []
-    patcher = SimpleNamespace(
-        get_model_object=lambda name: SimpleNamespace(percent_to_sigma=flow(1.0)),
-        model=SimpleNamespace(diffusion_model=object()),
-        object_patches={},
-    )
-    adapter = part("nodes.host.adapter").Adapter(part("nodes.inputs.presets").Choices(), tell_node=told.append)
-    run = adapter._open(
-        SimpleNamespace(model_patcher=patcher), torch.zeros(1, 4, 1, 8, 8), torch.tensor([1.0, 0.0]), None
-    )
-    run.session.on_wait("kernels are compiled")
+    events = part("draftattn_core.run.events")
+    channel = events.Events()
+    end = part("nodes.host.status").show_status(channel, told.append)
+    channel.emit(events.Waiting("kernels are compiled"))
+    end()
+    channel.emit(events.Waiting("of another run"))
     assert told == ["kernels are compiled"]

@@ -7,17 +7,10 @@ from collections.abc import Iterator
 from draftattention.kernels.attend_pointer import attend_kernel
 from draftattention.kernels.configs import ATTEND, AttendConfig, PrepareConfig, attend_config, prepare_config
 from draftattention.kernels.prepare import means_kernel, prepare_keys_kernel
-from draftattention.kernels.select import (
-    METHODS,
-    ROW_BLOCK,
-    ROW_WARPS,
-    emit_kernel,
-    head_threshold_kernel,
-    histogram_kernel,
-    list_kernel,
-    row_kernel,
-    tie_kernel,
-)
+from draftattention.kernels.select import METHODS, ROW_BLOCK, ROW_WARPS
+from draftattention.kernels.select_heads import head_threshold_kernel, histogram_kernel, tie_kernel
+from draftattention.kernels.select_lists import emit_kernel, list_kernel
+from draftattention.kernels.select_rows import row_kernel
 from tools.aot.compile import Case, Planned
 
 # What a head may do with skipped blocks, and how many singular pairs that takes.
@@ -124,7 +117,7 @@ def means_case(config: PrepareConfig, dim: int, q_block: int, *, dtype: str = "b
 
 
 def select_cases() -> Iterator[Case]:
-    integers = ("heads", "rows", "columns", "q_total", "k_total", "count_stride", "threshold_stride")
+    integers: tuple[str, ...] = ("heads", "rows", "columns", "q_total", "k_total", "count_stride", "threshold_stride")
     integers += ("per_program", "turn")
     types = dict.fromkeys(integers, "i32")
     types |= {"score_ptr": "*fp32", "ranked_ptr": "*fp32", "top_p": "fp32", "forced_ptr": "*u8", "keep_ptr": "*u8"}

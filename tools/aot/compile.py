@@ -192,7 +192,13 @@ def _tool(name: str, *arguments: str) -> str:
 def fingerprint(planned: Planned) -> str:
     """Changes when the kernel's code or the case does. Not with comments, docstrings, or where the code stands."""
     target, case = planned
-    words = [target, code_of(case.kernel), case.signature, sorted(case.constants.items()), case.attributes]
+    words: list[object] = [
+        target,
+        code_of(case.kernel),
+        case.signature,
+        sorted(case.constants.items()),
+        case.attributes,
+    ]
     words += [case.warps, case.stages, sorted({**FUSED, **case.options}.items())]
     return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 

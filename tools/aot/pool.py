@@ -31,7 +31,9 @@ def compile_all(todo: Iterable[Planned], jobs: int) -> Iterator[tuple[Planned, C
             mine.worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
             workers.append(mine.worker)
         try:
-            return mine.worker.submit(_compile_named, planned.target, planned.case.name).result(LIMIT_SECONDS)
+            waited = mine.worker.submit(_compile_named, planned.target, planned.case.name)
+            compiled: Compiled = waited.result(LIMIT_SECONDS)
+            return compiled
         except (BrokenProcessPool, OutOfTime) as error:
             _stop(mine.worker)
             mine.worker = None

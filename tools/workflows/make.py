@@ -158,7 +158,7 @@ def two_halves(
     cfg: float,
 ) -> tuple[Output, Output]:
     """Two KSamplerAdvanced over one trajectory; their outputs."""
-    shared = {
+    shared: dict[str, Any] = {
         "steps": steps,
         "cfg": cfg,
         "sampler_name": "euler",

@@ -99,21 +99,21 @@ def _node(pen: ImageDraw.ImageDraw, node: dict[str, Any], info: dict[str, Any], 
     for slot, item in enumerate(node["outputs"]):
         _dot(pen, (x + w, y + 16 + 20 * slot), item["type"])
         pen.text((x + w - 12, y + 16 + 20 * slot), item["name"], fill=DIM, font=font(13), anchor="rm")
-    line = y + 14 + 20 * max(len(node["inputs"]), len(node["outputs"]))
+    at = y + 14 + 20 * max(len(node["inputs"]), len(node["outputs"]))
     for name, value in _widgets(node, described):
-        long = isinstance(value, str) and len(value) > 60
-        tall = 118 if long else 24
-        if line + tall > y + h + 2:
+        paragraph = value if isinstance(value, str) and len(value) > 60 else None
+        tall = 24 if paragraph is None else 118
+        if at + tall > y + h + 2:
             break
-        pen.rounded_rectangle((x + 10, line, x + w - 10, line + tall - 4), 6, fill=FIELD)
-        if long:
-            for index, part in enumerate(wrapped(value, int(w) - 36, 12)[:6]):
-                pen.text((x + 18, line + 8 + 17 * index), part, fill=TEXT, font=font(12))
+        pen.rounded_rectangle((x + 10, at, x + w - 10, at + tall - 4), 6, fill=FIELD)
+        if paragraph is not None:
+            for index, part in enumerate(wrapped(paragraph, int(w) - 36, 12)[:6]):
+                pen.text((x + 18, at + 8 + 17 * index), part, fill=TEXT, font=font(12))
         else:
-            pen.text((x + 18, line + 10), name, fill=DIM, font=font(12), anchor="lm")
+            pen.text((x + 18, at + 10), name, fill=DIM, font=font(12), anchor="lm")
             room = w - 44 - text_size(name, 12)[0]
-            pen.text((x + w - 18, line + 10), _cut(_shown(value), room, 12), fill=TEXT, font=font(12), anchor="rm")
-        line += tall + 2
+            pen.text((x + w - 18, at + 10), _cut(_shown(value), room, 12), fill=TEXT, font=font(12), anchor="rm")
+        at += tall + 2
 
 
 def _widgets(node: dict[str, Any], described: dict[str, Any]) -> list[tuple[str, Any]]:

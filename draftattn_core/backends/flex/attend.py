@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +24,11 @@ from torch.nn.functional import pad
 
 from ...geometry.blocks import statistics_dtype
 from ...geometry.layout import LayoutTables
+from ..call_kind import Problem
 from ..request import AttendRequest, new_output
 from ..slots import key_slot_bias, query_slots, slot_tokens
 from ..tail_pass import merge_tail
 from .folded import fold, sink_levels, unfold
-
-if TYPE_CHECKING:
-    from ..registry import Problem
 
 # Copies of q, k, v and the block lists of one group of heads.
 _CHUNK_BYTES = 1 << 30

@@ -10,19 +10,27 @@ and the text refiners are left alone and do not appear in the report.
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...geometry.grid import TokenGrid
+from ...run.evaluation import Branch, Evaluation, StepCache
+from ...run.events import Events
 from ...run.report import RunReport
-from ...run.session import Session, Settings
-from .clock import RunClock
-from .processor import DraftAttentionProcessor, Evaluation, ServedModel
+from ...run.run import Run
+from ...run.settings import Settings
+from .branches import Branches
+from .clock import RunClock, Tick
+from .forward import ForwardCall, ForwardRun, itself_uncompiled, uncompiled, wrap_forward
+from .processor import DraftAttentionProcessor, ModelCall, ServedModel
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,12 @@ def _family(transformer: object) -> _Family:
 class DraftAttentionHandle:
     """Draft attention on one transformer, from `apply_draft_attention` until `remove` or the end of a `with` block.
 
+    Every sampling run has a `Run` of its own, made when its first evaluation is asked for.
+
     Attributes:
-        session: the core's state; `session.on_call` sees every sparse call.
+        run: the run under way, or the last one.
+        events: what its runs say; subscribe here, once for all runs.
+        new_step_cache: makes the step cache of each run; None to compute every evaluation.
     """
 
     def __init__(self, transformer: Any, settings: Settings, clock: RunClock) -> None:
@@ -91,20 +103,23 @@ class DraftAttentionHandle:
         for module in modules:
             if isinstance(module.processor, DraftAttentionProcessor) and module.processor.model.active:
                 raise ValueError("this transformer has draft attention already: call remove() on its handle first")
-        self.session = Session(settings)
+        self.settings = settings
+        self.events = Events()
+        self.new_step_cache: Callable[[], StepCache] | None = None
+        self.run: Run = ForwardRun(settings, self.events)
         self._clock = clock
         self._patch = family.patch(transformer.config)
-        self._model = ServedModel(self.session, len(modules), family.text)
+        self._channels = getattr(transformer.config, "out_channels", None) or sys.maxsize
+        self._expert = id(transformer)
+        self._branches = Branches()
+        self._model = ServedModel(self.run, len(modules), family.text)
         self._served = [
             (module, DraftAttentionProcessor(module.processor, layer, self._model))
             for layer, module in enumerate(modules)
         ]
         for module, processor in self._served:
             module.set_processor(processor)
-        self._hooks = [
-            transformer.register_forward_pre_hook(self._before, with_kwargs=True),
-            transformer.register_forward_hook(self._after, always_call=True),
-        ]
+        self._restore = wrap_forward(transformer, self._forward)
 
     @property
     def active(self) -> bool:
@@ -114,16 +129,22 @@ class DraftAttentionHandle:
     @property
     def report(self) -> RunReport:
         """The report of the current run, or of the last one if none is under way."""
-        return self.session.report
+        return self.run.report
 
     def finish_run(self) -> RunReport:
-        """End the run: free its index tables and return its report. The next transformer call begins a new one.
+        """End the run: free what it holds and return its report. The next transformer call begins a new one.
 
         Needed only where two runs look like one: without a scheduler, when a run starts at a timestep no higher than
         where the last one ended.
         """
+        return self._finish(cancelled=self._clock.steps_ahead)
+
+    def _finish(self, cancelled: bool) -> RunReport:
         self._clock.restart()
-        return self.session.finish_run()
+        report = self.run.finish(cancelled)
+        if report.cancelled:
+            log.info(report.summary())
+        return report
 
     def remove(self) -> None:
         """Give every module its own processor back: the model is then as it was, bit for bit. Safe to call twice."""
@@ -134,10 +155,9 @@ class DraftAttentionHandle:
             # Where someone put another processor around ours it stays, and ours stands aside.
             if module.processor is processor:
                 module.set_processor(processor.inner)
-        for hook in self._hooks:
-            hook.remove()
+        self._restore()
         self._served.clear()
-        self.session.finish_run()
+        self.finish_run()
 
     def __enter__(self) -> DraftAttentionHandle:
         return self
@@ -145,32 +165,87 @@ class DraftAttentionHandle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and self.active and not self.run.steps.complete:
+            self._finish(cancelled=True)
         self.remove()
 
-    # Where the whole model is compiled, its hooks would be traced with it.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _before(self, _model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # Where the whole model is compiled, so is what `compute` calls, and nothing else of this.
+    @itself_uncompiled
+    def _forward(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._model.active:
+            return forward(*args, **kwargs)
+        call, evaluation = self._begin(forward, args, kwargs)
         try:
-            self._model.evaluation = self._read(args, kwargs)
+            if evaluation is None:
+                return forward(*args, **kwargs)
+            return call.in_hosts_form(self.run.evaluate(call.compute, call.latent, evaluation))
+        except BaseException:
+            self._broke()
+            raise
+        finally:
+            self._end()
+
+    @uncompiled
+    def _begin(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[ForwardCall, Evaluation | None]:
+        call = ForwardCall(forward, args, kwargs, self._channels)
+        try:
+            tick = self._tick(call)
+            self._model.call = self._read(call, tick)
+            return call, self._evaluation(call, tick)
         except Exception as error:
-            self._model.evaluation = None
-            self.session.failed(error)
+            self._model.call = None
+            self.run.failed(error)
+            return call, None
 
-    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
-        hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        t, h, w = (size // patch for size, patch in zip(hidden_states.shape[-3:], self._patch))
-        tick = self._clock.tick(kwargs["timestep"] if "timestep" in kwargs else args[1])
+    def _tick(self, call: ForwardCall) -> Tick:
+        """Where the call stands, in a run that has begun."""
+        tick = self._clock.tick(call.argument("timestep", 1))
         if tick.new_run:
-            self.session.start_run()
+            if self.run.started:
+                self.run.finish()
+                self.run = self._model.run = ForwardRun(self.settings, self.events)
+            if self.new_step_cache is not None:
+                self.run.step_cache = self.new_step_cache()
+            self._branches = Branches()
+            self.run.start(tick.steps, tick.progress)
         if not self._clock.knows_length:
-            self.report.note("progress was read from the noise level alone: pass scheduler, timesteps or steps")
+            self.run.note("progress was read from the noise level alone: pass scheduler, timesteps or steps")
         elif not tick.listed:
-            self.report.note("a timestep is not among the given ones: its progress was read from the noise level alone")
-        return Evaluation(TokenGrid(t, h, w), tick)
+            self.run.note("a timestep is not among the given ones: its progress was read from the noise level alone")
+        return tick
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _after(self, _model: Any, _args: tuple[Any, ...], _output: Any) -> None:
-        self._model.evaluation = None
+    def _read(self, call: ForwardCall, tick: Tick) -> ModelCall:
+        t, h, w = (size // patch for size, patch in zip(call.hidden_states.shape[-3:], self._patch))
+        return ModelCall(self.run, TokenGrid(t, h, w), tick)
+
+    def _evaluation(self, call: ForwardCall, tick: Tick) -> Evaluation:
+        branch, conditional = self._branches.of(call.argument("encoder_hidden_states", 2), tick)
+        return Evaluation(
+            step=tick.step,
+            sampler_step=tick.sampler_step,
+            steps=tick.steps,
+            progress=tick.progress,
+            level=tick.level,
+            prediction="flow",
+            denoised=None,
+            branches=(Branch(branch, slice(0, call.latent.shape[0])),),
+            conditional=0 if conditional else None,
+            window=None,
+            expert=self._expert,
+            device=call.latent.device,
+            is_last=tick.steps is not None and tick.sampler_step >= tick.steps - 1,
+        )
+
+    @uncompiled
+    def _broke(self) -> None:
+        """The model raised: this run is over, however the next one may look."""
+        self._finish(cancelled=True)
+
+    @uncompiled
+    def _end(self) -> None:
+        self._model.call = None
         self.report.finish()
 
 

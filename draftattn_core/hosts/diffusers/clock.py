@@ -22,12 +22,18 @@ class Tick:
         progress: 0 at the noisiest end of sampling, towards 1 at the clean end.
         new_run: whether a run begins with it.
         listed: False if timesteps are known and this one is not among them.
+        sampler_step: index of its timestep in the list, `step` where there is none.
+        steps: timesteps in the list, or the number of steps that was given; None if neither is known.
+        level: noise level t in 0..1, 1 for pure noise.
     """
 
     step: int
     progress: float
     new_run: bool
     listed: bool = True
+    sampler_step: int = 0
+    steps: int | None = None
+    level: float = 1.0
 
 
 class RunClock:
@@ -67,6 +73,7 @@ class RunClock:
         self._levels = [] if timesteps is None else _as_list(timesteps)
         if timesteps is not None and not self._levels:
             raise ValueError("timesteps is empty")
+        self._sigmas: list[float] = []
         self._steps = steps
         self._seen: dict[float, int] = {}
         self._last: tuple[float, int | None] | None = None
@@ -75,6 +82,20 @@ class RunClock:
     def knows_length(self) -> bool:
         """Whether progress follows steps rather than the bare noise level."""
         return self._steps is not None or self._scheduler is not None or bool(self._levels)
+
+    @property
+    def steps_ahead(self) -> bool:
+        """Whether the scheduler has yet to do a step, and stands where the last evaluation left it.
+
+        So it is after a run that was cut short without an error; when another model goes on with the run, the
+        scheduler has moved on.
+        """
+        done = getattr(self._scheduler, "step_index", None)
+        if not isinstance(done, int) or self._last is None or self._last[1] is None:
+            return False
+        return self._scheduler.timesteps is self._source and self._last[1] <= done <= self._last[1] + 1 < len(
+            self._levels
+        )
 
     def restart(self) -> None:
         """The next evaluation begins a run."""
@@ -99,13 +120,31 @@ class RunClock:
             progress = step / self._steps
         else:
             progress = 1.0 - value / 1000.0
-        return Tick(step, min(1.0, max(0.0, progress)), new_run, index is not None or not self._levels)
+        return Tick(
+            step,
+            min(1.0, max(0.0, progress)),
+            new_run,
+            index is not None or not self._levels,
+            step if index is None else index,
+            len(self._levels) or self._steps,
+            self._level(value, index),
+        )
+
+    def _level(self, value: float, index: int | None) -> float:
+        """t of an evaluation: the scheduler's own sigma where it has one, for timesteps may be rounded."""
+        if index is not None and index < len(self._sigmas) and 0.0 <= self._sigmas[index] <= 1.0:
+            return self._sigmas[index]
+        config = getattr(self._scheduler, "config", None)
+        return value / float(getattr(config, "num_train_timesteps", None) or 1000.0)
 
     def _read_scheduler(self) -> bool:
         if self._scheduler is None or self._scheduler.timesteps is self._source:
             return False
         self._source = self._scheduler.timesteps
         self._levels = [] if self._source is None else _as_list(self._source)
+        sigmas = getattr(self._scheduler, "sigmas", None)
+        # One more than there are timesteps: the last is the end of sampling.
+        self._sigmas = _as_list(sigmas) if sigmas is not None and len(sigmas) == len(self._levels) + 1 else []
         return True
 
     def _index(self, value: float, dtype: torch.dtype) -> int | None:

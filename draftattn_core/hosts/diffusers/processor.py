@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...geometry.grid import TokenGrid
 from ...run.report import DenseReason, Position
-from ...run.session import Session
+from ...run.run import Run
 from .clock import Tick
 from .text_mask import TextMask, read_text_mask
 
@@ -26,9 +26,16 @@ _DISPATCH = "dispatch_attention_fn"
 
 
 @dataclass
-class Evaluation:
-    """One call of the transformer: what its attention modules need to know."""
+class ModelCall:
+    """One call of the transformer: what its attention modules need to know.
 
+    Attributes:
+        run: the run it belongs to.
+        grid: its token grid.
+        tick: where it stands in the run.
+    """
+
+    run: Run
     grid: TokenGrid
     tick: Tick
     _read: tuple[Tensor, TextMask | None] | None = None
@@ -46,27 +53,27 @@ class ServedModel:
     """What the processors of one transformer share.
 
     Attributes:
-        session: the core's state.
+        run: the run under way, or the last one.
         layers: number of video self-attention modules.
         text: whether text tokens follow the video in them.
         active: False once the processors shall stand aside.
     """
 
-    def __init__(self, session: Session, layers: int, text: bool) -> None:
-        self.session = session
+    def __init__(self, run: Run, layers: int, text: bool) -> None:
+        self.run = run
         self.layers = layers
         self.text = text
         self.active = True
         self._now = threading.local()
 
     @property
-    def evaluation(self) -> Evaluation | None:
+    def call(self) -> ModelCall | None:
         """The transformer call under way in this thread."""
-        return getattr(self._now, "evaluation", None)
+        return getattr(self._now, "call", None)
 
-    @evaluation.setter
-    def evaluation(self, evaluation: Evaluation | None) -> None:
-        self._now.evaluation = evaluation
+    @call.setter
+    def call(self, call: ModelCall | None) -> None:
+        self._now.call = call
 
 
 def _with_attention(processor: Any, attention: Callable[..., Tensor]) -> FunctionType:
@@ -165,15 +172,15 @@ class DraftAttentionProcessor:
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: bool, dense: Callable[[], Tensor]
     ) -> Tensor:
         """One attention call in diffusers' form: query, key, value and result (B, L, H, D)."""
-        session, evaluation = self.model.session, self.model.evaluation
-        if evaluation is None:
-            return session.dense(dense, DenseReason.UNKNOWN_GRID)
-        tick, grid = evaluation.tick, evaluation.grid
+        call = self.model.call
+        if call is None:
+            return self.model.run.dense(dense, DenseReason.UNKNOWN_GRID)
+        run, tick, grid = call.run, call.tick, call.grid
         position = Position(tick.step, tick.progress, self.layer, self.model.layers)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        read = DenseReason.MASK if not plain else self._read_text(evaluation, q, k, v, mask)
+        read = DenseReason.MASK if not plain else self._read_text(call, q, k, v, mask)
         if isinstance(read, DenseReason):
-            return session.dense(dense, read, position, q)
+            return run.dense(dense, read, position, q)
 
         # Text that no sample reads is left out. Its own rows become zeros: they only ever feed such text again.
         unread = q.shape[2] - grid.tokens - read.kept
@@ -184,7 +191,7 @@ class DraftAttentionProcessor:
             host = out.transpose(1, 2)
             return nn.functional.pad(host, (0, 0, 0, 0, 0, unread)) if unread else host
 
-        return session.attention(
+        return run.attention(
             q,
             k,
             v,
@@ -197,18 +204,17 @@ class DraftAttentionProcessor:
         )
 
     def _read_text(
-        self, evaluation: Evaluation, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+        self, call: ModelCall, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> TextMask | DenseReason:
         """What the core must know of the text in a call of (B, H, L, D) tensors, or why the call goes dense."""
-        session = self.model.session
         if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            session.report.note("sparse attention has no backward pass, so calls that record gradients ran dense")
+            call.run.note("sparse attention has no backward pass, so calls that record gradients ran dense")
             return DenseReason.BACKEND
-        text = q.shape[2] - evaluation.grid.tokens
+        text = q.shape[2] - call.grid.tokens
         if text < 0 or (text and not self.model.text) or k.shape != q.shape:
             return DenseReason.TOKENS
         try:
-            return evaluation.text_mask(mask, text) or DenseReason.MASK
+            return call.text_mask(mask, text) or DenseReason.MASK
         except Exception as error:
-            session.failed(error)
+            call.run.failed(error)
             return DenseReason.ERROR

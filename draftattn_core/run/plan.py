@@ -1,0 +1,104 @@
+"""Plan: the policy of every call of a run, head by head, or why a call is dense.
+
+Three sources meet here and are resolved once per call: the policy the user chose, densities by noise level, layer and
+head, and the tails and gains that the error probe found in this run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from ..method.policy import Density, Policy, WrongHeadsError
+from .probe import HeadTails
+from .report import DenseReason, Position
+
+_Value = TypeVar("_Value")
+
+
+class Densities(Protocol):
+    """A source of densities: a `Schedule`, or whatever else knows how dense each layer and head may be."""
+
+    def curve(self, progress: float) -> float:
+        """Mean density meant for calls at `progress`; 1 for dense."""
+
+    def density(self, progress: float, layer: int, layers: int) -> Density | None:
+        """Density of a call, one for each head of the whole layer or one for all; None for dense."""
+
+    def is_dense_layer(self, layer: int, layers: int) -> bool:
+        """Whether the layer is dense at every noise level."""
+
+
+class Plan:
+    """What each call of one run is asked to do. Thread-safe.
+
+    Args:
+        policy: selection and tail; a tuple holds one value for each head of the whole layer.
+        densities: replaces the policy's density, call by call.
+    """
+
+    def __init__(self, policy: Policy, densities: Densities) -> None:
+        self._policy = policy
+        self._densities = densities
+        self._found: dict[tuple[int, int, int], HeadTails] = {}
+        self._lock = threading.Lock()
+
+    def starts_dense(self, progress: float) -> bool:
+        """Whether calls at `progress` are meant to be dense in every layer."""
+        return self._densities.curve(progress) >= 1.0
+
+    def at(self, position: Position, heads: int) -> Policy | DenseReason:
+        """The policy of a call, what the probe found included; the reason if the plan wants it dense.
+
+        Args:
+            position: where in the run; `first_head` and `all_heads` say which heads of the layer the call holds.
+            heads: number of heads in the call.
+
+        Raises:
+            WrongHeadsError: if something is given for another number of heads than the layer has.
+        """
+        density = self._densities.density(position.progress, position.layer, position.layers)
+        if density is None:
+            if self._densities.is_dense_layer(position.layer, position.layers):
+                return DenseReason.DENSE_LAYER
+            return DenseReason.SCHEDULE
+        policy = _of_heads(self._policy.with_density(density), position, heads)
+        found = self.found(position, heads)
+        return policy if found is None else found.put_into(policy)
+
+    def found(self, position: Position, heads: int) -> HeadTails | None:
+        """What the probe found for these heads; None before it has looked."""
+        with self._lock:
+            return self._found.get((position.layer, position.first_head, heads))
+
+    def keep(self, position: Position, heads: int, found: HeadTails) -> None:
+        """Use what the probe found in every later call of these heads."""
+        with self._lock:
+            self._found[(position.layer, position.first_head, heads)] = found
+
+
+def _of_heads(policy: Policy, position: Position, heads: int) -> Policy:
+    """The policy of `heads` heads from `position.first_head` on."""
+    if not position.all_heads:
+        return policy
+    last = position.first_head + heads
+    if last > position.all_heads:
+        raise WrongHeadsError(f"heads {position.first_head} to {last - 1} of a layer of {position.all_heads} heads")
+
+    def part(what: str, given: Sequence[_Value]) -> tuple[_Value, ...]:
+        if len(given) != position.all_heads:
+            raise WrongHeadsError(
+                f"{len(given)} {what} for {position.all_heads} heads: give one for all or one per head; "
+                "those of a profile fit the model it was made on"
+            )
+        return tuple(given[position.first_head : last])
+
+    if isinstance(policy.density, tuple):
+        policy = replace(policy, density=part("densities", policy.density))
+    if isinstance(policy.tail, tuple):
+        policy = replace(policy, tail=part("tails", policy.tail))
+    if isinstance(policy.tail_gain, tuple):
+        policy = replace(policy, tail_gain=part("tail gains", policy.tail_gain))
+    return policy

@@ -1,0 +1,420 @@
+"""A run: the one owner of everything that belongs to one sampling run of one model.
+
+A host adapter only translates: which call is the video self-attention, its layout, its position in the run, and what
+dense means there; and which evaluation of the model is asked for. Deciding, choosing tails, counting, and standing
+aside when something fails happens here, so every host behaves alike. Nothing raised in the sparse path leaves it: the
+call goes dense and is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..attention import Attention, attend
+from ..backends.registry import (
+    NoBackendError,
+    Problem,
+    choose_backend,
+    passed_over,
+    prepare_backend,
+    tails_served,
+)
+from ..geometry.grid import TokenGrid
+from ..geometry.layout import Layout, TableCache
+from ..method.policy import TAILS, Policy, WrongHeadsError
+from .evaluation import Answer, Evaluation, Outcome, StepCache
+from .events import CallDone, EvaluationDone, Event, Events, Note, RunDone, RunStarted, StepDone, Waiting
+from .plan import Plan
+from .probe import HeadTails, probe_tails
+from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
+from .settings import Settings
+from .steps import Steps
+
+log = logging.getLogger(__name__)
+
+MAX_ERRORS = 3
+# Before torch 2.5 there was CUDA's alone.
+OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
+
+@dataclass(eq=False)
+class Run:
+    """One sampling run of one model, made when it begins and finished once. Thread-safe.
+
+    Attributes:
+        settings: what the user chose.
+        events: what the run says while it goes; may outlive it.
+        step_cache: answers evaluations without the model; None to compute them all.
+        report: counts and notes of this run.
+        cache: index tables of this run.
+        plan: policy of every call.
+        steps: how far the run has come.
+    """
+
+    settings: Settings
+    events: Events = field(default_factory=Events)
+    step_cache: StepCache | None = None
+    report: RunReport = field(default_factory=RunReport)
+    cache: TableCache = field(default_factory=TableCache)
+    plan: Plan = field(init=False)
+    steps: Steps = field(default_factory=Steps)
+    started: bool = False
+    finished: bool = False
+    _checked: set[int] = field(default_factory=set)
+    _prepared: set[Problem] = field(default_factory=set)
+    _errors: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self.plan = Plan(self.settings.policy, self.settings.schedule)
+
+    def start(self, steps: int | None = None, progress: float = 0.0) -> Run:
+        """Begin, and say so.
+
+        Args:
+            steps: steps of the sampler in this run, None if unknown.
+            progress: where in the noise the run begins.
+        """
+        self.started = True
+        self.report.started = time.perf_counter()
+        self.steps.total = steps
+        self._emit(RunStarted(steps, progress, self.plan.starts_dense(progress)))
+        return self
+
+    def finish(self, cancelled: bool = False, tell: Callable[[RunReport], str] = RunReport.summary) -> RunReport:
+        """Close the run: free what it holds, say how it went, return the report. Later calls return the report only.
+
+        Args:
+            cancelled: whether it ended before its last step was done.
+            tell: puts the report in words.
+        """
+        with self._lock:
+            if self.finished:
+                return self.report
+            self.finished = True
+        self.cache.clear()
+        if self.step_cache is not None:
+            self.step_cache.clear()
+        report = self.report
+        report.finish()
+        if cancelled:
+            report.cancelled = self.steps.cancelled()
+        if not self.started:
+            return report
+        self._emit_step(None if cancelled else self.steps.finish())
+        text = tell(report)
+        self._emit(RunDone(text, report.cancelled, self.steps.total, report.seconds, *self._counts()))
+        return report
+
+    def evaluate(self, model: Callable[[Tensor], Tensor], x: Tensor, evaluation: Evaluation) -> Tensor:
+        """Answer one evaluation of the model: by the model, or by the step cache where that is near enough.
+
+        Args:
+            model: computes the host's output from the latent.
+            x: (B, C, ...) latent.
+            evaluation: what is asked for.
+
+        Returns:
+            The output in the host's form, of the shape of x.
+        """
+        answer, stop = self._ask(x, evaluation)
+        if answer is None:
+            try:
+                out = model(x)
+            except BaseException:
+                self.steps.broke()
+                raise
+        else:
+            out = evaluation.output_of(x, answer.prediction)
+        self._answered(x, out, evaluation, answer, stop)
+        return out
+
+    def _ask(self, x: Tensor, evaluation: Evaluation) -> tuple[Answer | None, Callable[[], Callable[[], float]]]:
+        """What the step cache says, and what stops the time of the evaluation."""
+        self._emit_step(self.steps.begin(evaluation.sampler_step, evaluation.progress))
+        return self._cached(x, evaluation), stopwatch(evaluation.device)
+
+    def _answered(
+        self,
+        x: Tensor,
+        out: Tensor,
+        evaluation: Evaluation,
+        answer: Answer | None,
+        stop: Callable[[], Callable[[], float]],
+    ) -> None:
+        """Count an evaluation and keep what the step cache needs of it."""
+        if answer is None:
+            self.report.add_evaluation(evaluation.step, stop())
+            self._keep(x, out, evaluation)
+        outcome = Outcome.COMPUTED if answer is None else answer.outcome
+        self.report.add_outcome(outcome.value)
+        if self.events.wanted(EvaluationDone):
+            at = evaluation.sampler_step, self.steps.total, evaluation.progress, evaluation.level
+            self._emit(EvaluationDone(*at, outcome.value, self.report.seconds))
+
+    def _cached(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
+        if self.step_cache is None or not evaluation.prediction or self.stood_aside:
+            return None
+        try:
+            return self.step_cache.answer(x, evaluation)
+        except Exception as error:
+            self.failed(error)
+            return None
+
+    def _keep(self, x: Tensor, out: Tensor, evaluation: Evaluation) -> None:
+        if self.step_cache is None or not evaluation.prediction or self.stood_aside:
+            return
+        try:
+            self.step_cache.store(x, evaluation.prediction_of(x, out), evaluation)
+        except Exception as error:
+            self.failed(error)
+
+    @property
+    def stood_aside(self) -> bool:
+        """Whether this run gave up being sparse after `MAX_ERRORS` errors."""
+        return self._errors >= MAX_ERRORS
+
+    def step_of(self, level: float) -> int:
+        """Index of a noise level in this run, in order of first appearance."""
+        return self.steps.index_of(level)
+
+    def dense(
+        self,
+        run: Callable[[], Tensor],
+        reason: DenseReason,
+        position: Position | None = None,
+        q: Tensor | None = None,
+        keys: int | None = None,
+    ) -> Tensor:
+        """Run the host's own attention and count it under `reason`.
+
+        Args:
+            run: computes the call the way the host would without us.
+            reason: why.
+            position: where in the run; None for calls that are not video self-attention.
+            q: (B, H, L, D) of a video self-attention call, for the executed density.
+            keys: how many keys the queries meet, None for as many as queries.
+        """
+        pairs = 0.0
+        if q is not None and position is not None:
+            pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) * float(q.shape[2] if keys is None else keys)
+        if q is None:
+            out = run()
+            self.report.add(Call(position, None, reason, pairs, lambda: 0.0))
+            return out
+        stop = self._stopwatch(q.device)
+        out = run()
+        self.report.add(Call(position, None, reason, pairs, stop()))
+        return out
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        grid: TokenGrid,
+        position: Position,
+        dense: Callable[[], Tensor],
+        extra_before: int = 0,
+        extra_after: int = 0,
+        key_bias: Tensor | None = None,
+        from_core: Callable[[Tensor], Tensor] = lambda out: out,
+    ) -> Tensor:
+        """Serve one video self-attention call, sparse where the plan allows it.
+
+        Args:
+            q, k, v: (B, H, L, D) as `draft_attention` takes them.
+            grid, extra_before, extra_after: what the L tokens are.
+            position: where in the run.
+            dense: the host's own attention for this call, in the host's output form.
+            key_bias: see `draft_attention`.
+            from_core: turns (B, H, L, D) into the host's output form.
+
+        Returns:
+            The output in the host's form. Never raises on account of the sparse path.
+        """
+        settings = self.settings
+        if grid.tokens >= settings.min_tokens and not self.stood_aside:
+            self._prepare_backend(q, key_bias is not None)
+        try:
+            policy = self.plan.at(position, q.shape[1])
+        except WrongHeadsError as error:
+            policy = DenseReason.HEADS
+            self._tell(f"DraftAttention runs dense: {error}")
+        if isinstance(policy, DenseReason):
+            return self.dense(dense, policy, position, q)
+        if grid.tokens < settings.min_tokens:
+            return self.dense(dense, DenseReason.FEW_TOKENS, position, q)
+        if q.shape[2] != grid.tokens + extra_before + extra_after:
+            return self.dense(dense, DenseReason.TOKENS, position, q)
+        if self.stood_aside:
+            return self.dense(dense, DenseReason.STOOD_ASIDE, position, q)
+
+        stop = self._stopwatch(q.device)
+        result, failure = None, DenseReason.NON_FINITE
+        try:
+            result = self._sparse(q, k, v, settings.layout(grid, extra_before, extra_after), policy, position, key_bias)
+            if result is not None:
+                out, shares = from_core(result.out), (result.density(), result.tail_work())
+        except OUT_OF_MEMORY:
+            result, failure = None, DenseReason.OUT_OF_MEMORY
+            self._tell("DraftAttention ran out of memory in a sparse call and ran it dense: lower the resolution")
+        except (NoBackendError, WrongHeadsError) as error:
+            failure = DenseReason.BACKEND if isinstance(error, NoBackendError) else DenseReason.HEADS
+            self._tell(f"DraftAttention runs dense: {error}")
+        except Exception as error:
+            result, failure = None, DenseReason.ERROR
+            self.failed(error)
+        if result is None:
+            # Outside `except`, the traceback no longer keeps the call's tensors alive.
+            if failure is DenseReason.OUT_OF_MEMORY:
+                _free(q.device)
+            return self.dense(dense, failure, position, q)
+        pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
+        self.report.add(Call(position, shares[0], None, pairs, stop(), shares[1]))
+        if self.events.wanted(CallDone):
+            self._emit(CallDone(position, result))
+        return out
+
+    def _prepare_backend(self, q: Tensor, biased: bool) -> None:
+        """Before the first block of a run: have its kernels compiled, and say which backend is going without."""
+        settings = self.settings
+        problem = Problem.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
+        with self._lock:
+            if problem in self._prepared:
+                return
+            self._prepared.add(problem)
+        try:
+            tails = TAILS if settings.auto_tail else ()
+            prepare_backend(settings.backend, problem, tails, report=self._wait)
+            if settings.backend == "auto":
+                reason = passed_over(choose_backend("auto", problem).name, problem)
+                if reason is not None and self.note(reason):
+                    log.info("DraftAttention: %s", reason)
+        except OUT_OF_MEMORY:
+            # Says nothing of the kernels: the next call tries again.
+            with self._lock:
+                self._prepared.discard(problem)
+        except Exception as error:
+            # The calls that need it will meet the same and be counted for it.
+            log.debug("DraftAttention could not prepare its backend: %s", error)
+
+    def _sparse(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        policy: Policy,
+        position: Position,
+        key_bias: Tensor | None,
+    ) -> Attention | None:
+        """The sparse call; None if it is not finite, asked in every layer until one output was."""
+        result = attend(q, k, v, layout, policy, backend=self.settings.backend, key_bias=key_bias, cache=self.cache)
+        if self.settings.probes and self.plan.found(position, q.shape[1]) is None:
+            result = self._with_best_tails(result, policy, position)
+        with self._lock:
+            first = position.layer not in self._checked
+        finite = not first or bool(torch.isfinite(result.out).all())
+        if finite:
+            with self._lock:
+                self._checked.add(position.layer)
+        else:
+            self._tell(
+                f"DraftAttention: the first sparse output of layer {position.layer} is not finite, so it ran dense; "
+                "float16 overflow is the usual cause: load the model in bfloat16"
+            )
+            return None
+        return result
+
+    def _with_best_tails(self, result: Attention, policy: Policy, position: Position) -> Attention:
+        """Let the probe choose tails and gains of this layer, and redo the call if they differ from what ran."""
+        settings, request = self.settings, result.request
+        heads, layer = request.q.shape[1], position.layer
+        asked = HeadTails.of(policy, heads)
+        biased = request.key_bias is not None
+        problem = Problem.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
+        choices = tails_served(result.backend, problem, TAILS) if settings.auto_tail else ()
+        found, probe = probe_tails(
+            request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices
+        )
+        self.plan.keep(position, heads, found)
+        with self._lock:
+            self.report.tails[layer], self.report.tail_gains[layer] = found.names, found.gains
+            self.report.tail_errors[layer] = {
+                name: float(errors.mean()) for name, errors in (probe.fitted or probe.errors).items()
+            }
+        if found == asked:
+            return result
+        return attend(
+            request.q,
+            request.k,
+            request.v,
+            request.tables.layout,
+            found.put_into(policy),
+            backend=result.backend,
+            key_bias=request.key_bias,
+            scale=request.scale,
+            cache=self.cache,
+        )
+
+    def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
+        if times_launches_only(device):
+            self.note(f"times are those of launching work: torch has no timer events on {device.type}")
+        return stopwatch(device)
+
+    def note(self, message: str) -> bool:
+        """Keep a message for the user; False if it was there already."""
+        if not self.report.note(message):
+            return False
+        self._emit(Note(message))
+        return True
+
+    def _tell(self, message: str) -> None:
+        if self.note(message):
+            log.warning(message)
+
+    def _wait(self, message: str) -> None:
+        log.info(message)
+        self._emit(Waiting(message))
+
+    def _emit_step(self, done: tuple[int, float] | None) -> None:
+        if done is not None and self.events.wanted(StepDone):
+            step, progress = done
+            self._emit(StepDone(step, self.steps.total, progress, self.report.seconds, *self._counts()))
+
+    def _counts(self) -> tuple[int, int, dict[str, int], dict[str, int]]:
+        calls = sum(call.position is not None for call in self.report.calls)
+        return self.report.calls_sparse, calls, self.report.calls_dense(), dict(self.report.outcomes)
+
+    def _emit(self, event: Event) -> None:
+        for failure in self.events.emit(event):
+            self.note(failure)
+
+    def failed(self, error: Exception) -> None:
+        """Count an error of ours, from an except block: the first is logged with its traceback, after `MAX_ERRORS` the
+        run stands aside. Hosts call it for errors of their own translation."""
+        with self._lock:
+            self._errors += 1
+            first, last = self._errors == 1, self._errors == MAX_ERRORS
+        if first:
+            log.error("DraftAttention: a sparse call failed and ran dense\n%s", traceback.format_exc())
+        self._tell(f"error: {type(error).__name__}: {error}")
+        if last:
+            self._tell(f"DraftAttention stands aside for the rest of this run after {MAX_ERRORS} errors")
+
+
+def _free(device: torch.device) -> None:
+    """Give memory that torch keeps for later back to the device, where it has such a store."""
+    empty_cache: Callable[[], None] | None = getattr(getattr(torch, device.type, None), "empty_cache", None)
+    if empty_cache is not None:
+        empty_cache()

@@ -1,0 +1,139 @@
+"""An evaluation as ComfyUI asks for it at APPLY_MODEL: the bare latent goes in, the denoised latent comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...draftattn_core.run.evaluation import Branch, Denoised, Evaluation
+from .runs import Moment, Trajectory
+
+# What a model predicts, by the class of comfy.model_sampling that makes the denoised latent of it. Only these are known
+# to do it by a sum of x and the prediction.
+PREDICTIONS: Mapping[str, str] = {
+    "CONST": "flow",
+    "EPS": "eps",
+    "V_PREDICTION": "v",
+    "V_PREDICTION_DDPM": "v of unscaled x",
+    "EDM": "edm",
+    "X0": "x0",
+    "COSMOS_RFLOW": "flow of scaled x",
+    "LCM": "lcm",
+}
+
+
+def evaluation_of(
+    model: Any,
+    trajectory: Trajectory,
+    moment: Moment,
+    x: Tensor,
+    t: Tensor,
+    options: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Evaluation:
+    """What an APPLY_MODEL call asks for.
+
+    Args:
+        model: the host's BaseModel.
+        x: (B, C, ...) latent, conditions stacked along B. t: (B,) sigmas.
+        options: its transformer_options. args, kwargs: its other arguments.
+    """
+    prediction = prediction_of(model.model_sampling)
+    kinds = list(options.get("cond_or_uncond") or ())
+    return Evaluation(
+        step=moment.step,
+        sampler_step=moment.sampler_step,
+        steps=trajectory.steps,
+        progress=moment.progress,
+        level=moment.sigma,
+        prediction=prediction,
+        denoised=denoised_of(model.model_sampling, t, x) if prediction else None,
+        branches=_branches(model, x.shape[0], kinds, options, args, kwargs),
+        conditional=kinds.index(0) if 0 in kinds else None,
+        window=_window(options.get("context_window")),
+        expert=id(model),
+        device=x.device,
+        is_last=moment.sampler_step >= trajectory.steps - 1,
+        streams=_streams(kwargs.get("latent_shapes")),
+    )
+
+
+def prediction_of(sampling: Any) -> str:
+    """What a model with this `model_sampling` predicts; "" if that is not known."""
+    for cls in type(sampling).__mro__:
+        if "calculate_denoised" in vars(cls):
+            return PREDICTIONS.get(cls.__name__, "")
+    return ""
+
+
+def denoised_of(sampling: Any, t: Tensor, x: Tensor) -> Denoised:
+    """The two factors of `calculate_denoised`, read off its answers for ones and zeros.
+
+    Args:
+        t: (B,) sigmas.
+        x: (B, ...) latent.
+    """
+    shape = (t.shape[0], *(1,) * (x.dim() - 1))
+    one, zero = torch.ones(shape, device=x.device), torch.zeros(shape, device=x.device)
+    return Denoised(sampling.calculate_denoised(t, zero, one), sampling.calculate_denoised(t, one, zero))
+
+
+def _branches(
+    model: Any,
+    batch: int,
+    kinds: list[int],
+    options: Mapping[str, Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> tuple[Branch, ...]:
+    """One branch per condition; they share the batch evenly."""
+    names = [*(options.get("uuids") or ())]
+    if len(names) != len(kinds):
+        names = list(kinds)
+    if not names:
+        names = [None]
+    size = batch // len(names)
+    control = args[2] if len(args) > 2 else kwargs.get("control")
+    shared = (_patches(options), _hooks(model), control is not None)
+    return tuple(Branch((name, *shared), slice(index * size, (index + 1) * size)) for index, name in enumerate(names))
+
+
+def _patches(options: Mapping[str, Any]) -> Hashable:
+    """What is patched into the blocks: guidance that skips layers evaluates one condition with and without a patch.
+
+    A patch that is made anew for every evaluation has another id each time, so its branch never has a history.
+    """
+    found: list[tuple[str, ...] | tuple[str, str, int]] = []
+    for name, patches in (options.get("patches") or {}).items():
+        found += [("patch", str(name), id(patch)) for patch in patches]
+    for name, places in (options.get("patches_replace") or {}).items():
+        found += [(str(name), str(place), id(patch)) for place, patch in places.items()]
+    return tuple(sorted(found, key=str))
+
+
+def _hooks(model: Any) -> Hashable:
+    """Hooks on the weights just now, with their strengths."""
+    group = getattr(getattr(model, "current_patcher", None), "current_hooks", None)
+    return tuple((id(hook), float(getattr(hook, "strength", 1.0))) for hook in getattr(group, "hooks", ()))
+
+
+def _window(window: Any) -> Hashable:
+    """Which part of the video a context window holds."""
+    if window is None:
+        return None
+    indices = getattr(window, "index_list", None)
+    if indices is None:
+        return id(window)
+    return (getattr(window, "dim", None), getattr(window, "causal_anchor_index", None), *indices)
+
+
+def _streams(shapes: Any) -> tuple[int, ...]:
+    """Lengths of the latents that the host has packed into one, (B, 1, sum of them)."""
+    if shapes is None or len(shapes) < 2:
+        return ()
+    return tuple(math.prod(int(size) for size in shape[1:]) for shape in shapes)
