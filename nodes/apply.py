@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..draftattn_core.backends.registry import backend_names
+from .browser.server import instance, running_job
+from .browser.verdicts import announce_verdicts
 from .host.adapter import apply_draft_attention
 from .inputs.checks import apply_problems, judgement
 from .inputs.overruled import BY_PRESET, BY_SCHEDULE
@@ -180,20 +181,10 @@ class ApplyDraftAttention(io.ComfyNode):
             schedule=schedule,
             strict=strict,
         )
-        patched, handle = apply_draft_attention(model, choices, _teller(cls.hidden.unique_id))
+        node_id = cls.hidden.unique_id
+        server = None if node_id is None else instance()
+        if server is None:
+            return io.NodeOutput(*apply_draft_attention(model, choices))
+        patched, handle = apply_draft_attention(model, choices, lambda text: server.send_progress_text(text, node_id))
+        announce_verdicts(handle.events, node_id, job=lambda: running_job(server), send=server.send_sync)
         return io.NodeOutput(patched, handle)
-
-
-def _teller(node_id: str | None) -> Callable[[str], None] | None:
-    """Writes text under the node in the browser; None where there is no server (a script uses the nodes)."""
-    if node_id is None:
-        return None
-
-    def tell(text: str) -> None:
-        from server import PromptServer
-
-        instance = getattr(PromptServer, "instance", None)
-        if instance is not None:
-            instance.send_progress_text(text, node_id)
-
-    return tell

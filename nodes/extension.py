@@ -5,6 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplyDraftAttention
+from .browser.routes import add_routes
+from .browser.server import instance
 from .compare import DraftAttentionCompare
 from .demo_prompt import DraftAttentionDemoPrompt
 from .doctor_node import DraftAttentionDoctor
@@ -17,13 +19,9 @@ class DraftAttentionExtension(ComfyExtension):
     """The nodes of this pack."""
 
     async def on_load(self) -> None:
-        from server import PromptServer
-
-        from .browser.routes import add_routes
-
-        instance = getattr(PromptServer, "instance", None)
-        if instance is not None:
-            add_routes(instance.routes)
+        server = instance()
+        if server is not None:
+            add_routes(server.routes)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

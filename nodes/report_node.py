@@ -13,7 +13,7 @@ from .apply import CATEGORY, Report
 from .display.pictures import to_image
 from .display.report_text import predicted_saving, report_text
 from .host.runs import ReportHandle
-from .inputs.checks import report_problems, judgement
+from .inputs.checks import judgement, report_problems
 
 
 class DraftAttentionReport(io.ComfyNode):

@@ -11,7 +11,7 @@ from .apply import CATEGORY, SparsitySchedule
 from .display.pictures import to_image
 from .host.layouts import layer_count
 from .host.runs import Trajectory
-from .inputs.checks import scheduler_problems, judgement
+from .inputs.checks import judgement, scheduler_problems
 from .inputs.curves import CURVES, SparsityCurve, parse_bands, parse_points
 from .inputs.overruled import BY_CURVE
 from .inputs.presets import parse_layers

@@ -10,7 +10,8 @@ const MOST = 300
  * Add the box to a node.
  * @param {string} name of the widget
  * @param {string} hint shown while there is no text
- * @returns {(text: string) => void} shows a text; an empty one brings back the hint
+ * @returns {(text: string, wrong?: string) => void} shows a text, below what is wrong with the inputs if anything is;
+ *   an empty text brings back the hint
  */
 export function addTextBox(node, name, hint) {
   const box = document.createElement("div")
@@ -30,14 +31,19 @@ export function addTextBox(node, name, hint) {
     copy.textContent = say("copied")
     setTimeout(() => (copy.textContent = say("copy")), 1500)
   })
-  box.append(shown, copy)
+  const alert = document.createElement("div")
+  alert.className = "draftattention-wrong"
+  alert.setAttribute("role", "alert")
+  box.append(alert, shown, copy)
 
   let height = LEAST
   addElement(node, name, box, () => height)
-  return (text) => {
+  return (text, wrong = "") => {
     shown.textContent = text || hint
+    alert.textContent = wrong
     box.classList.toggle("empty", !text)
-    height = Math.max(LEAST, Math.min(MOST, 22 + 18 * lines(text, node.size[0])))
+    const count = lines(text, node.size[0]) + (wrong ? lines(wrong, node.size[0]) + 1 : 0)
+    height = Math.max(LEAST, Math.min(MOST, 34 + 18 * count))
     box.style.minHeight = `${height - 20}px`
     fit(node)
   }

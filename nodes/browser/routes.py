@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..inputs.checks import PROBLEMS
-
-if TYPE_CHECKING:
-    from aiohttp import web
+from .verdicts import VERDICTS
 
 PREFIX = "/draftattention"
 MAX_BODY = 32_768
 MAX_VALUES = 32
 
 
-def add_routes(table: web.RouteTableDef) -> None:
-    """Enter the routes into the host's table, before its server starts."""
+def add_routes(table: Any) -> None:
+    """Enter the routes into the host's table, an aiohttp RouteTableDef, before its server starts."""
     from aiohttp import web
 
-    @table.post(f"{PREFIX}/check")
-    async def check(request: web.Request) -> web.Response:
-        body = await request.content.read(MAX_BODY + 1)
-        status, answer = answer_check(body)
+    async def check(request: Any) -> Any:
+        status, answer = answer_check(await request.content.read(MAX_BODY + 1))
         return web.json_response(answer, status=status)
+
+    async def workflows(request: Any) -> Any:
+        return web.json_response(VERDICTS.workflows())
+
+    async def verdicts(request: Any) -> Any:
+        found = VERDICTS.of(request.match_info["workflow"])
+        if found is None:
+            return web.json_response({"error": "no such workflow"}, status=404)
+        return web.json_response(found)
+
+    table.post(f"{PREFIX}/check")(check)
+    table.get(f"{PREFIX}/verdicts")(workflows)
+    table.get(f"{PREFIX}/verdicts/{{workflow}}")(verdicts)
 
 
 def answer_check(body: bytes) -> tuple[int, dict[str, str]]:

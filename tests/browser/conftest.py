@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.browser.canvas import Canvas
 from tests.browser.parts import ABSENT, NO_SECOND, FrontEnd, chromium, front_ends, missing
+from tests.published import clone_into
 from tools.comfyui.path import PACK_ROOT, find_comfyui
-from tools.comfyui.server import ComfyUIServer, copy_pack
+from tools.comfyui.server import ComfyUIServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -31,24 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
 
 
-def clone_pack(target: Path) -> None:
-    """The pack as `git clone` leaves it; without git, the parts that ComfyUI loads and the templates."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=PACK_ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listed.returncode != 0:
-        copy_pack(target)
-        shutil.copytree(PACK_ROOT / "workflows", target / "workflows")
-        return
-    for name in filter(None, listed.stdout.split("\0")):
-        if (PACK_ROOT / name).is_file() and not name.startswith(("benchmarks/", "tests/")):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PACK_ROOT / name, target / name)
-
-
 @pytest.fixture(scope="session", params=front_ends(), ids=lambda front: front.name)
 def server(request: pytest.FixtureRequest) -> Iterator[ComfyUIServer]:
     """A host that serves one of the front ends."""
@@ -59,7 +39,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[ComfyUIServer]:
     install = find_comfyui()
     assert install is not None
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    with ComfyUIServer(install, [CHECKPOINT], front.options, threads, pack=clone_pack) as running:
+    with ComfyUIServer(install, [CHECKPOINT], front.options, threads, pack=clone_into) as running:
         yield running
 
 

@@ -68,7 +68,7 @@ class ComfyUIServer:
         models: Iterable[Path] = (),
         options: Iterable[str] = (),
         environment: Mapping[str, str] | None = None,
-        pack: Callable[[Path], None] = copy_pack,
+        pack: Callable[[Path], object] = copy_pack,
     ) -> None:
         self.install, self.models, self.options, self.pack = install, tuple(models), tuple(options), pack
         self.environment = {**os.environ, **(environment or {})}
