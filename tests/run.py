@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     if not (options.host or options.browser or options.no_checks):
         stages += [check(name, command) for name, command in CHECKS.items()]
     if options.browser:
-        stages.append(run_pytest("pytest, browser", hosts[0] if hosts else None, ["-m", "browser", "tests/browser", *pytest_arguments]))
+        host = hosts[0] if hosts else None
+        stages.append(run_pytest("pytest, browser", host, ["-m", "browser", "tests/browser", *pytest_arguments]))
     if options.host or not options.browser:
         stages += run_pytest_per_host(hosts, options.host, pytest_arguments)
     print_summary(stages)

@@ -1,6 +1,6 @@
 /** Texts that the server could not read are marked while they are typed, and say what to write instead. */
 
-import { api, app, isLinked, onChange, setTooltip, widgetOf } from "./host.js"
+import { addSheet, api, app, isLinked, onChange, setTooltip, widgetOf, widgetRules } from "./host.js"
 
 /** The widgets whose values the server parses, and those it needs to judge them; see nodes/inputs/checks.py. */
 const CHECKED = {
@@ -15,8 +15,7 @@ const MARK = "⚠ "
 const states = new WeakMap()
 /** @type {Set<(node: object) => void>} */
 const listeners = new Set()
-const marks = document.createElement("style")
-document.head.append(marks)
+const marks = addSheet()
 
 /** What is wrong with a node's texts, by input, as far as the server has answered. */
 export const problemsOf = (node) => states.get(node)?.problems ?? {}
@@ -58,7 +57,7 @@ function mark(node, problems) {
     }
     redden(widget, wrong)
   }
-  outline()
+  marks.textContent = widgetRules((one) => Object.keys(problemsOf(one)), "outline: 1px solid #e5534b;")
   app.canvas?.setDirty(true, true)
 }
 
@@ -66,15 +65,6 @@ function mark(node, problems) {
 function redden(widget, wrong) {
   if (!wrong) return void delete widget.text_color
   Object.defineProperty(widget, "text_color", { configurable: true, get: () => "#e5534b" })
-}
-
-/** Nodes 2.0 makes its elements anew at will: a style sheet finds them. */
-function outline() {
-  const rules = []
-  for (const node of app.canvas?.graph?.nodes ?? [])
-    for (const name of Object.keys(problemsOf(node)))
-      rules.push(`[data-node-id="${node.id}"] input[aria-label="${name}"] { outline: 1px solid #e5534b; }`)
-  marks.textContent = rules.join("\n")
 }
 
 app.registerExtension({

@@ -152,6 +152,27 @@ export function asOneStep(change) {
   }
 }
 
+/** A style sheet of one's own. Elements of Nodes 2.0 come and go: rules find them where scripts would lose them. */
+export function addSheet() {
+  const sheet = document.createElement("style")
+  document.head.append(sheet)
+  return sheet
+}
+
+/**
+ * Rules for widgets of the nodes in view, in Nodes 2.0.
+ * @param {(node: object) => Iterable<string>} names of the widgets that get the style
+ */
+export function widgetRules(names, style) {
+  const rules = []
+  for (const node of app.canvas?.graph?.nodes ?? [])
+    for (const name of names(node)) {
+      const place = `[data-node-id="${node.id}"]`
+      rules.push(`${place} [data-widget-name="${name}"], ${place} input[aria-label="${name}"] { ${style} }`)
+    }
+  return rules.join("\n")
+}
+
 const sheet = document.createElement("link")
 sheet.rel = "stylesheet"
 sheet.href = new URL("./draftattention.css", import.meta.url).href

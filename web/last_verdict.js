@@ -1,6 +1,6 @@
 /** How the last run went stays under Apply DraftAttention: until the next run, after a reload, in a saved workflow. */
 
-import { api, allNodes, app, after, nodeOfRun, workflowId } from "./host.js"
+import { api, allNodes, app, after, fit, nodeOfRun, widgetOf, workflowId } from "./host.js"
 import { onProblems, problemsOf } from "./checked_text.js"
 import { addTextBox } from "./text_box.js"
 import { say } from "./words.js"
@@ -22,16 +22,18 @@ function show(node) {
 function keep(node, verdict) {
   if (node?.comfyClass !== APPLY || node.properties[KEPT]?.at >= verdict.at) return
   node.properties[KEPT] = { text: verdict.text, at: verdict.at }
-  removeLiveText(node)
   show(node)
 }
 
-/** The text that the front end shows while a node runs: older ones leave it there, below the same words. */
-function removeLiveText(node) {
-  const widget = node.widgets?.find((one) => one.name === LIVE_TEXT)
-  if (!widget) return
-  widget.onRemove?.()
-  node.widgets.splice(node.widgets.indexOf(widget), 1)
+/** The text that the front end shows while nodes run: older ones leave it there, below the same words of ours. */
+function removeLiveTexts() {
+  for (const node of allNodes()) {
+    const widget = node.comfyClass === APPLY && node.properties?.[KEPT] && widgetOf(node, LIVE_TEXT)
+    if (!widget) continue
+    widget.onRemove?.()
+    node.widgets.splice(node.widgets.indexOf(widget), 1)
+    fit(node, true)
+  }
 }
 
 /** Verdicts of runs that ended while this page was not there. */
@@ -51,6 +53,8 @@ app.registerExtension({
     api.addEventListener(EVENT, ({ detail }) => {
       if (detail.workflow === workflowId()) keep(nodeOfRun(detail.node), detail)
     })
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"])
+      api.addEventListener(end, () => setTimeout(removeLiveTexts))
     onProblems((node) => boxes.has(node) && show(node))
   },
   nodeCreated(node) {

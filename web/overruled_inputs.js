@@ -1,6 +1,6 @@
 /** Inputs that count for nothing now are greyed out, and their tooltips say what overrules them. */
 
-import { api, allNodes, app, hints, isLinked, onChange, setTooltip, sourceOf, widgetOf } from "./host.js"
+import { addSheet, api, allNodes, app, hints, isLinked, onChange, setTooltip, sourceOf, widgetOf, widgetRules } from "./host.js"
 import { samplerOf } from "./sampler_steps.js"
 import { say } from "./words.js"
 
@@ -8,6 +8,7 @@ const APPLY = "ApplyDraftAttention"
 const SCHEDULER = "SparsityScheduler"
 /** @type {WeakMap<object, Map<string, string>>} why inputs of a node are greyed out, by input */
 const greyed = new WeakMap()
+const sheet = addSheet()
 
 /** Why inputs of Apply DraftAttention count for nothing, by input. */
 function overruledOnApply(node) {
@@ -72,6 +73,7 @@ function takeSteps(node) {
 /** Everything again: a node elsewhere may have changed. */
 function updateAll() {
   for (const node of allNodes()) if ([APPLY, SCHEDULER].includes(node.comfyClass)) update(node)
+  sheet.textContent = widgetRules((node) => greyed.get(node)?.keys() ?? [], "opacity: 0.5;")
 }
 
 app.registerExtension({

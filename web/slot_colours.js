@@ -1,6 +1,6 @@
-/** Slots and links of this pack's own types have colours, in both renderers. */
+/** Slots and links of this pack's own types have colours, in both renderers; a palette that names the types wins. */
 
-import { app } from "./host.js"
+import { app, addSheet } from "./host.js"
 
 const COLOURS = {
   SPARSITY_SCHEDULE: "#4fa3d1",
@@ -8,14 +8,23 @@ const COLOURS = {
   DRAFT_ATTENTION_CAPTURE: "#6fbf8f",
 }
 
+/** Give a type a colour that stays when the front end, loading a palette, sets all types it does not name to "". */
+function colour(table, type) {
+  let chosen = table[type]
+  Object.defineProperty(table, type, {
+    configurable: true,
+    enumerable: true,
+    get: () => chosen || COLOURS[type],
+    set: (value) => (chosen = value),
+  })
+}
+
 app.registerExtension({
   name: "DraftAttention.SlotColours",
   setup() {
-    const links = app.canvas.constructor.link_type_colors
-    for (const [type, colour] of Object.entries(COLOURS)) {
-      app.canvas.default_connection_color_byType[type] = colour
-      if (links) links[type] = colour
-      document.documentElement.style.setProperty(`--color-datatype-${type}`, colour)
-    }
+    const tables = [app.canvas.default_connection_color_byType, app.canvas.constructor.link_type_colors]
+    for (const table of tables.filter(Boolean)) for (const type of Object.keys(COLOURS)) colour(table, type)
+    const lines = Object.entries(COLOURS).map(([type, value]) => `--color-datatype-${type}: ${value};`)
+    addSheet().textContent = `:root { ${lines.join(" ")} }`
   },
 })

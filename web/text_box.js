@@ -1,6 +1,8 @@
 /** A read-only text on a node, which scrolls, can be selected and copied. */
 
 import { addElement, fit } from "./host.js"
+// Registered first, so that its button stands above the box.
+import "./folded_inputs.js"
 import { say } from "./words.js"
 
 const LEAST = 56

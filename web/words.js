@@ -16,7 +16,7 @@ const WORDS = {
     by_paper: "Not used: the preset paper is the published method, which fixes this.",
     by_schedule: "Not used: the connected schedule sets the curve.",
     schedule_layers: "Not used: the connected Sparsity Scheduler lists dense layers of its own.",
-    preset_curve: "{name} (the schedule sets the curve)",
+    preset_curve: "{name} (schedule's curve)",
     preset_curve_tip: "The connected schedule replaces this preset's curve. Only paper still changes the method.",
     by_curve: "Not used: the curve {curve} has a density of its own. Set density, or choose custom points.",
     by_points: "Not used: custom points give the density themselves.",

@@ -18,7 +18,12 @@ def add_routes(table: Any) -> None:
     from aiohttp import web
 
     async def check(request: Any) -> Any:
-        status, answer = answer_check(await request.content.read(MAX_BODY + 1))
+        body = bytearray()
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > MAX_BODY:
+                break
+        status, answer = answer_check(bytes(body))
         return web.json_response(answer, status=status)
 
     async def workflows(request: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ READY = "() => window.app?.graph && window.app.extensionManager && window.app.ca
 START_TIMEOUT, RUN_TIMEOUT = 120_000, 120_000
 # The host's names for the settings that tests depend on.
 NODES_2 = "Comfy.VueNodes.Enabled"
+SEEDS = itertools.count(1)
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "LiteGraph.Node.TooltipDelay": 50}
 
 
@@ -133,14 +135,20 @@ class Canvas:
         self.js("(graph) => app.loadGraphData(graph)", graph)
 
     def load_demo(self, steps: int = 2) -> dict[str, int]:
-        """The demo workflow's nodes, at a size that runs in a second or two; returns ids by type."""
+        """The demo workflow's nodes, at a size that runs in a second or two; returns ids by type.
+
+        Each call has a seed of its own: the host would answer a job it knows without running it.
+        """
         prompt = json.loads((PACK_ROOT / "workflows" / "api" / "demo_tiny_wan.json").read_text(encoding="utf-8"))
         prompt["6"]["inputs"].update(width=192, height=128, length=9)
-        prompt["7"]["inputs"].update(steps=steps)
+        prompt["7"]["inputs"].update(steps=steps, seed=next(SEEDS))
         prompt["2"]["inputs"].update(dense_start=0.0)
         self.clear()
         self.js("(prompt) => app.loadApiJson(prompt, 'demo')", prompt)
-        return dict(self.js("() => Object.fromEntries(app.graph.nodes.map((node) => [node.type, node.id]))"))
+        # Workflows that are opened have an id; older front ends give none to those made from a prompt.
+        self.js("() => app.loadGraphData(app.graph.serialize())")
+        ids = self.js("() => Object.fromEntries(app.graph.nodes.map((node) => [node.type, Number(node.id)]))")
+        return dict(ids)
 
     def run(self) -> str:
         """Queue the graph and wait for its end; returns the kind of the last message, such as execution_success."""
