@@ -16,8 +16,9 @@ const folded = (node) => !node.showAdvanced && !app.extensionManager?.setting?.g
  */
 function fold(node, advanced) {
   for (const widget of advanced) {
-    const away = folded(node) && !isLinked(node, widget.name)
-    widget.advanced = true
+    const linked = isLinked(node, widget.name)
+    const away = folded(node) && !linked
+    widget.advanced = !linked
     if (widget.visibility?.surfaces) widget.visibility.surfaces.canvas = away ? "never" : "shown"
     else widget.hidden = away
   }

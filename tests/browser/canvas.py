@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +79,15 @@ class Canvas:
         self.page.wait_for_function(condition, arg=argument, timeout=timeout)
 
     def clear(self) -> None:
-        """An empty graph, seen at full size from its origin."""
-        self.js("() => { app.graph.clear(); app.canvas.ds.reset(); app.canvas.setDirty(true, true) }")
+        """An empty graph, seen at full size from near its origin."""
+        self.js(
+            """() => {
+                app.graph.clear()
+                app.canvas.ds.reset()
+                app.canvas.ds.offset = [60, 60]
+                app.canvas.setDirty(true, true)
+            }"""
+        )
 
     def add(self, kind: str, at: tuple[int, int] = (100, 100)) -> int:
         """Add a node; returns its id."""
@@ -170,6 +178,56 @@ class Canvas:
                 RUN_TIMEOUT,
             )
         )
+
+    def row(self, node: int, label: str) -> Locator:
+        """The row of a widget in Nodes 2.0, by what its label begins with."""
+        rows = self.node_element(node).locator(".lg-node-widget")
+        return rows.filter(has=self.page.get_by_text(re.compile(rf"^\s*{re.escape(label)}"))).first
+
+    def text(self, node: int, name: str) -> str:
+        """What an element of the pack on a node says; it has to be in sight."""
+        self.until(
+            """([id, name]) => {
+                const node = app.graph.getNodeById(id)
+                const element = node.widgets?.find((one) => one.name === name)?.element
+                return element?.isConnected && element.getClientRects().length
+            }""",
+            [node, name],
+        )
+        script = (
+            """([id, name]) => app.graph.getNodeById(id).widgets.find((one) => one.name === name).element.innerText"""
+        )
+        return str(self.js(script, [node, name]))
+
+    def place(self, node: int, name: str) -> tuple[float, float]:
+        """Where the middle of a widget is on the page, on the classic canvas."""
+        x, y = self.js(
+            """async ([id, name]) => {
+                app.canvas.draw(true, true)
+                const node = app.graph.getNodeById(id)
+                const widget = node.widgets.find((one) => one.name === name)
+                const at = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.y + 10]
+                const [x, y] = app.canvas.ds.convertOffsetToCanvas(at)
+                const box = app.canvas.canvas.getBoundingClientRect()
+                return [box.left + x, box.top + y]
+            }""",
+            [node, name],
+        )
+        return x, y
+
+    def tooltip(self, node: int, name: str) -> str:
+        """What the user is told when the mouse rests on a widget."""
+        self.page.mouse.move(5, 880)
+        if self.nodes_2:
+            self.row(node, name).hover(position={"x": 24, "y": 8})
+            shown = self.page.locator(".p-tooltip-text, [role=tooltip]").first
+        else:
+            x, y = self.place(node, name)
+            self.page.mouse.move(x, y)
+            self.page.mouse.move(x + 2, y)
+            shown = self.page.locator(".node-tooltip").first
+        shown.wait_for(state="visible", timeout=10_000)
+        return str(shown.inner_text())
 
     def node_element(self, node: int) -> Locator:
         """The element of a node in Nodes 2.0."""
