@@ -16,8 +16,9 @@ from torch import Tensor
 from ...method.rules.call import RuleCall
 from ..call_kind import CallKind, Variant
 from . import machine, self_check
-from .backend import Computed, TritonBackend
+from .backend import TritonBackend
 from .pointer import HEAD_DIMS
+from .self_check import Computed
 from .trust import Trust, in_short, kernel_key
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,8 @@ from ...method.tail.expand import expand_blocks
 from ..call_kind import GIVEN, CallKind, Variant
 from ..reference import attend_reference
 from ..request import OUT_OF_MEMORY, AttendRequest, new_output
+from .launch import Warps
 from .trust import in_short, short_of_memory
-
-if TYPE_CHECKING:
-    from .backend import Computed
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +31,14 @@ log = logging.getLogger(__name__)
 LIMIT = 2e-2
 # With this one no score of a small call is so near a threshold that rounding could change the selection.
 _SEED = 2
+
+
+class Computed(NamedTuple):
+    """What kernels made of a group of heads: the request it amounts to, its draft, and the warps of `attend`."""
+
+    request: AttendRequest
+    draft: Draft
+    warps: Warps
 
 
 def check(group: Callable[..., Computed], kind: CallKind, variant: Variant) -> str | None:
