@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..backends.registry import Problem, choose_backend, passed_over, prepare_backend
-from ..backends.triton.trust import OUT_OF_MEMORY
+from ..backends.call_kind import CallKind
+from ..backends.registry import choose_backend, passed_over, prepare_backend
+from ..backends.request import OUT_OF_MEMORY
 from ..method.policy import TAILS
 from .settings import Settings
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 class ReadyBackends:
     """Which kinds of calls a run has prepared its backend for. Thread-safe."""
 
-    _prepared: set[Problem] = field(default_factory=set)
+    _prepared: set[CallKind] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def prepare(
@@ -41,22 +42,22 @@ class ReadyBackends:
             wait: called with a message while kernels compile.
             note: keeps a message for the user; False if it was there already.
         """
-        problem = Problem.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
+        kind = CallKind.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
         with self._lock:
-            if problem in self._prepared:
+            if kind in self._prepared:
                 return
-            self._prepared.add(problem)
+            self._prepared.add(kind)
         try:
             tails = TAILS if settings.auto_tail else ()
-            prepare_backend(settings.backend, problem, tails, report=wait)
+            prepare_backend(settings.backend, kind, tails, report=wait)
             if settings.backend == "auto":
-                reason = passed_over(choose_backend("auto", problem).name, problem)
+                reason = passed_over(choose_backend("auto", kind).name, kind)
                 if reason is not None and note(reason):
                     log.info("DraftAttention: %s", reason)
         except OUT_OF_MEMORY:
             # Says nothing of the kernels: the next call tries again.
             with self._lock:
-                self._prepared.discard(problem)
+                self._prepared.discard(kind)
         except Exception as error:
             # The calls that need it will meet the same and be counted for it.
             log.debug("DraftAttention could not prepare its backend: %s", error)

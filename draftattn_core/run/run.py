@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ..attention import Attention, attend
-from ..backends.registry import NoBackendError, Problem, tails_served
-from ..backends.triton.trust import OUT_OF_MEMORY
+from ..backends.call_kind import CallKind
+from ..backends.registry import NoBackendError, tails_served
+from ..backends.request import OUT_OF_MEMORY
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Policy, WrongHeadsError
@@ -312,7 +313,7 @@ class Run:
         heads, layer = request.q.shape[1], position.layer
         asked = HeadTails.of(policy, heads)
         biased = request.key_bias is not None
-        problem = Problem.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
+        problem = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
         choices = tails_served(result.backend, problem, TAILS) if settings.auto_tail else ()
         found, probe = probe_tails(
             request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices

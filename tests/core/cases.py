@@ -63,7 +63,7 @@ def make_request(
     """What `attend` hands to a backend."""
     tables = build_tables(layout, q.device)
     scale = q.shape[-1] ** -0.5
-    draft = make_draft(q, k, tables, spread=policy.spreads(q.shape[1]))
+    draft = make_draft(q, k, tables, spread=policy.of(q.shape[1]).spreads)
     keep = select_blocks(draft_logits(draft, tables, scale), tables, policy)
     tail = make_tail(k, v, tables, policy.tail, gain=policy.tail_gain, k_mean=draft.k_mean)
     return AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)

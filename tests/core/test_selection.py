@@ -14,9 +14,9 @@ from draftattention.draftattn_core.geometry.layout import LayoutTables, build_ta
 from draftattention.draftattn_core.method import selection
 from draftattention.draftattn_core.method.draft import draft_logits, make_draft
 from draftattention.draftattn_core.method.policy import METHODS, Policy
+from draftattention.draftattn_core.method.rules.draft import above_threshold, threshold_ranks
 from draftattention.draftattn_core.method.selection import (
     forced_blocks,
-    paper_threshold,
     select_blocks,
     select_from_draft,
 )
@@ -30,6 +30,12 @@ DENSITIES = [0.0, 0.07, 0.25, 0.5, 0.83, 1.0]
 def random_scores(tables: LayoutTables = TABLES, heads: int = 3, batch: int = 2, *, ties: bool = False) -> Tensor:
     scores = torch.randn(batch, heads, tables.q.video, tables.k.video, generator=torch.Generator().manual_seed(1)) * 2
     return scores.round() if ties else scores
+
+
+def paper_threshold(scores: Tensor, densities: tuple[float, ...]) -> Tensor:
+    """The published rule alone, without what a policy forces."""
+    ranks = threshold_ranks(densities, scores.shape[2] * scores.shape[3])
+    return above_threshold(scores, torch.tensor(ranks))
 
 
 def best_first(values: list[float]) -> list[int]:

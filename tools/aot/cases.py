@@ -32,7 +32,7 @@ def attend_case(
     data = f"*{dtype}"
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr", "k_mean_ptr", "v_mean_ptr"), data)
     types |= dict.fromkeys(("cov_ptr", "u_ptr", "w_ptr"), data)
-    types |= {"lse_ptr": "*fp32", "bias_ptr": "*fp32", "log_count_ptr": "*fp32", "scale": "fp32"}
+    types |= {"lse_ptr": "*fp32", "bias_ptr": "*fp32", "log_weight_ptr": "*fp32", "scale": "fp32"}
     types |= {"perm_ptr": "*i64", "list_ptr": "*i32", "count_ptr": "*i32", "words_ptr": "*i32"}
     strides = [f"{x}_{axis}" for x in "qkvo" for axis in "bhn"]
     types |= dict.fromkeys(strides, "i32")
