@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..draftattn_core.backends.registry import backend_names
+from .browser.server import instance, running_job
+from .browser.verdicts import announce_verdicts
 from .host.adapter import apply_draft_attention
-from .inputs.presets import DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES, Choices, parse_layers, parse_tile
+from .inputs.checks import apply_problems, judgement
+from .inputs.overruled import BY_PRESET, BY_SCHEDULE
+from .inputs.presets import BLOCKS, DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES, Choices, parse_layers, parse_tile
 
 CATEGORY = "model/patch/draft attention"
 Report = io.Custom("DRAFT_ATTENTION_REPORT")
 SparsitySchedule = io.Custom("SPARSITY_SCHEDULE")
-
-BLOCKS = {"128/64": (128, 64), "128/128": (128, 128), "64/64": (64, 64)}
 
 
 class ApplyDraftAttention(io.ComfyNode):
@@ -41,6 +42,7 @@ class ApplyDraftAttention(io.ComfyNode):
                     default="auto",
                     tooltip="auto chooses by number of steps and video size. quality, balanced, fast: fixed targets. "
                     "paper: DraftAttention as published. custom: the advanced inputs sparsity and dense_start.",
+                    extra_dict={"draftattention": {"by_preset": BY_PRESET, "by_schedule": BY_SCHEDULE}},
                 ),
                 io.Float.Input(
                     "sparsity",
@@ -138,6 +140,12 @@ class ApplyDraftAttention(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, tile: str | None = None, blocks: str | None = None, dense_layers: str | None = None
+    ) -> bool | str:
+        return judgement(apply_problems(tile, blocks, dense_layers))
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -155,6 +163,9 @@ class ApplyDraftAttention(io.ComfyNode):
         strict: bool = False,
         schedule: Any = None,
     ) -> io.NodeOutput:
+        problems = apply_problems(tile, blocks, dense_layers)
+        if problems:  # values that came through links were not seen by validate_inputs
+            raise ValueError("; ".join(problems.values()))
         choices = Choices(
             preset=preset,
             sparsity=sparsity,
@@ -170,20 +181,10 @@ class ApplyDraftAttention(io.ComfyNode):
             schedule=schedule,
             strict=strict,
         )
-        patched, handle = apply_draft_attention(model, choices, _teller(cls.hidden.unique_id))
+        node_id = cls.hidden.unique_id
+        server = None if node_id is None else instance()
+        if server is None:
+            return io.NodeOutput(*apply_draft_attention(model, choices))
+        patched, handle = apply_draft_attention(model, choices, lambda text: server.send_progress_text(text, node_id))
+        announce_verdicts(handle.events, node_id, job=lambda: running_job(server), send=server.send_sync)
         return io.NodeOutput(patched, handle)
-
-
-def _teller(node_id: str | None) -> Callable[[str], None] | None:
-    """Writes text under the node in the browser; None where there is no server (a script uses the nodes)."""
-    if node_id is None:
-        return None
-
-    def tell(text: str) -> None:
-        from server import PromptServer
-
-        instance = getattr(PromptServer, "instance", None)
-        if instance is not None:
-            instance.send_progress_text(text, node_id)
-
-    return tell

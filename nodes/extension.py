@@ -5,6 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplyDraftAttention
+from .browser.routes import add_routes
+from .browser.server import instance
 from .compare import DraftAttentionCompare
 from .demo_prompt import DraftAttentionDemoPrompt
 from .doctor_node import DraftAttentionDoctor
@@ -15,6 +17,11 @@ from .scheduler import SparsityScheduler
 
 class DraftAttentionExtension(ComfyExtension):
     """The nodes of this pack."""
+
+    async def on_load(self) -> None:
+        server = instance()
+        if server is not None:
+            add_routes(server.routes)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

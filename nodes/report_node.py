@@ -13,6 +13,7 @@ from .apply import CATEGORY, Report
 from .display.pictures import to_image
 from .display.report_text import predicted_saving, report_text
 from .host.runs import ReportHandle
+from .inputs.checks import judgement, report_problems
 
 
 class DraftAttentionReport(io.ComfyNode):
@@ -51,6 +52,10 @@ class DraftAttentionReport(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return judgement(report_problems(filename_prefix))
 
     @classmethod
     def execute(

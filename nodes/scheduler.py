@@ -11,7 +11,9 @@ from .apply import CATEGORY, SparsitySchedule
 from .display.pictures import to_image
 from .host.layouts import layer_count
 from .host.runs import Trajectory
+from .inputs.checks import judgement, scheduler_problems
 from .inputs.curves import CURVES, SparsityCurve, parse_bands, parse_points
+from .inputs.overruled import BY_CURVE
 from .inputs.presets import parse_layers
 
 
@@ -38,6 +40,7 @@ class SparsityScheduler(io.ComfyNode):
                     tooltip="quality: density 0.30 after a dense start of 15 %. balanced: 0.20 after 10 %. fast: 0.15 "
                     "after 5 %. Runs of 8 steps and fewer start at twice the density instead of a dense step. custom "
                     "points: the points below.",
+                    extra_dict={"draftattention": {"by_curve": BY_CURVE}},
                 ),
                 io.Int.Input(
                     "steps",
@@ -115,6 +118,16 @@ class SparsityScheduler(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls,
+        curve: str | None = None,
+        points: str | None = None,
+        layer_bands: str | None = None,
+        dense_layers: str | None = None,
+    ) -> bool | str:
+        return judgement(scheduler_problems(curve, points, layer_bands, dense_layers))
+
+    @classmethod
     def execute(
         cls,
         curve: str,
@@ -128,6 +141,9 @@ class SparsityScheduler(io.ComfyNode):
         model: Any = None,
         sigmas: Any = None,
     ) -> io.NodeOutput:
+        problems = scheduler_problems(curve, points, layer_bands, dense_layers)
+        if problems:  # values that came through links were not seen by validate_inputs
+            raise ValueError("; ".join(problems.values()))
         spec = SparsityCurve(
             curve=curve,
             density=density,

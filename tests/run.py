@@ -1,6 +1,7 @@
 """``python run.py test``: lint, formatting, types, tests; one summary, with what was skipped and why at the end.
 
-Tests that need ComfyUI run against the one that tools/comfyui/path.py finds, or against each of COMFYUI_PATHS.
+Tests that need ComfyUI run against the one that tools/comfyui/path.py finds, or against each of COMFYUI_PATHS. Those
+that need a browser run against the first of them: see tests/browser/parts.py.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--host", action="store_true", help="only the tests that run a real ComfyUI; fail without one")
+    parser.add_argument("--browser", action="store_true", help="only the tests that open ComfyUI in a Chromium")
     parser.add_argument("--no-checks", action="store_true", help="leave out ruff and mypy")
     options, pytest_arguments = parser.parse_known_args(argv)
     try:
@@ -62,9 +64,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--host needs a ComfyUI: set COMFYUI_PATH to its folder")
 
     stages = []
-    if not (options.host or options.no_checks):
+    if not (options.host or options.browser or options.no_checks):
         stages += [check(name, command) for name, command in CHECKS.items()]
-    stages += run_pytest_per_host(hosts, options.host, pytest_arguments)
+    if options.browser:
+        host = hosts[0] if hosts else None
+        stages.append(run_pytest("pytest, browser", host, ["-m", "browser", "tests/browser", *pytest_arguments]))
+    if options.host or not options.browser:
+        stages += run_pytest_per_host(hosts, options.host, pytest_arguments)
     print_summary(stages)
     return 0 if all(stage.ok for stage in stages) else 1
 

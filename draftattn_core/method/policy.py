@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from .rules import RULES, check_rule
+from .rules.table import RULES, check_rule
 
 Method = str
 TailName = Literal["none", "mean", "linear0", "linear1", "linear2"]
@@ -60,7 +60,7 @@ class Policy:
     Attributes:
         density: share of video block pairs computed exactly, 0..1; a tuple gives one per head. For `top_p` it only
             sets the floor.
-        method: name of a selection rule (`rules.RULES`). `head` spends one budget per head over its whole draft map,
+        method: name of a selection rule (`rules.table`). `head` spends one budget per head over its whole draft map,
             with a floor per row; `row` gives every query block its top-k; `top_p` keeps the shortest prefix holding the
             mass `top_p`; `draft` is the published rule: one threshold per head on the post-softmax map (arXiv
             2505.14708, section 4.2).

@@ -32,6 +32,7 @@ from .probe import HeadTails, probe_tails
 from .ready import ReadyBackends, free
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .settings import Settings
+from .step_cache import RunStepCache
 from .steps import Steps
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.plan = Plan(self.settings.policy, self.settings.schedule)
+        if self.step_cache is None and self.settings.skip.rule != "off":
+            self.step_cache = RunStepCache(self.settings.skip)
 
     def start(self, steps: int | None = None, progress: float = 0.0) -> Run:
         """Begin, and say so.
@@ -313,8 +316,8 @@ class Run:
         heads, layer = request.q.shape[1], position.layer
         asked = HeadTails.of(policy, heads)
         biased = request.key_bias is not None
-        problem = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
-        choices = tails_served(result.backend, problem, TAILS) if settings.auto_tail else ()
+        kind = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
+        choices = tails_served(result.backend, kind, TAILS) if settings.auto_tail else ()
         found, probe = probe_tails(
             request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices
         )

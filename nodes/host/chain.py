@@ -43,9 +43,8 @@ def link(serve: Serve, previous: Override | None) -> Override:
 
     # Tracing the routing would bake one call's decisions into a compiled graph. Only where Dynamo is in use already:
     # importing it takes seconds.
-    wrapped = override
-    if "torch._dynamo" in sys.modules:
-        wrapped = torch.compiler.disable(override)  # type: ignore[no-untyped-call]
+    disable: Callable[[Override], Override] = torch.compiler.disable
+    wrapped = disable(override) if "torch._dynamo" in sys.modules else override
     setattr(wrapped, _PREVIOUS, previous)
     return wrapped
 

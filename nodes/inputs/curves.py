@@ -84,7 +84,7 @@ def parse_bands(text: str) -> tuple[LayerBand, ...]:
     """Layer bands from text such as "10-20:1.5, -8..-1:2" (first-last:factor on the density).
 
     Raises:
-        ValueError: if a part cannot be read.
+        ValueError: if a part cannot be read, or its range goes down.
     """
     bands = []
     for part in _parts(text):
@@ -95,7 +95,10 @@ def parse_bands(text: str) -> tuple[LayerBand, ...]:
                 '"10-20:1.5, -8..-1:2" (layers 10 to 20 get 1.5 times the density, the last 8 twice)'
             )
         first = int(match[1])
-        bands.append(LayerBand(first, int(match[2]) if match[2] is not None else first, float(match[3])))
+        last = int(match[2]) if match[2] is not None else first
+        if first > last and (first < 0) == (last < 0):
+            raise ValueError(f"layer bands: the range of {part!r} goes down; write the smaller number first")
+        bands.append(LayerBand(first, last, float(match[3])))
     return tuple(bands)
 
 

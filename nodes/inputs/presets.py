@@ -13,7 +13,10 @@ from ...draftattn_core.run.settings import Settings
 
 PRESET_NAMES = ("auto", *PRESETS, "paper", "custom")
 TAIL_NAMES = ("auto", *TAILS)
+# As the widget shows them: tokens per query block / per key block.
+BLOCKS = {"128/64": (128, 64), "128/128": (128, 128), "64/64": (64, 64)}
 DEFAULT_MIN_TOKENS = 12000
+MOST_LAYERS = 1000
 PAPER_WARMUP = 0.25
 # Of `auto`, see `auto_density`.
 FEWEST_STEPS, FEW_STEPS, LONG_VIDEO_TOKENS = 4, 12, 60_000
@@ -125,7 +128,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
     """Layers from text such as "0, -1" or "0, 47-49".
 
     Raises:
-        ValueError: if a part is neither a number nor a range.
+        ValueError: if a part is neither a number nor a range that goes up, or is beyond what models have.
     """
     layers: list[int] = []
     for part in (piece.strip() for piece in text.replace(";", ",").split(",")):
@@ -133,11 +136,18 @@ def parse_layers(text: str) -> tuple[int, ...]:
             continue
         first, dash, last = part.partition("-") if not part.startswith("-") else (part, "", "")
         try:
-            layers += range(int(first), int(last) + 1) if dash else [int(first)]
+            ends = int(first), int(last if dash else first)
         except ValueError:
             raise ValueError(
                 f'dense layers: {part!r} is neither a layer nor a range; write for example "0, -1" or "0, 47-49"'
             ) from None
+        if ends[0] > ends[1]:
+            raise ValueError(f"dense layers: the range {part!r} goes down; write the smaller number first")
+        if max(map(abs, ends)) > MOST_LAYERS:
+            raise ValueError(
+                f"dense layers: no model has a layer {part}; write numbers from -{MOST_LAYERS} to {MOST_LAYERS}"
+            )
+        layers += range(ends[0], ends[1] + 1)
     return tuple(dict.fromkeys(layers))
 
 

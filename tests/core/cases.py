@@ -11,9 +11,13 @@ from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
 from draftattention.draftattn_core.method.draft import draft_logits, make_draft
-from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.policy import METHODS, Policy
+from draftattention.draftattn_core.method.rules import rule_of
 from draftattention.draftattn_core.method.selection import select_blocks
 from draftattention.draftattn_core.method.tail.expand import make_tail
+
+# Rules that look at the draft's scores alone: what kernels have forms of.
+RANKED = tuple(name for name in METHODS if rule_of(name).ranking is not None)
 
 SMALL_TILES = {8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8)}
 

@@ -112,6 +112,15 @@ def test_draft_and_tail_are_made_when_first_asked_for(add: Add) -> None:
     assert not {"draft", "tail", "_expansion"} & set(made[0])
 
 
+def test_a_part_of_a_call_has_the_tail_of_its_heads(add: Add) -> None:
+    made: list[RuleCall] = []
+    policy = replace(add(Rule(lambda call: (made.append(call), diagonal(call))[1])), tail_gain=(0.1, 0.2, 0.3))
+    call(policy)
+    whole, part = made[0].tail, made[0].of_heads(slice(2, 3)).tail
+    assert whole is not None and part is not None
+    assert torch.equal(part.log_weight, whole.log_weight[2:]) and torch.equal(part.v_mean, whole.v_mean[:, 2:])
+
+
 def test_an_error_of_a_rule_is_raised_as_it_is(add: Add) -> None:
     def fails(call: RuleCall) -> Tensor:
         raise KeyError("no such mask")

@@ -15,9 +15,10 @@ if importlib.util.find_spec("triton") is None:
 from draftattention.draftattn_core.backends.triton import launch
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
-from draftattention.draftattn_core.method.policy import METHODS, Policy
+from draftattention.draftattn_core.method.policy import Policy
 from draftattention.draftattn_core.method.selection import forced_blocks, ranking_of
 from draftattention.kernels import prepare
+from tests.core.cases import RANKED
 from tests.kernels.calls import call_of
 from tests.kernels.launches import Launches
 
@@ -61,7 +62,7 @@ def given(monkeypatch: pytest.MonkeyPatch, tables: LayoutTables, policy: Policy,
     return noted
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 def test_no_policy_gets_what_is_anothers(launches: Launches, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     used = build_tables(LAYOUT)
     for policy in POLICIES * 2:

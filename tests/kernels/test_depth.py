@@ -16,7 +16,8 @@ if importlib.util.find_spec("triton") is None:
 from draftattention.draftattn_core.attention import attend
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout
-from draftattention.draftattn_core.method.policy import METHODS, Policy
+from draftattention.draftattn_core.method.policy import Policy
+from tests.core.cases import RANKED
 from tests.kernels.launches import Launches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ MOST = 6
 
 
 @pytest.mark.parametrize("backend", ["triton", "triton_hopper"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 def test_a_launch_lies_at_most_six_frames_below_the_core_call(
     launches: Launches, monkeypatch: pytest.MonkeyPatch, method: str, backend: str
 ) -> None:

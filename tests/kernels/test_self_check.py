@@ -15,9 +15,10 @@ from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.backends.triton.self_check import check_gathered, judge, small_policy, small_request
 from draftattention.draftattn_core.method.draft import Draft, draft_logits, make_draft
-from draftattention.draftattn_core.method.policy import METHODS, TAILS, Method, Policy, TailName
+from draftattention.draftattn_core.method.policy import TAILS, Method, Policy, TailName
 from draftattention.draftattn_core.method.selection import select_blocks
 from draftattention.kernels.types import Tail
+from tests.core.cases import RANKED
 
 SMALL = CallKind(torch.device("cpu"), torch.float32, 64, 128, 64)
 
@@ -41,7 +42,7 @@ def computed(variant: Variant) -> Computed:
 
 
 @pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 @pytest.mark.parametrize("biased", [False, True])
 def test_every_variant_has_something_to_check_and_passes_if_right(method: Method, tail: TailName, biased: bool) -> None:
     variant = Variant(method, tail, biased)
@@ -113,7 +114,7 @@ def test_a_policy_has_a_variant_for_each_of_its_tails() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 def test_rounding_cannot_change_the_selection_of_a_small_call(method: Method, dtype: torch.dtype) -> None:
     """A GPU's exp and another order of summation move scores by 1e-6; no small call has two that near a threshold."""
     for dim, q_block, k_block in itertools.product((64, 128), repeat=3):

@@ -24,12 +24,13 @@ from draftattention.draftattn_core.backends.triton.pointer import POINTER
 from draftattention.draftattn_core.backends.triton.trust import Trust
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
-from draftattention.draftattn_core.method.policy import METHODS, TAILS, Method, Policy
+from draftattention.draftattn_core.method.policy import TAILS, Method, Policy
 from draftattention.draftattn_core.run.events import Waiting
 from draftattention.draftattn_core.run.report import DenseReason, Position
 from draftattention.draftattn_core.run.run import Run
 from draftattention.draftattn_core.run.schedule import constant
 from draftattention.draftattn_core.run.settings import Settings
+from tests.core.cases import RANKED
 from tests.kernels.calls import run_call
 from tests.kernels.launches import Launches
 
@@ -56,7 +57,7 @@ def call(policy: Policy, heads: int, biased: bool) -> None:
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 def test_nothing_is_left_to_compile(launches: Launches, method: Method, biased: bool) -> None:
     policy = Policy(density=0.3, method=method)
     prepare_backend("triton", of(policy, biased), TAILS)

@@ -59,6 +59,7 @@ class ComfyUIServer:
         models: checkpoint files to offer under models/diffusion_models.
         options: further command-line options of ComfyUI's main.py.
         environment: further environment variables of its process.
+        pack: puts the pack into the folder it is given.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class ComfyUIServer:
         models: Iterable[Path] = (),
         options: Iterable[str] = (),
         environment: Mapping[str, str] | None = None,
+        pack: Callable[[Path], object] = copy_pack,
     ) -> None:
-        self.install, self.models, self.options = install, tuple(models), tuple(options)
+        self.install, self.models, self.options, self.pack = install, tuple(models), tuple(options), pack
         self.environment = {**os.environ, **(environment or {})}
         self.base = Path()
         self._process: subprocess.Popen[bytes] | None = None
@@ -101,7 +103,7 @@ class ComfyUIServer:
         folder.mkdir(parents=True)
         for model in self.models:
             shutil.copy(model, folder / model.name)
-        copy_pack(self.base / "custom_nodes" / "draftattention")
+        self.pack(self.base / "custom_nodes" / "draftattention")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

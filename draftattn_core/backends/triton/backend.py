@@ -10,13 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ....kernels.types import AttendInputs, Tail
-from ...method.draft import Draft, raw_logits
+from ...method.draft import raw_logits
 from ...method.policy import Policy, TailName
 from ...method.rules.call import RuleCall
 from ...method.selection import forced_blocks, ranking_of
@@ -24,16 +23,9 @@ from ...method.tail.formula import name_of
 from ..call_kind import CallKind, Variant
 from ..request import AttendRequest, new_output
 from . import head_groups, launch, self_check
+from .computed import Computed
 from .op import call_op
 from .trust import Trust, compiler_failed, short_of_memory
-
-
-class Computed(NamedTuple):
-    """What kernels made of a group of heads: the request it amounts to, its draft, and the warps of `attend`."""
-
-    request: AttendRequest
-    draft: Draft
-    warps: launch.Warps
 
 
 class TritonBackend(ABC):

@@ -16,7 +16,8 @@ from torch import Tensor
 from ...method.rules.call import RuleCall
 from ..call_kind import CallKind, Variant
 from . import machine, self_check
-from .backend import Computed, TritonBackend
+from .backend import TritonBackend
+from .computed import Computed
 from .pointer import HEAD_DIMS
 from .trust import Trust, in_short, kernel_key
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,10 +21,8 @@ from ...method.tail.expand import expand_blocks
 from ..call_kind import GIVEN, CallKind, Variant
 from ..reference import attend_reference
 from ..request import OUT_OF_MEMORY, AttendRequest, new_output
+from .computed import Computed
 from .trust import in_short, short_of_memory
-
-if TYPE_CHECKING:
-    from .backend import Computed
 
 log = logging.getLogger(__name__)
 

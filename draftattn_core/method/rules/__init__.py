@@ -1,6 +1,6 @@
 """Selection rules: each file is one way to choose the block pairs that are computed exactly.
 
-A rule is a file here that defines a `Rule` (rule.py) and one line in `RULES`. Its file is imported when the rule is
+A rule is a file here that defines a `Rule` (rule.py) and one line in table.py. Its file is imported when the rule is
 first used, so a rule nobody uses costs nothing and may import anything of the core below the backends.
 """
 
@@ -9,22 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from .table import RULES, check_rule
+
 if TYPE_CHECKING:
     from .rule import Rule
-
-# Name users write -> file here and name of its Rule there.
-RULES = {
-    "head": "head:RULE",
-    "row": "row:RULE",
-    "top_p": "top_p:RULE",
-    "draft": "draft:RULE",
-}
-
-
-def check_rule(name: str) -> None:
-    """Raises ValueError if no rule is called `name`."""
-    if name not in RULES:
-        raise ValueError(f"unknown selection method {name!r}: choose one of {', '.join(RULES)}")
 
 
 def rule_of(name: str) -> Rule:

@@ -19,7 +19,8 @@ from ..tail.expand import Expansion, expand_blocks, tail_from
 
 class CallPosition(Protocol):
     """Where in a run a call stands: `step` and `layer` count noise levels and attention layers from 0, `progress` runs
-    from 0 at the noisiest end of sampling to 1 at the clean one."""
+    from 0 at the noisiest end of sampling to 1 at the clean one. `first_head` is the number of the call's first head in
+    its layer, `all_heads` how many heads the layer has, 0 if the call holds them all."""
 
     @property
     def step(self) -> int: ...
@@ -29,6 +30,12 @@ class CallPosition(Protocol):
 
     @property
     def layer(self) -> int: ...
+
+    @property
+    def first_head(self) -> int: ...
+
+    @property
+    def all_heads(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class RuleCall:
         """What stands in for skipped blocks; None where every head drops them."""
         if not self.policy.has_tail:
             return None
-        return tail_from(self._expansion, self.heads.tails, self.policy.tail_gain)
+        return tail_from(self._expansion, self.heads.tails, self.heads.gains)
 
 
 @dataclass(frozen=True)

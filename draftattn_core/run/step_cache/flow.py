@@ -26,7 +26,7 @@ def kind_of(evaluation: Evaluation) -> Prediction | None:
 
     None if nobody can say: such an evaluation cannot be skipped.
     """
-    if evaluation.is_flow or evaluation.denoised is None:
+    if evaluation.latent == "flow" or evaluation.denoised is None:
         return _BY_NAME.get(evaluation.prediction)
     return _DENOISED
 
@@ -37,7 +37,7 @@ def flow_latent(x: Tensor, evaluation: Evaluation, kind: Prediction) -> Tensor:
 
 def flow_velocity(x: Tensor, prediction: Tensor, evaluation: Evaluation, kind: Prediction) -> Tensor:
     """The velocity of a prediction; the prediction itself if that is one."""
-    if not evaluation.is_flow and evaluation.denoised is not None:
+    if evaluation.latent != "flow" and evaluation.denoised is not None:
         prediction = evaluation.denoised.denoised(x, prediction)
     return kind.velocity(x, prediction, evaluation.level)
 
@@ -45,7 +45,7 @@ def flow_velocity(x: Tensor, prediction: Tensor, evaluation: Evaluation, kind: P
 def prediction_of(x: Tensor, velocity: Tensor, evaluation: Evaluation, kind: Prediction) -> Tensor:
     """The inverse of `flow_velocity`."""
     output = kind.model_output(x, velocity, evaluation.level)
-    if not evaluation.is_flow and evaluation.denoised is not None:
+    if evaluation.latent != "flow" and evaluation.denoised is not None:
         return evaluation.denoised.prediction(x, output)
     return output
 

@@ -1,0 +1,103 @@
+"""What is wrong with the texts that users type into widgets: found before anything runs, and while they type.
+
+A value is None where it is not known yet, because another node will bring it; what depends on it is then left to the
+node itself. Every answer names the input and says what to write instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from .curves import CURVES, SparsityCurve, parse_bands, parse_points
+from .presets import BLOCKS, parse_layers, parse_tile
+
+MAX_TEXT = 4000
+CUSTOM_POINTS = CURVES[-1]
+
+
+def apply_problems(
+    tile: str | None = None, blocks: str | None = None, dense_layers: str | None = None
+) -> dict[str, str]:
+    """Problems of Apply DraftAttention's widgets, by input."""
+    found: dict[str, str] = {}
+    if blocks is not None and blocks not in BLOCKS:
+        found["blocks"] = f"blocks: {blocks!r} is not one of {', '.join(BLOCKS)}; choose one of them"
+    if tile is not None:
+        _note(found, "tile", lambda: _check_tile(tile, BLOCKS.get(blocks or "")))
+    if dense_layers is not None:
+        _note(found, "dense_layers", lambda: parse_layers(_short(dense_layers)))
+    return found
+
+
+def scheduler_problems(
+    curve: str | None = None,
+    points: str | None = None,
+    layer_bands: str | None = None,
+    dense_layers: str | None = None,
+) -> dict[str, str]:
+    """Problems of the Sparsity Scheduler's widgets, by input; points count only where the curve asks for them."""
+    found: dict[str, str] = {}
+    if curve is not None and curve not in CURVES:
+        found["curve"] = f"curve: {curve!r} is not one of {', '.join(CURVES)}; choose one of them"
+    if points is not None and curve == CUSTOM_POINTS:
+        _note(found, "points", lambda: SparsityCurve(CUSTOM_POINTS, points=parse_points(_short(points))))
+    if layer_bands is not None:
+        _note(found, "layer_bands", lambda: parse_bands(_short(layer_bands)))
+    if dense_layers is not None:
+        _note(found, "dense_layers", lambda: parse_layers(_short(dense_layers)))
+    return found
+
+
+def report_problems(filename_prefix: str | None = None) -> dict[str, str]:
+    """Problems of DraftAttention Report's widgets, by input."""
+    if filename_prefix is None:
+        return {}
+    for path in (PurePosixPath(filename_prefix), PureWindowsPath(filename_prefix)):
+        if path.is_absolute() or path.drive or ".." in path.parts:
+            return {
+                "filename_prefix": f"filename_prefix: {filename_prefix!r} leads out of the output folder; write a path "
+                'inside it, such as "draft_attention/report"'
+            }
+    return {}
+
+
+PROBLEMS: Mapping[str, Callable[..., dict[str, str]]] = {
+    "ApplyDraftAttention": apply_problems,
+    "SparsityScheduler": scheduler_problems,
+    "DraftAttentionReport": report_problems,
+}
+
+
+def judgement(problems: Mapping[str, str]) -> bool | str:
+    """What a node's validate_inputs returns: True, or everything that is wrong."""
+    return "; ".join(problems.values()) or True
+
+
+def _check_tile(text: str, blocks: tuple[int, int] | None) -> None:
+    tile = parse_tile(_short(text))
+    if tile is None:
+        return
+    sizes = {max(blocks)} if blocks else {max(pair) for pair in BLOCKS.values()}
+    if prod(tile) not in sizes:
+        wanted = " or ".join(map(str, sorted(sizes)))
+        raise ValueError(
+            f"tile: {text.strip()} holds {prod(tile)} tokens but the larger block has {wanted}; "
+            'write three numbers whose product is the block size, or "auto"'
+        )
+
+
+def _note(found: dict[str, str], name: str, check: Callable[[], Any]) -> None:
+    try:
+        check()
+    except ValueError as error:
+        said = str(error)
+        found[name] = said if said.replace(" ", "_").startswith(f"{name}:") else f"{name}: {said}"
+
+
+def _short(text: str) -> str:
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"the text has {len(text)} characters; write at most {MAX_TEXT}")
+    return text

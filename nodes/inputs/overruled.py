@@ -1,0 +1,18 @@
+"""Which inputs count for nothing, by the choice that overrules them. The browser greys them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .curves import CURVES
+from .presets import PRESET_NAMES
+
+CURVE_INPUTS = ("sparsity", "dense_start")
+# The published method has its own start, blocks and tile, drops what it skips and anchors nothing.
+PAPER_IGNORES = ("dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame")
+BY_PRESET: Mapping[str, tuple[str, ...]] = {
+    name: {"paper": PAPER_IGNORES, "custom": ()}.get(name, CURVE_INPUTS) for name in PRESET_NAMES
+}
+# A connected schedule brings the whole curve.
+BY_SCHEDULE = CURVE_INPUTS
+BY_CURVE: Mapping[str, tuple[str, ...]] = {name: ("density",) if name == CURVES[-1] else ("points",) for name in CURVES}

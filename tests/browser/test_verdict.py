@@ -1,0 +1,109 @@
+"""How the last run went stays under Apply DraftAttention."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.browser.canvas import READY, START_TIMEOUT, Canvas
+
+VERDICT = "draftattention.verdict"
+SPARSE = "DraftAttention: 10 of 10 self-attention calls sparse"
+HEARD = """(name) => {
+    window.verdict = null
+    app.api.addEventListener(name, ({ detail }) => { window.verdict = detail })
+}"""
+
+
+def verdict_of(canvas: Canvas, apply: int) -> str:
+    return canvas.text(apply, "verdict").removesuffix("Copy").strip()
+
+
+def settle(canvas: Canvas, apply: int, text: str) -> None:
+    canvas.until(
+        "([id, text]) => app.graph.getNodeById(id)?.widgets.some((one) => one.element?.innerText.includes(text))",
+        [apply, text],
+        timeout=30_000,
+    )
+
+
+def test_the_verdict_stays_through_a_reload_and_in_the_saved_workflow(canvas: Canvas) -> None:
+    apply = canvas.load_demo()["ApplyDraftAttention"]
+    assert verdict_of(canvas, apply) == "Last run: none yet."
+    assert canvas.run() == "execution_success"
+    settle(canvas, apply, SPARSE)
+    canvas.until("() => !app.graph.nodes.some((node) => node.widgets?.some((one) => one.name.startsWith('$$')))")
+    assert verdict_of(canvas, apply).count("self-attention calls sparse") == 1, "said once, not twice"
+
+    saved = canvas.js("() => app.graph.serialize()")
+    canvas.clear()
+    canvas.load(saved)
+    assert verdict_of(canvas, apply).startswith(SPARSE)
+
+    canvas.reload()
+    settle(canvas, apply, SPARSE)
+
+
+def test_a_browser_that_was_away_learns_how_the_run_went(canvas: Canvas) -> None:
+    apply = canvas.load_demo()["ApplyDraftAttention"]
+    assert canvas.run() == "execution_success"
+    settle(canvas, apply, SPARSE)
+    opened = canvas.js("() => app.graph.serialize()")
+    for node in opened["nodes"]:
+        node["properties"].pop("draftattention_verdict", None)
+    canvas.clear()
+    canvas.load(opened)
+    settle(canvas, apply, SPARSE)
+
+
+def test_a_run_of_another_workflow_is_not_taken_for_this_one(canvas: Canvas) -> None:
+    apply = canvas.load_demo()["ApplyDraftAttention"]
+    canvas.js(HEARD, VERDICT)
+    assert canvas.js("async () => (await app.queuePrompt(0, 1), true)")
+    canvas.load({**canvas.js("() => app.graph.serialize()"), "id": "12345678-1234-4234-8234-123456789abc"})
+    canvas.until("() => window.verdict", timeout=60_000)
+    assert canvas.js("() => window.verdict.node") == str(apply)
+    assert verdict_of(canvas, apply) == "Last run: none yet."
+
+
+def test_two_browsers_with_one_workflow_both_learn_it(canvas: Canvas) -> None:
+    apply = canvas.load_demo()["ApplyDraftAttention"]
+    other = canvas.page.context.browser.new_context().new_page()
+    try:
+        other.goto(canvas.server.url, timeout=START_TIMEOUT)
+        other.wait_for_function(READY, timeout=START_TIMEOUT)
+        other.evaluate("(graph) => app.loadGraphData(graph)", canvas.js("() => app.graph.serialize()"))
+        assert canvas.run() == "execution_success"
+        settle(canvas, apply, SPARSE)
+        other.wait_for_function(
+            "([id, text]) => app.graph.getNodeById(id).properties.draftattention_verdict?.text.startsWith(text)",
+            arg=[apply, SPARSE],
+            timeout=30_000,
+        )
+    finally:
+        other.context.close()
+
+
+def test_a_cancelled_run_says_that_it_was_cancelled(canvas: Canvas) -> None:
+    apply = canvas.load_demo(steps=60)["ApplyDraftAttention"]
+    canvas.js(
+        """() => app.api.addEventListener('progress', ({ detail }) => {
+            if (detail.value >= 3) app.api.interrupt(detail.prompt_id)
+        }, { once: false })"""
+    )
+    assert canvas.run() == "execution_interrupted"
+    settle(canvas, apply, "cancelled")
+    assert "nothing was sparse" not in verdict_of(canvas, apply)
+    canvas.reload()  # drops the listener
+
+
+def test_a_workflow_that_never_ran_is_not_found(canvas: Canvas) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{canvas.server.url}/draftattention/verdicts/never-ran", timeout=30)
+    assert refused.value.code == 404
+    for path in ("/draftattention/verdicts/..%2f..%2fpyproject.toml", "/extensions/draftattention/../pyproject.toml"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(canvas.server.url + path, timeout=30)
+        assert refused.value.code in (403, 404)

@@ -1,0 +1,58 @@
+"""The inputs that are greyed out are those that change nothing, and no others."""
+
+from __future__ import annotations
+
+import pytest
+
+STEPS, TOKENS = 30, 80_000
+CHANGED = {
+    "sparsity": 0.5,
+    "dense_start": 0.4,
+    "tail": "none",
+    "blocks": (64, 64),
+    "tile": (2, 8, 8),
+    "dense_layers": (3,),
+    "min_tokens": 7,
+    "anchor_first": True,
+    "anchor_last": True,
+    "backend": "torch",
+}
+AS_NAMED = {"anchor_first": "keep_first_frame", "anchor_last": "keep_last_frame"}
+
+
+def without_effect(presets, **choices) -> set[str]:
+    before = presets.Choices(**choices).settings(STEPS, TOKENS)
+    changed = {name: presets.Choices(**{**choices, name: value}) for name, value in CHANGED.items()}
+    same = {name for name, made in changed.items() if made.settings(STEPS, TOKENS) == before}
+    return {AS_NAMED.get(name, name) for name in same}
+
+
+def test_a_preset_overrules_what_changes_nothing_under_it(part) -> None:
+    presets, overruled = part("nodes.inputs.presets"), part("nodes.inputs.overruled")
+    assert set(overruled.BY_PRESET) == set(presets.PRESET_NAMES)
+    for name, inputs in overruled.BY_PRESET.items():
+        assert without_effect(presets, preset=name) == set(inputs), name
+
+
+def test_a_schedule_overrules_the_curve_on_top(part) -> None:
+    presets, overruled = part("nodes.inputs.presets"), part("nodes.inputs.overruled")
+    schedule = part("draftattn_core.run.schedule").constant(0.5)
+    for name, inputs in overruled.BY_PRESET.items():
+        found = without_effect(presets, preset=name, schedule=schedule)
+        assert found == {*inputs, *overruled.BY_SCHEDULE}, name
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+def test_a_curve_overrules_the_points_or_the_density(part, steps: int) -> None:
+    curves, overruled = part("nodes.inputs.curves"), part("nodes.inputs.overruled")
+    changes = {"points": ((0.0, 0.9),), "density": 0.77}
+    assert set(overruled.BY_CURVE) == set(curves.CURVES)
+    for name, inputs in overruled.BY_CURVE.items():
+        base = {"curve": name, "points": ((0.0, 0.3),), "density": 0.4}
+        before = curves.SparsityCurve(**base).resolve(steps)
+        same = {
+            key
+            for key, value in changes.items()
+            if curves.SparsityCurve(**{**base, key: value}).resolve(steps) == before
+        }
+        assert same == set(inputs), name

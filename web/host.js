@@ -1,0 +1,179 @@
+/** What this pack knows of the front end's inner life. Everything else here goes through this file. */
+
+import { app } from "../../scripts/app.js"
+import { api } from "../../scripts/api.js"
+
+export { api, app }
+
+/**
+ * @typedef {object} Widget what users edit on a node
+ * @property {string} name
+ * @property {*} value
+ * @property {boolean} [disabled]
+ * @property {string} [tooltip]
+ * @property {string} [label]
+ * @property {Function} [callback]
+ */
+
+/** Name of the category that all nodes of this pack share. */
+const CATEGORY = "draft attention"
+/** @type {Map<string, object>} definitions of this pack's nodes, as the server sent them, by class. */
+const definitions = new Map()
+
+app.registerExtension({
+  name: "DraftAttention.Definitions",
+  beforeRegisterNodeDef(_type, definition) {
+    if (definition.category?.includes(CATEGORY)) definitions.set(definition.name, definition)
+  },
+})
+
+/** What the server says for the browser alone about an input; see `extra_dict` in the Python of the node. */
+export function hints(kind, input) {
+  const { required = {}, optional = {} } = definitions.get(kind)?.input ?? {}
+  return (required[input] ?? optional[input])?.[1]?.draftattention ?? {}
+}
+
+/** Whether a class of nodes is this pack's. */
+export const isOurs = (kind) => definitions.has(kind)
+
+/** Whether nodes are drawn by Nodes 2.0 and not by the classic canvas. */
+export const isNodes2 = () => Boolean(globalThis.LiteGraph?.vueNodesMode)
+
+/** @returns {Widget|undefined} */
+export const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name)
+
+/** Run `extra` after `object[method]`, with the same `this` and arguments. */
+export function after(object, method, extra) {
+  const before = object[method]
+  object[method] = function (...values) {
+    const result = before?.apply(this, values)
+    extra.apply(this, values)
+    return result
+  }
+}
+
+/** The node that the server calls "12", or "5:12" inside subgraph node 5. */
+export function nodeOfRun(id) {
+  let graph = app.rootGraph ?? app.graph
+  let node = null
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part)) ?? graph?.getNodeById(part) ?? null
+    graph = node?.subgraph
+  }
+  return node
+}
+
+/** The node behind a key of the front end's outputs: "12", or "<id of a subgraph>:12". */
+export function nodeOfOutput(key) {
+  const root = app.rootGraph ?? app.graph
+  const cut = key.lastIndexOf(":")
+  const graph = cut < 0 ? root : root.subgraphs?.get(key.slice(0, cut))
+  const id = key.slice(cut + 1)
+  return graph?.getNodeById(Number(id)) ?? graph?.getNodeById(id) ?? null
+}
+
+/** All nodes of the workflow, those inside subgraphs included. */
+export function allNodes() {
+  const root = app.rootGraph ?? app.graph
+  return [root, ...(root?.subgraphs?.values() ?? [])].flatMap((graph) => graph?.nodes ?? [])
+}
+
+/** Id of the open workflow; empty where it has none of its own. */
+export function workflowId() {
+  const id = (app.rootGraph ?? app.graph)?.id ?? ""
+  return /[1-9a-f]/.test(id) ? id : ""
+}
+
+/** The node and slot that feed an input, or null. */
+export function sourceOf(node, input) {
+  const slot = node.inputs?.findIndex((one) => one.name === input) ?? -1
+  if (slot < 0 || node.inputs[slot].link == null) return null
+  const link = node.getInputLink?.(slot)
+  const source = node.getInputNode?.(slot)
+  return source ? { node: source, slot: link?.origin_slot ?? 0 } : null
+}
+
+/** Whether an input is fed by a link. */
+export const isLinked = (node, input) => node.inputs?.some((one) => one.name === input && one.link != null) ?? false
+
+/** Have `watch(node)` called when a widget or a link of the node changes, and when its values were loaded. */
+export function onChange(node, watch) {
+  for (const widget of node.widgets ?? []) after(widget, "callback", () => watch(node))
+  after(node, "onConnectionsChange", () => queueMicrotask(() => watch(node)))
+  after(node, "onConfigure", () => queueMicrotask(() => watch(node)))
+  queueMicrotask(() => watch(node))
+}
+
+/**
+ * Change what a widget's tooltip says; undefined brings back the one of its input.
+ * @param {Widget} widget
+ */
+export function setTooltip(node, widget, text) {
+  if (widget.tooltip === text) return
+  widget.tooltip = text
+  // The classic canvas reads the tooltip when it shows it. Nodes 2.0 keeps a copy: newer front ends renew it when the
+  // widget is registered again, older ones when the list of widgets changes.
+  widget.setNodeId?.(node.id)
+  if (isNodes2() && node.widgets.length) node.widgets.push(node.widgets.pop())
+}
+
+/**
+ * Add an element to a node, in both renderers. It is part of neither the saved values nor the prompt.
+ * @param {() => number} height least height in pixels
+ */
+export function addElement(node, name, element, height) {
+  const widget = node.addDOMWidget(name, `draftattention_${name}`, element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: height,
+    getValue: () => "",
+    setValue: () => {},
+  })
+  widget.serialize = false
+  return widget
+}
+
+/** Make a node at least as high as what is in it, and no higher than that if `shrink`. */
+export function fit(node, shrink = false) {
+  const [width, height] = node.computeSize()
+  node.setSize([Math.max(node.size[0], width), shrink ? height : Math.max(node.size[1], height)])
+  app.canvas?.setDirty(true, true)
+}
+
+/** Undo and redo see everything that `change` does as one step. */
+export function asOneStep(change) {
+  const graph = app.canvas?.graph ?? app.graph
+  graph.beforeChange?.()
+  try {
+    change()
+  } finally {
+    graph.afterChange?.()
+    app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.()
+  }
+}
+
+/** A style sheet of one's own. Elements of Nodes 2.0 come and go: rules find them where scripts would lose them. */
+export function addSheet() {
+  const sheet = document.createElement("style")
+  document.head.append(sheet)
+  return sheet
+}
+
+/**
+ * Rules for widgets of the nodes in view, in Nodes 2.0.
+ * @param {(node: object) => Iterable<string>} names of the widgets that get the style
+ */
+export function widgetRules(names, style) {
+  const rules = []
+  for (const node of app.canvas?.graph?.nodes ?? [])
+    for (const name of names(node)) {
+      const place = `[data-node-id="${node.id}"]`
+      rules.push(`${place} [data-widget-name="${name}"], ${place} input[aria-label="${name}"] { ${style} }`)
+    }
+  return rules.join("\n")
+}
+
+const sheet = document.createElement("link")
+sheet.rel = "stylesheet"
+sheet.href = new URL("./draftattention.css", import.meta.url).href
+document.head.append(sheet)

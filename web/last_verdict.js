@@ -1,0 +1,66 @@
+/** How the last run went stays under Apply DraftAttention: until the next run, after a reload, in a saved workflow. */
+
+import { api, allNodes, app, after, fit, nodeOfRun, widgetOf, workflowId } from "./host.js"
+import { onProblems, problemsOf } from "./checked_text.js"
+import { addTextBox } from "./text_box.js"
+import { say } from "./words.js"
+
+const APPLY = "ApplyDraftAttention"
+const EVENT = "draftattention.verdict"
+const KEPT = "draftattention_verdict"
+const LIVE_TEXT = "$$node-text-preview"
+
+/** @type {WeakMap<object, (text: string, wrong?: string) => void>} */
+const boxes = new WeakMap()
+
+/** Show what a node keeps, and what is wrong with its texts. */
+function show(node) {
+  boxes.get(node)?.(node.properties?.[KEPT]?.text ?? "", Object.values(problemsOf(node)).join("\n"))
+}
+
+/** Keep a verdict on a node, unless it has a later one. */
+function keep(node, verdict) {
+  if (node?.comfyClass !== APPLY || node.properties[KEPT]?.at >= verdict.at) return
+  node.properties[KEPT] = { text: verdict.text, at: verdict.at }
+  show(node)
+}
+
+/** The text that the front end shows while nodes run: older ones leave it there, below the same words of ours. */
+function removeLiveTexts() {
+  for (const node of allNodes()) {
+    const widget = node.comfyClass === APPLY && node.properties?.[KEPT] && widgetOf(node, LIVE_TEXT)
+    if (!widget) continue
+    widget.onRemove?.()
+    node.widgets.splice(node.widgets.indexOf(widget), 1)
+    fit(node, true)
+  }
+}
+
+/** Verdicts of runs that ended while this page was not there. */
+async function fetchMissed() {
+  const workflow = workflowId()
+  if (!workflow || !allNodes().some((node) => node.comfyClass === APPLY)) return
+  const known = await api.fetchApi("/draftattention/verdicts").catch(() => null)
+  if (!known?.ok || !(await known.json()).includes(workflow)) return
+  const answer = await api.fetchApi(`/draftattention/verdicts/${encodeURIComponent(workflow)}`)
+  if (!answer.ok || workflow !== workflowId()) return
+  for (const [id, verdict] of Object.entries(await answer.json())) keep(nodeOfRun(id), verdict)
+}
+
+app.registerExtension({
+  name: "DraftAttention.LastVerdict",
+  setup() {
+    api.addEventListener(EVENT, ({ detail }) => {
+      if (detail.workflow === workflowId()) keep(nodeOfRun(detail.node), detail)
+    })
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"])
+      api.addEventListener(end, () => setTimeout(removeLiveTexts))
+    onProblems((node) => boxes.has(node) && show(node))
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== APPLY) return
+    boxes.set(node, addTextBox(node, "verdict", say("no_run")))
+    after(node, "onConfigure", () => show(node))
+  },
+  afterConfigureGraph: () => void fetchMissed(),
+})

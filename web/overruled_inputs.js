@@ -1,0 +1,92 @@
+/** Inputs that count for nothing now are greyed out, and their tooltips say what overrules them. */
+
+import { addSheet, api, allNodes, app, hints, isLinked, onChange, setTooltip, sourceOf, widgetOf, widgetRules } from "./host.js"
+import { samplerOf } from "./sampler_steps.js"
+import { say } from "./words.js"
+
+const APPLY = "ApplyDraftAttention"
+const SCHEDULER = "SparsityScheduler"
+/** @type {WeakMap<object, Map<string, string>>} why inputs of a node are greyed out, by input */
+const greyed = new WeakMap()
+const sheet = addSheet()
+
+/** Why inputs of Apply DraftAttention count for nothing, by input. */
+function overruledOnApply(node) {
+  const { by_preset = {}, by_schedule = [] } = hints(APPLY, "preset")
+  const preset = widgetOf(node, "preset")?.value
+  const reason = preset === "paper" ? say("by_paper") : say("by_preset", { preset })
+  const found = new Map((by_preset[preset] ?? []).map((name) => [name, reason]))
+  if (!isLinked(node, "schedule")) return found
+  for (const name of by_schedule) found.set(name, say("by_schedule"))
+  const source = sourceOf(node, "schedule")?.node
+  if (source?.comfyClass === SCHEDULER && widgetOf(source, "dense_layers")?.value?.trim())
+    found.set("dense_layers", say("schedule_layers"))
+  return found
+}
+
+/** Why inputs of the Sparsity Scheduler count for nothing, by input. */
+function overruledOnScheduler(node) {
+  const { by_curve = {} } = hints(SCHEDULER, "curve")
+  const curve = widgetOf(node, "curve")?.value
+  const reason = by_curve[curve]?.includes("density") ? say("by_points") : say("by_curve", { curve })
+  const found = new Map((by_curve[curve] ?? []).map((name) => [name, reason]))
+  if (widgetOf(node, "end_share")?.value === 0) found.set("end_density", say("no_end"))
+  const sampler = samplerOf(node)
+  if (sampler) found.set("steps", sampler.reason)
+  return found
+}
+
+/** Grey out what is overruled and bring back what no longer is. */
+function update(node) {
+  const found = node.comfyClass === APPLY ? overruledOnApply(node) : overruledOnScheduler(node)
+  const before = greyed.get(node) ?? new Map()
+  for (const widget of node.widgets ?? []) {
+    const reason = found.get(widget.name)
+    if (reason === undefined && !before.has(widget.name)) continue
+    widget.disabled = reason !== undefined
+    setTooltip(node, widget, reason)
+  }
+  greyed.set(node, found)
+  if (node.comfyClass === APPLY) labelPreset(node)
+  else takeSteps(node)
+  app.canvas?.setDirty(true, true)
+}
+
+/** With a schedule the preset only tells paper from the rest: its label says so. */
+function labelPreset(node) {
+  const widget = widgetOf(node, "preset")
+  if (!widget) return
+  node.draftattentionPresetLabel ??= { label: widget.label }
+  const plain = node.draftattentionPresetLabel.label
+  const curveOnly = isLinked(node, "schedule") && widget.value !== "paper"
+  widget.label = curveOnly ? say("preset_curve", { name: plain ?? widget.name }) : plain
+  setTooltip(node, widget, curveOnly ? say("preset_curve_tip") : undefined)
+}
+
+/** The picture of the schedule is drawn for the steps that the sampler will take. */
+function takeSteps(node) {
+  const sampler = samplerOf(node)
+  const widget = widgetOf(node, "steps")
+  if (sampler && widget && widget.value !== sampler.whole && !isLinked(node, "steps")) widget.value = sampler.whole
+}
+
+/** Everything again: a node elsewhere may have changed. */
+function updateAll() {
+  for (const node of allNodes()) if ([APPLY, SCHEDULER].includes(node.comfyClass)) update(node)
+  sheet.textContent = widgetRules((node) => greyed.get(node)?.keys() ?? [], "opacity: 0.5;")
+}
+
+app.registerExtension({
+  name: "DraftAttention.OverruledInputs",
+  setup() {
+    api.addEventListener("graphChanged", updateAll)
+  },
+  nodeCreated(node) {
+    if (![APPLY, SCHEDULER].includes(node.comfyClass)) return
+    onChange(node, updateAll)
+    // The front end calls this before it reads the values for the server.
+    const first = node.widgets?.[0]
+    if (first) first.beforeQueued = updateAll
+  },
+  afterConfigureGraph: () => queueMicrotask(updateAll),
+})

@@ -1,0 +1,37 @@
+/** What Doctor, Report and Compare found, on the node itself. */
+
+import { api, app, nodeOfOutput, nodeOfRun } from "./host.js"
+import { addTextBox } from "./text_box.js"
+import { say } from "./words.js"
+
+const HINTS = {
+  DraftAttentionDoctor: "doctor_empty",
+  DraftAttentionReport: "report_empty",
+  DraftAttentionCompare: "compare_empty",
+}
+const WIDTH = 420
+/** @type {WeakMap<object, (text: string) => void>} */
+const boxes = new WeakMap()
+
+/** Show the text among a node's outputs, if it is one of ours and there is any. */
+function show(node, output) {
+  const text = output?.text
+  if (node && text !== undefined) boxes.get(node)?.([text].flat().join("\n"))
+}
+
+app.registerExtension({
+  name: "DraftAttention.TextOnNode",
+  setup() {
+    api.addEventListener("executed", ({ detail }) => show(nodeOfRun(detail.display_node || detail.node), detail.output))
+  },
+  nodeCreated(node) {
+    const hint = HINTS[node.comfyClass]
+    if (!hint) return
+    boxes.set(node, addTextBox(node, "text", say(hint)))
+    node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]])
+  },
+  // Another tab's workflow comes back with its outputs, on nodes made anew.
+  onNodeOutputsUpdated(outputs) {
+    for (const [key, output] of Object.entries(outputs)) show(nodeOfOutput(key), output)
+  },
+})

@@ -1,0 +1,37 @@
+/** What the scripts say to the user, by key. A language that lacks a key falls back to English. */
+
+import { app } from "./host.js"
+
+const WORDS = {
+  en: {
+    show_advanced: "Show advanced inputs",
+    hide_advanced: "Hide advanced inputs",
+    copy: "Copy",
+    copied: "Copied",
+    doctor_empty: "Run the workflow to see what this machine can do.",
+    report_empty: "The report appears here after the run.",
+    compare_empty: "The figures appear here after the run.",
+    no_run: "Last run: none yet.",
+    by_preset: "Not used: the preset {preset} sets this. Choose custom to set it yourself.",
+    by_paper: "Not used: the preset paper is the published method, which fixes this.",
+    by_schedule: "Not used: the connected schedule sets the curve.",
+    schedule_layers: "Not used: the connected Sparsity Scheduler lists dense layers of its own.",
+    preset_curve: "{name} (schedule's curve)",
+    preset_curve_tip: "The connected schedule replaces this preset's curve. Only paper still changes the method.",
+    by_curve: "Not used: the curve {curve} has a density of its own. Set density, or choose custom points.",
+    by_points: "Not used: custom points give the density themselves.",
+    no_end: "Not used: end_share is 0, so there is no such end.",
+    by_sampler: "Taken from {title}: {steps} steps.",
+    by_sampler_share: "Taken from {title}: {steps} steps at denoise {denoise} are the last of {whole}.",
+  },
+}
+
+/**
+ * @param {keyof typeof WORDS.en} key
+ * @param {Record<string, string|number>} [values] for the places in braces
+ */
+export function say(key, values = {}) {
+  const language = app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en"
+  const text = WORDS[language]?.[key] ?? WORDS.en[key]
+  return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? `{${name}}`)
+}
