@@ -13,6 +13,7 @@ from .doctor_node import DraftAttentionDoctor
 from .preview import DraftAttentionCapture, DraftAttentionPreview
 from .report_node import DraftAttentionReport
 from .scheduler import SparsityScheduler
+from .skip_steps import DraftAttentionSkipSteps
 
 
 class DraftAttentionExtension(ComfyExtension):
@@ -27,6 +28,7 @@ class DraftAttentionExtension(ComfyExtension):
         return [
             ApplyDraftAttention,
             SparsityScheduler,
+            DraftAttentionSkipSteps,
             DraftAttentionReport,
             DraftAttentionCapture,
             DraftAttentionPreview,

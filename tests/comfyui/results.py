@@ -24,6 +24,7 @@ GROUPS = (
         "check_noise",
         "check_runs",
         "check_evaluate",
+        "check_skip",
         "check_failures",
         "check_told",
         "check_panel",
