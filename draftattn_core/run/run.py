@@ -30,6 +30,7 @@ from .events import CallDone, EvaluationDone, Event, Events, Note, RunDone, RunS
 from .fingerprint import ModelName
 from .plan import Plan
 from .probe import HeadTails, probe_tails
+from .profile import Profile
 from .ready import ReadyBackends, free
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .settings import Settings
@@ -188,6 +189,16 @@ class Run:
         """Whether this run gave up being sparse after `MAX_ERRORS` errors."""
         return self._errors >= MAX_ERRORS
 
+    def profile(self, prompt: str | None = None) -> Profile | None:
+        """What this run measured of its model, alone, for `add_to_file`; None if that is nothing.
+
+        Args:
+            prompt: its text, of which a key is kept; None if unknown, which counts as no prompt.
+        """
+        if self.spending is None:
+            return None
+        return self.spending.profile(prompt, self.steps.total or self.steps.done)
+
     def step_of(self, level: float) -> int:
         """Index of a noise level in this run, in order of first appearance."""
         return self.steps.index_of(level)
@@ -253,7 +264,7 @@ class Run:
             self._ready.prepare(settings, q, key_bias is not None, self._wait, self.note)
         if self.spending is not None and not self.stood_aside:
             heads, extra = position.all_heads or q.shape[1], extra_before + extra_after
-            self.spending.meet(position, CallShape(position.layers, heads, q.shape[3], grid.tokens, extra))
+            self.spending.meet(position, CallShape(position.layers, heads, q.shape[3], grid, extra))
         try:
             policy = self.plan.at(position, q.shape[1])
         except WrongHeadsError as error:

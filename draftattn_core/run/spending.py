@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..backends.request import AttendRequest
+from ..geometry.grid import TokenGrid
 from ..method.policy import TAILS, TailName, head_gains, head_tails
 from ..method.tail.formula import tail_key_equivalents
 from .budgets import Budgets, CurveTable, least_error, within_error
@@ -42,13 +43,13 @@ class CallShape:
 
     Attributes:
         layers: of the model; heads: of each layer, over all devices; head_size: channels per head.
-        tokens: video tokens; extra: others.
+        grid: of the video's tokens; extra: number of the others.
     """
 
     layers: int
     heads: int
     head_size: int
-    tokens: int
+    grid: TokenGrid
     extra: int
 
 
@@ -155,6 +156,18 @@ class Spending:
             if not (self.settings.record or self._online or checks):
                 return False
             return self.recorder.wants(self.model.expert, position.progress, position.layer, position.first_head)
+
+    def profile(self, prompt: str | None, steps: int) -> Profile | None:
+        """What this run measured, for a file (`add_to_file`); None if that is nothing.
+
+        Args:
+            prompt: its text, of which a key is kept; None if unknown, which counts as no prompt.
+            steps: of the run.
+        """
+        with self._lock:
+            if self.recorder is None or self._shape is None:
+                return None
+            return self.recorder.profile(prompt=prompt, grid=str(self._shape.grid), steps=steps)
 
     def measure(self, request: AttendRequest, position: Position, tails: tuple[TailName, ...]) -> ErrorCurves | None:
         """Take the error curves of a call; None if that failed, which ends the spending. Waits for the device.
@@ -325,5 +338,5 @@ class Spending:
 
 def _tail_work(name: TailName, shape: CallShape, k_block: int) -> float:
     """Work of a tail as a share of the dense call's, as `Attention.tail_work` has it."""
-    keys = tail_key_equivalents(name, math.ceil(shape.tokens / k_block), shape.head_size)
-    return keys * shape.tokens / float(shape.tokens + shape.extra) ** 2
+    keys = tail_key_equivalents(name, math.ceil(shape.grid.tokens / k_block), shape.head_size)
+    return keys * shape.grid.tokens / float(shape.grid.tokens + shape.extra) ** 2
