@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,17 +49,12 @@ class Canvas:
         self.reload()
 
     def reload(self) -> None:
+        """Load the page with the settings of this cell, which the host keeps and others may have changed."""
+        body = json.dumps({**SETTINGS, NODES_2: self.nodes_2}).encode()
+        request = urllib.request.Request(f"{self.server.url}/settings", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=30).close()
         self.page.goto(self.server.url, timeout=START_TIMEOUT)
         self.page.wait_for_function(READY, timeout=START_TIMEOUT)
-        wanted = {**SETTINGS, NODES_2: self.nodes_2}
-        self.js(
-            """async (wanted) => {
-                for (const [name, value] of Object.entries(wanted))
-                    if (app.extensionManager.setting.get(name) !== value)
-                        await app.extensionManager.setting.set(name, value)
-            }""",
-            wanted,
-        )
 
     def _heard(self, message: ConsoleMessage) -> None:
         place = message.location.get("url", "")
@@ -203,7 +199,8 @@ class Canvas:
         """Where the middle of a widget is on the page, on the classic canvas."""
         x, y = self.js(
             """async ([id, name]) => {
-                app.canvas.draw(true, true)
+                app.canvas.setDirty(true, true)
+                for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame)
                 const node = app.graph.getNodeById(id)
                 const widget = node.widgets.find((one) => one.name === name)
                 const at = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.y + 10]
