@@ -318,9 +318,13 @@ class Run:
     ) -> Attention | None:
         """The sparse call; None if it is not finite, asked in every layer until one output was."""
         result = attend(q, k, v, layout, policy, backend=self.settings.backend, key_bias=key_bias, cache=self.cache)
-        if self.spending is not None and self.spending.wants(position):
+        measures = self.spending is not None and self.spending.wants(position)
+        if measures and self.settings.spends:
             result = self._measured(result, policy, position)
-        elif self._spends(position, q.shape[1]):
+        elif self.spending is not None and measures:
+            self.spending.measure(result.request, position, self._tails_of(result.request, policy, result.backend))
+        given = measures and self.settings.spends and not (self.spending is None or self.spending.ended)
+        if given or self._spends(position, q.shape[1]):
             pass
         elif self.settings.probes and self.plan.found(position, q.shape[1]) is None:
             result = self._with_best_tails(result, policy, position)

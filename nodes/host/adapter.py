@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from .calls import HostCall, classify
 from .evaluations import evaluation_of
 from .layouts import NoLayout, Tokens, describe
 from .memory import unrecorded
+from .recording import keep_recording, model_name, recording_of
 from .runs import ModelCall, Moment, ReportHandle, Sampling, Trajectory
 from .status import show_status
 from .strict import refuse_surprises
@@ -85,6 +86,7 @@ class Adapter:
             chain.restore(options, found)
             if opened is not None:
                 opened.finish(cancelled)
+                keep_recording(opened.run, None if cancelled else recording_of(guider.model_options))
             forget()
 
     def _open(self, guider: Any, noise: Tensor, sigmas: Tensor, shapes: Any) -> Sampling | None:
@@ -103,7 +105,9 @@ class Adapter:
         settings = self.choices.settings(steps, tokens.grid.tokens if isinstance(tokens, Tokens) else 0)
         if self.choices.strict:
             refuse_surprises(tokens, settings, bypassed, patcher)
-        run = Run(settings, self.handle.events)
+        recording = recording_of(guider.model_options)
+        settings = replace(settings, record=settings.record or recording is not None)
+        run = Run(settings, self.handle.events, model=model_name(patcher, settings, recording))
         if self.handle.new_step_cache is not None:
             run.step_cache = self.handle.new_step_cache()
         self.handle.run, self.handle.report = run, run.report

@@ -246,6 +246,15 @@ def test_a_dense_run_is_recorded_without_a_change() -> None:
     assert Run(SETTINGS).profile() is None
 
 
+def test_a_sparse_run_without_budgets_is_recorded_without_a_change() -> None:
+    plain = replace(SETTINGS, budgets="off")
+    run, without = Run(replace(plain, record=True), model=NAME), Run(plain, model=NAME)
+    for index in (0, 1):
+        assert all(torch.equal(a, b) for a, b in zip(step(run, index), step(without, index), strict=True))
+    made = run.profile()
+    assert made is not None and bool(made.experts["main"].measured[0].all()) and not run.report.budgets
+
+
 def test_calls_after_the_solve_do_not_wait_for_measurements() -> None:
     """A listener sees the densities of every call; the solver is asked once per mean and bucket."""
     run, seen = Run(SETTINGS), []
