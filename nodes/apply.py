@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..draftattn_core.backends.registry import backend_names
+from ..draftattn_core.run.settings import BUDGETS
 from .browser.server import instance, running_job
 from .browser.verdicts import announce_verdicts
 from .host.adapter import apply_draft_attention
@@ -17,6 +18,7 @@ from .inputs.presets import BLOCKS, DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES
 CATEGORY = "model/patch/draft attention"
 Report = io.Custom("DRAFT_ATTENTION_REPORT")
 SparsitySchedule = io.Custom("SPARSITY_SCHEDULE")
+ProfileSocket = io.Custom("DRAFT_ATTENTION_PROFILE")
 
 
 class ApplyDraftAttention(io.ComfyNode):
@@ -131,6 +133,33 @@ class ApplyDraftAttention(io.ComfyNode):
                 SparsitySchedule.Input(
                     "schedule", optional=True, tooltip="From the Sparsity Scheduler node; replaces the preset's curve."
                 ),
+                ProfileSocket.Input(
+                    "profile",
+                    optional=True,
+                    advanced=True,
+                    tooltip="From the DraftAttention Profile node: what was measured of this model. Every head then "
+                    "gets its density by it from the first sparse step on; the mean density stays.",
+                ),
+                io.Float.Input(
+                    "max_error",
+                    default=0.0,
+                    min=0.0,
+                    max=0.5,
+                    step=0.005,
+                    optional=True,
+                    advanced=True,
+                    tooltip="0.05 = each layer's attention within 5 % of dense, as cheaply as that allows. It then "
+                    "decides instead of the sparsity; a dense start stays. 0 = off.",
+                ),
+                io.Combo.Input(
+                    "budgets",
+                    options=list(BUDGETS),
+                    default="off",
+                    optional=True,
+                    advanced=True,
+                    tooltip="error = measure every head at the first sparse step and spend the same work where it "
+                    "lowers the error most. off = one density for all heads, unless a profile is connected.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -162,6 +191,9 @@ class ApplyDraftAttention(io.ComfyNode):
         backend: str = "auto",
         strict: bool = False,
         schedule: Any = None,
+        profile: Any = None,
+        max_error: float = 0.0,
+        budgets: str = "off",
     ) -> io.NodeOutput:
         problems = apply_problems(tile, blocks, dense_layers)
         if problems:  # values that came through links were not seen by validate_inputs
@@ -180,6 +212,9 @@ class ApplyDraftAttention(io.ComfyNode):
             backend=backend,
             schedule=schedule,
             strict=strict,
+            profile=profile,
+            max_error=max_error,
+            budgets=budgets,
         )
         node_id = cls.hidden.unique_id
         server = None if node_id is None else instance()

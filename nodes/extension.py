@@ -7,10 +7,12 @@ from comfy_api.latest import ComfyExtension, io
 from .apply import ApplyDraftAttention
 from .browser.routes import add_routes
 from .browser.server import instance
+from .calibrate import DraftAttentionCalibrate
 from .compare import DraftAttentionCompare
 from .demo_prompt import DraftAttentionDemoPrompt
 from .doctor_node import DraftAttentionDoctor
 from .preview import DraftAttentionCapture, DraftAttentionPreview
+from .profile import DraftAttentionProfile
 from .report_node import DraftAttentionReport
 from .scheduler import SparsityScheduler
 from .skip_steps import DraftAttentionSkipSteps
@@ -34,5 +36,7 @@ class DraftAttentionExtension(ComfyExtension):
             DraftAttentionPreview,
             DraftAttentionCompare,
             DraftAttentionDoctor,
+            DraftAttentionProfile,
+            DraftAttentionCalibrate,
             DraftAttentionDemoPrompt,
         ]

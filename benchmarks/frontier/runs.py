@@ -22,7 +22,7 @@ from draftattention.draftattn_core.run.report import DenseReason, RunReport
 from draftattention.nodes.demo_prompts import prompt_embedding
 
 # Reasons that say the method did not do what its row says.
-_UNEXPECTED = frozenset(DenseReason) - {DenseReason.SCHEDULE, DenseReason.DENSE_LAYER}
+_UNEXPECTED = frozenset(DenseReason) - {DenseReason.SCHEDULE, DenseReason.DENSE_LAYER, DenseReason.BUDGET}
 
 
 @dataclass(frozen=True)

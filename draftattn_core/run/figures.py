@@ -121,6 +121,11 @@ class Figures:
         return Figures(self.weights, **whole)
 
 
+def layers_of(figures: Figures) -> tuple[int, ...]:
+    """Layers of which something was measured."""
+    return tuple(int(layer) for layer in torch.nonzero(figures.measured.any(0).any(-1)).flatten())
+
+
 def figure_forms(layers: int, heads: int, points: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every tensor of `Figures`."""
     cells = (BUCKETS, layers, heads)

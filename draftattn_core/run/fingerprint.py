@@ -67,6 +67,29 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
+class ModelName:
+    """What a host knows of the model that runs, beside its shape.
+
+    Attributes:
+        family: see `Fingerprint` and `family_of`.
+        expert: which of the family's models; "main" where there is one.
+        weights: identity of its weights (`weights_identity`), "" if unknown.
+    """
+
+    family: str = "model"
+    expert: str = "main"
+    weights: str = ""
+
+
+def family_of(class_name: str) -> str:
+    """Name of an architecture by the name of its class, the same in every host."""
+    for start, family in (("Wan", "wan"), ("Hunyuan", "hunyuan")):
+        if class_name.startswith(start):
+            return family
+    return re.sub(r"[^A-Za-z0-9 ._+-]", "", class_name)[:64] or "model"
+
+
+@dataclass(frozen=True)
 class Conditions:
     """What the figures of a profile depend on beside the model.
 

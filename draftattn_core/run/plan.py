@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from ..method.policy import Density, Policy, WrongHeadsError
 from .probe import HeadTails
 from .report import DenseReason, Position
+from .spending import Spending
 
 _Value = TypeVar("_Value")
 
@@ -37,10 +38,12 @@ class Plan:
     Args:
         policy: selection and tail; a tuple holds one value for each head of the whole layer.
         densities: replaces the policy's density, call by call.
+        spending: spreads those densities over layers and heads by measured errors; None to leave them as they are.
     """
 
-    def __init__(self, policy: Policy, densities: Densities) -> None:
+    def __init__(self, policy: Policy, densities: Densities, spending: Spending | None = None) -> None:
         self._policy = policy
+        self._spending = spending
         self._densities = densities
         self._found: dict[tuple[int, int, int], HeadTails] = {}
         self._lock = threading.Lock()
@@ -65,6 +68,9 @@ class Plan:
                 return DenseReason.DENSE_LAYER
             return DenseReason.SCHEDULE
         policy = _of_heads(self._policy.with_density(density), position, heads)
+        share = None if self._spending is None else self._spending.share(position, heads)
+        if share is not None:
+            return share.put_into(policy) or DenseReason.BUDGET
         found = self.found(position, heads)
         return policy if found is None else found.put_into(policy)
 

@@ -33,6 +33,9 @@ def prompt_key(text: str) -> str:
     return hashlib.sha256(text.strip().encode("utf-8", "replace")).hexdigest()[:16]
 
 
+MAIN = "main"
+
+
 @dataclass(frozen=True, eq=False)
 class Profile:
     """Figures of one model and what they were made from. Immutable: `merged` makes a new one.
@@ -177,6 +180,16 @@ class Profile:
             steps=_added(self.steps, other.steps),
             masks={**self.masks, **other.masks},
         )
+
+
+def expert_of(profile: Profile | None, weights: str) -> str:
+    """The expert of `profile` that has these weights; the only one it has, where none does; else "main"."""
+    if profile is None:
+        return MAIN
+    same = [name for name, figures in profile.experts.items() if weights and figures.weights == weights]
+    if same or len(profile.experts) == 1:
+        return (same or list(profile.experts))[0]
+    return MAIN
 
 
 def _added(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:

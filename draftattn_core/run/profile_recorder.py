@@ -10,7 +10,7 @@ import torch
 
 from .convex_curve import Array
 from .error_curve import ErrorCurves
-from .figures import Figures, bucket_of
+from .figures import CompleteFigures, Figures, bucket_of, layers_of
 from .fingerprint import Conditions, Fingerprint, ProfileError
 from .profile import Profile, prompt_key
 
@@ -35,6 +35,20 @@ class ProfileRecorder:
         with self._lock:
             figures = self._experts.get(expert)
             return figures is None or not bool(figures.counts[bucket_of(progress), layer, first_head])
+
+    def complete(self, expert: str) -> CompleteFigures | None:
+        """What was measured of an expert so far, filled in; None before the first."""
+        with self._lock:
+            figures = self._experts.get(expert)
+        if figures is None or not bool(figures.measured.any()):
+            return None
+        return CompleteFigures(figures.filled(), self.densities, self.conditions.tails)
+
+    def measured_layers(self, expert: str) -> tuple[int, ...]:
+        """Layers of which something was measured."""
+        with self._lock:
+            figures = self._experts.get(expert)
+        return () if figures is None else layers_of(figures)
 
     def add(
         self, curves: ErrorCurves, *, expert: str, weights: str, progress: float, layer: int, first_head: int = 0
@@ -67,7 +81,7 @@ class ProfileRecorder:
         unknown = [name for name in names if name not in self.conditions.tails]
         if unknown:
             raise ProfileError(f"the tail {unknown[0]} is none of the profile's: use the settings it was begun with")
-        squared, gains = _at_densities(curves)
+        squared, gains = at_densities(curves)
         relative = np.sqrt(squared / np.maximum(curves.norms.numpy()[:, None], 1e-30))
         finite = torch.from_numpy(np.isfinite(squared).all(-1)) & curves.norms.isfinite()
         figures = Figures.empty(weights, model.layers, model.heads, len(self.densities))
@@ -96,7 +110,7 @@ class ProfileRecorder:
         return Profile(self.fingerprint, self.conditions, self.densities, experts, 1, keys, {grid: 1}, {str(steps): 1})
 
 
-def _at_densities(curves: ErrorCurves) -> tuple[Array, Array]:
+def at_densities(curves: ErrorCurves) -> tuple[Array, Array]:
     """Squared errors and gains at the densities asked for instead of those that were kept.
 
     Forced blocks and rounding keep a little more than asked, on small grids several times as much. Errors are

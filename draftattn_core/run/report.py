@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from statistics import median
 from typing import Any
@@ -29,6 +29,7 @@ class DenseReason(str, Enum):
     TOKENS = "tokens not accounted for"
     MASK = "mask"
     BACKEND = "no backend"
+    BUDGET = "budget"
     HEADS = "settings for another number of heads"
     NON_FINITE = "non-finite output"
     OUT_OF_MEMORY = "out of memory"
@@ -39,7 +40,9 @@ class DenseReason(str, Enum):
         return self.value
 
 
-EXPECTED_REASONS = frozenset({DenseReason.SCHEDULE, DenseReason.DENSE_LAYER, DenseReason.CROSS_ATTENTION})
+EXPECTED_REASONS = frozenset(
+    {DenseReason.SCHEDULE, DenseReason.DENSE_LAYER, DenseReason.BUDGET, DenseReason.CROSS_ATTENTION}
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,38 @@ class Call:
     pairs: float
     seconds: Callable[[], float]
     tail_work: float = 0.0
+
+
+@dataclass
+class SpentBudgets:
+    """Budgets as a run used them, from `progress` on until the next ones.
+
+    Attributes:
+        progress: of the first call under them.
+        source: what they rest on: "profile" or "this run".
+        before: mean density that every head would have had.
+        after: by layer, the density of each head; 1 throughout a dense layer.
+        promised: relative L2 error of the attention outputs of all these layers together, as predicted.
+        worst_layer: the largest predicted error of a single layer.
+        uniform: as `promised`, had every head the density `before`; None where `max_error` decides.
+        measured, measured_worst: the same two, interpolated from the next measurement of these layers; None until then.
+    """
+
+    progress: float
+    source: str
+    before: float
+    after: dict[int, tuple[float, ...]]
+    promised: float
+    worst_layer: float
+    uniform: float | None
+    measured: float | None = None
+    measured_worst: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean density over layers and heads."""
+        heads = [density for layer in self.after.values() for density in layer]
+        return sum(heads) / len(heads)
 
 
 def timer_events(device: torch.device) -> tuple[Callable[[], Any], Callable[[Any], None]] | None:
@@ -150,6 +185,7 @@ class RunReport:
         tails: per layer, the tail each head ended up with, where the error probe chose.
         tail_gains: per layer, the log gain each head's tail ended up with, where the error probe fitted it.
         tail_errors: per layer, the probe's mean relative error of each tail, with its gain where that was fitted.
+        budgets: what measured errors made of the schedule's density, in order of progress.
         evaluations: (step, duration) of every evaluation of the whole model that was computed.
         outcomes: number of evaluations by what became of them: "computed", "reused", "forecast".
         decisions: what the step cache decided, and the errors it measured.
@@ -162,6 +198,7 @@ class RunReport:
     tails: dict[int, tuple[str, ...]] = field(default_factory=dict)
     tail_gains: dict[int, tuple[float, ...]] = field(default_factory=dict)
     tail_errors: dict[int, dict[str, float]] = field(default_factory=dict)
+    budgets: list[SpentBudgets] = field(default_factory=list)
     evaluations: list[tuple[int, Callable[[], float]]] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
@@ -353,6 +390,10 @@ class RunReport:
                 str(layer): {name: error if math.isfinite(error) else None for name, error in errors.items()}
                 for layer, errors in sorted(self.tail_errors.items())
             },
+            "budgets": [
+                {**asdict(row), "after": {str(layer): list(heads) for layer, heads in row.after.items()}}
+                for row in self.budgets
+            ],
             "notes": list(self.notes),
         }
 

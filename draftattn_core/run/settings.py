@@ -9,8 +9,11 @@ from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout
 from ..geometry.order import Tile
 from ..method.policy import Policy
+from .profile import Profile
 from .schedule import Schedule
 from .step_cache.settings import StepCacheSettings
+
+BUDGETS = ("off", "error")
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,15 @@ class Settings:
         backend: registry name or "auto".
         min_tokens: calls with fewer video tokens run dense.
         skip: when an evaluation of the model is answered without it.
+        budgets: "error" spends the schedule's density where the measured error is largest (see `Spending`), with the
+            work that it would have cost everywhere alike; "off" gives every head the same.
+        max_error: relative L2 error that the attention output of every layer may have beside dense; the density then
+            follows from it, and the schedule says only where calls are dense. 0 for off.
+        profile: figures of an earlier run of this model, for budgets from the first sparse call on; None for none.
+        record: measure every layer once per bucket of progress, dense or sparse, for a profile (`Run.profile`).
 
     Raises:
-        ValueError: if blocks, tile or order do not fit together, or no backend has that name.
+        ValueError: if blocks, tile or order do not fit together, no backend has that name, or budgets are unknown.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -42,11 +51,24 @@ class Settings:
     backend: str = "auto"
     min_tokens: int = 0
     skip: StepCacheSettings = StepCacheSettings()
+    budgets: str = "off"
+    max_error: float = 0.0
+    profile: Profile | None = None
+    record: bool = False
 
     def __post_init__(self) -> None:
         self.layout(TokenGrid(1, 1, 1))
         if self.backend not in backend_names():
             raise ValueError(f"unknown backend {self.backend!r}: choose one of {', '.join(backend_names())}")
+        if self.budgets not in BUDGETS:
+            raise ValueError(f"unknown budgets {self.budgets!r}: choose one of {', '.join(BUDGETS)}")
+        if not 0.0 <= self.max_error < 1.0:
+            raise ValueError(f"max_error is a relative error from 0 (off) to below 1, got {self.max_error}: try 0.05")
+
+    @property
+    def spends(self) -> bool:
+        """Whether densities follow measured errors."""
+        return self.budgets != "off" or self.max_error > 0.0 or self.profile is not None
 
     @property
     def probes(self) -> bool:

@@ -31,6 +31,7 @@ from .calls import HostCall, classify
 from .evaluations import evaluation_of
 from .layouts import NoLayout, Tokens, describe
 from .memory import unrecorded
+from .recording import keep_recording, model_name, recording_of
 from .runs import ModelCall, Moment, ReportHandle, Sampling, Trajectory
 from .status import show_status
 from .strict import refuse_surprises
@@ -88,6 +89,7 @@ class Adapter:
                 chain.restore(options, found)
             if opened is not None:
                 opened.finish(cancelled)
+                keep_recording(opened.run, None if cancelled else recording_of(guider.model_options))
             forget()
 
     def _open(self, guider: Any, noise: Tensor, sigmas: Tensor, shapes: Any) -> Sampling | None:
@@ -110,7 +112,9 @@ class Adapter:
                 refuse_surprises(tokens, settings, bypassed, patcher)
         options = guider.model_options.get("transformer_options") or {}
         skip, why_not = skipping.settle(skipping.chosen(options), trajectory.steps, guider.model_options, patcher)
-        run = Run(replace(settings, skip=skip), self.handle.events)
+        recording = recording_of(guider.model_options)
+        settings = replace(settings, skip=skip, record=settings.record or recording is not None)
+        run = Run(settings, self.handle.events, model=model_name(patcher, settings, recording))
         if why_not is not None:
             run.note(f"DraftAttention {why_not}")
             log.info("DraftAttention %s", why_not)

@@ -21,6 +21,7 @@ SAME_SIGMA = 1e-4
 REMEDIES: Mapping[str, str] = {
     DenseReason.SCHEDULE.value: "the schedule keeps all of this dense: raise the sparsity or shorten the dense start",
     DenseReason.DENSE_LAYER.value: "every layer is in the list of dense layers: shorten it",
+    DenseReason.BUDGET.value: "the measured errors ask for dense layers: raise max_error or lower the density",
     DenseReason.FEW_TOKENS.value: "the video is too small to gain anything: raise size or length, or lower min_tokens",
     DenseReason.CROSS_ATTENTION.value: "no video self-attention was seen: remove nodes that replace the attention",
     DenseReason.UNKNOWN_GRID.value: "this model is not supported: remove the node",

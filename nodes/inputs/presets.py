@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from ...draftattn_core.geometry.layout import PAPER_TILE
 from ...draftattn_core.geometry.order import Tile
 from ...draftattn_core.method.policy import TAILS, Policy, TailName
+from ...draftattn_core.run.profile import Profile
 from ...draftattn_core.run.schedule import PRESET_DENSITY, PRESETS, Schedule, constant, preset
 from ...draftattn_core.run.settings import Settings
 
@@ -47,6 +48,7 @@ class Choices:
         backend: name in the core's registry.
         schedule: replaces the preset's schedule; its own dense layers win over `dense_layers` where it has some.
         strict: refuse to start a run that would be dense for an unexpected reason.
+        profile, max_error, budgets: see `Settings`.
     """
 
     preset: str = "auto"
@@ -62,6 +64,9 @@ class Choices:
     backend: str = "auto"
     schedule: Schedule | ScheduleSpec | None = None
     strict: bool = False
+    profile: Profile | None = None
+    max_error: float = 0.0
+    budgets: str = "off"
 
     def settings(self, steps: int, tokens: int) -> Settings:
         """Settings of a run.
@@ -94,6 +99,9 @@ class Choices:
             tile=tile,
             backend=self.backend,
             min_tokens=self.min_tokens,
+            profile=self.profile,
+            max_error=self.max_error,
+            budgets=self.budgets,
         )
 
     def _schedule(self, steps: int, tokens: int) -> Schedule:

@@ -22,6 +22,7 @@ GROUPS = (
         "check_chain",
         "check_conditions",
         "check_noise",
+        "check_profiles",
         "check_runs",
         "check_evaluate",
         "check_skip",

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from ...geometry.grid import TokenGrid
 from ...run.evaluation import Branch, Evaluation, StepCache
 from ...run.events import Events
+from ...run.fingerprint import ModelName, family_of, weights_identity
+from ...run.profile import expert_of
 from ...run.report import RunReport
 from ...run.run import Run
 from ...run.settings import Settings
@@ -87,6 +89,15 @@ def _family(transformer: object) -> _Family:
     )
 
 
+def _model_name(transformer: nn.Module, settings: Settings) -> ModelName:
+    """What a profile needs to know of the model; its weights are read only where there is one."""
+    family = family_of(type(transformer).__name__)
+    if settings.profile is None and not settings.record:
+        return ModelName(family)
+    weights = weights_identity(transformer.state_dict())
+    return ModelName(family, expert_of(settings.profile, weights), weights)
+
+
 class DraftAttentionHandle:
     """Draft attention on one transformer, from `apply_draft_attention` until `remove` or the end of a `with` block.
 
@@ -107,7 +118,8 @@ class DraftAttentionHandle:
         self.settings = settings
         self.events = Events()
         self.new_step_cache: Callable[[], StepCache] | None = None
-        self.run: Run = ForwardRun(settings, self.events)
+        self._name = _model_name(transformer, settings)
+        self.run: Run = ForwardRun(settings, self.events, model=self._name)
         self._clock = clock
         self._patch = family.patch(transformer.config)
         self._channels = getattr(transformer.config, "out_channels", None) or sys.maxsize
@@ -206,7 +218,7 @@ class DraftAttentionHandle:
         if tick.new_run:
             if self.run.started:
                 self.run.finish()
-                self.run = self._model.run = ForwardRun(self.settings, self.events)
+                self.run = self._model.run = ForwardRun(self.settings, self.events, model=self._name)
             if self.new_step_cache is not None:
                 self.run.step_cache = self.new_step_cache()
             self._branches = Branches()

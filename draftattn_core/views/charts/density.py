@@ -30,6 +30,7 @@ REASON_COLOURS: dict[DenseReason, Colour] = {
     DenseReason.SCHEDULE: (196, 190, 180),
     DenseReason.DENSE_LAYER: (150, 140, 128),
     DenseReason.CROSS_ATTENTION: (225, 222, 216),
+    DenseReason.BUDGET: (104, 96, 88),
     DenseReason.FEW_TOKENS: (240, 196, 110),
     DenseReason.UNKNOWN_GRID: (236, 160, 92),
     DenseReason.TOKENS: (228, 132, 84),

@@ -1,0 +1,58 @@
+"""Node: DraftAttention Calibrate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..draftattn_core.run.fingerprint import check_name
+from ..draftattn_core.run.profile_file import profile_path
+from .apply import CATEGORY
+from .host.adapter import KEY, apply_draft_attention
+from .host.recording import Recording, profiles_folder, with_recording
+from .inputs.presets import Choices
+
+
+class DraftAttentionCalibrate(io.ComfyNode):
+    """Has the runs of a model measured for a profile; see `host.recording`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DraftAttentionCalibrate",
+            display_name="DraftAttention Calibrate",
+            category=CATEGORY,
+            description=(
+                "Measures the model while it samples and adds every complete run to a profile in "
+                "models/draft_attention. Put it between the model (or Apply DraftAttention) and the sampler. Without "
+                "Apply the run stays dense."
+            ),
+            search_aliases=["draft attention profile", "calibrate sparse attention", "sparsity budgets"],
+            inputs=[
+                io.Model.Input("model", tooltip="A video model, with or without Apply DraftAttention."),
+                io.String.Input("name", default="my model", tooltip="Name of the profile; runs are added to it."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="The prompt of the run, so that prompts can be counted. A key of it is kept, not its "
+                    "words. Empty = the run counts as no prompt.",
+                ),
+                io.String.Input(
+                    "expert",
+                    default="main",
+                    advanced=True,
+                    tooltip='Which of several models of one family this is: for Wan 2.2 "high" and "low", each with '
+                    "a Calibrate node of its own and the same name.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The model, observed.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, name: str, prompt: str = "", expert: str = "main") -> io.NodeOutput:
+        recording = Recording(profile_path(profiles_folder(), name.strip()), check_name("expert", expert), prompt)
+        if not any(KEY in by_key for by_key in model.wrappers.values()):
+            model, _ = apply_draft_attention(model, Choices(preset="custom", sparsity=0.0))
+        return io.NodeOutput(with_recording(model, recording))
