@@ -15,6 +15,7 @@ from .preview import DraftAttentionCapture, DraftAttentionPreview
 from .profile import DraftAttentionProfile
 from .report_node import DraftAttentionReport
 from .scheduler import SparsityScheduler
+from .skip_steps import DraftAttentionSkipSteps
 
 
 class DraftAttentionExtension(ComfyExtension):
@@ -29,6 +30,7 @@ class DraftAttentionExtension(ComfyExtension):
         return [
             ApplyDraftAttention,
             SparsityScheduler,
+            DraftAttentionSkipSteps,
             DraftAttentionReport,
             DraftAttentionCapture,
             DraftAttentionPreview,

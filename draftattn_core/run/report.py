@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .step_cache.log import Decision
+
 
 class DenseReason(str, Enum):
     """Why a call ran dense. The closed list: nothing else appears in a report."""
@@ -186,6 +188,7 @@ class RunReport:
         budgets: what measured errors made of the schedule's density, in order of progress.
         evaluations: (step, duration) of every evaluation of the whole model that was computed.
         outcomes: number of evaluations by what became of them: "computed", "reused", "forecast".
+        decisions: what the step cache decided, and the errors it measured.
         cancelled: how far a run came that ended early, in words: "cancelled after step 3 of 20"; None otherwise.
         started, finished: time.perf_counter() values.
     """
@@ -198,6 +201,7 @@ class RunReport:
     budgets: list[SpentBudgets] = field(default_factory=list)
     evaluations: list[tuple[int, Callable[[], float]]] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
     cancelled: str | None = None
     started: float = field(default_factory=time.perf_counter)
     finished: float | None = None
@@ -315,6 +319,59 @@ class RunReport:
         sparse, dense = (median(found) if found else None for found in times)
         return sparse, dense
 
+    @property
+    def skipped(self) -> int:
+        """Evaluations that were answered without the model."""
+        return sum(count for outcome, count in self.outcomes.items() if outcome != "computed")
+
+    def skip_error(self) -> float | None:
+        """Mean relative L2 error of the predictions that computed evaluations were compared with; None if none was."""
+        errors = [decision.error for decision in self.decisions if decision.error is not None]
+        return sum(errors) / len(errors) if errors else None
+
+    def work(self) -> float | None:
+        """Share of the dense run's work, with skipped evaluations at zero and attention at its share of the time.
+
+        That share is measured on this run's dense evaluations: their attention calls' time over their whole time. None
+        where there was none, or nothing was evaluated.
+        """
+        computed = self.outcomes.get("computed", 0)
+        everything = computed + self.skipped
+        if not everything or not computed:
+            return None
+        if not self.calls_sparse:
+            return computed / everything
+        work, share = self.work_density(), self._attention_share()
+        return None if work is None or share is None else computed / everything * (1.0 - share + share * work)
+
+    def _attention_share(self) -> float | None:
+        """Attention's share of the time of evaluations in whose step no call was sparse."""
+        sparse = {call.position.step for call in self.calls if call.position is not None and call.reason is None}
+        whole = {step: seconds for step, seconds in self.step_seconds().items() if step not in sparse}
+        attention = sum(c.seconds() for c in self.calls if c.position is not None and c.position.step in whole)
+        total = sum(whole.values())
+        return attention / total if total else None
+
+    def speed_up(self) -> float | None:
+        """How many times as long the run's evaluations would have taken had all been dense and computed: an estimate
+        from the median of its dense evaluations. None if it had none."""
+        sparse = {call.position.step for call in self.calls if call.position is not None and call.reason is None}
+        times = [(step, seconds()) for step, seconds in self.evaluations]
+        dense = [seconds for step, seconds in times if step not in sparse]
+        spent = sum(seconds for _, seconds in times)
+        if not dense or not spent:
+            return None
+        return median(dense) * (len(times) + self.skipped) / spent
+
+    def _told_skips(self) -> str:
+        """What became of the evaluations, in words; nothing where all were computed."""
+        if not self.skipped:
+            return ""
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()) if count)
+        line = f"{sum(self.outcomes.values())} evaluations: {counts}"
+        error = self.skip_error()
+        return line + (f"; predictions that were checked err by {error:.1%}" if error is not None else "")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None for an error that is not a number."""
         return {
@@ -326,6 +383,8 @@ class RunReport:
             "work_density": self.work_density(),
             "attention_seconds": self.attention_seconds(),
             "evaluations": dict(self.outcomes),
+            "skip_error": self.skip_error(),
+            "work": self.work(),
             "cancelled": self.cancelled,
             "step_seconds": {str(step): seconds for step, seconds in sorted(self.step_seconds().items())},
             "total_seconds": self.seconds,
@@ -347,7 +406,11 @@ class RunReport:
         """One line that tells the story of the run."""
         placed = [call for call in self.calls if call.position is not None]
         sparse, executed = self.sparse_density(), self.executed_density()
+        skips = self._told_skips()
         line = "DraftAttention: " + (f"{self.cancelled}; " if self.cancelled else "")
+        if not self.calls and self.outcomes:
+            return line + self._with_speed_up(skips or f"{sum(self.outcomes.values())} evaluations, all computed")
+        line += f"{skips}; " if skips else ""
         line += f"{self.calls_sparse} of {len(placed)} self-attention calls sparse"
         if sparse is not None:
             line += f" at density {sparse:.2f}"
@@ -356,9 +419,17 @@ class RunReport:
             line += "; dense: " + ", ".join(f"{count} {reason}" for reason, count in dense.items())
         if executed is not None:
             line += f"; executed density {executed:.2f}"
+        if skips:
+            return self._with_speed_up(line)
         for unit, (sparse_time, dense_time) in (("step", self.median_step_seconds()), ("call", self.mean_seconds())):
             if sparse_time and dense_time:
                 faster = sparse_time <= dense_time
                 ratio = dense_time / sparse_time if faster else sparse_time / dense_time
                 return f"{line}; sparse {unit} {ratio:.1f}x {'faster' if faster else 'slower'} than dense {unit}"
         return line
+
+    def _with_speed_up(self, line: str) -> str:
+        if not self.skipped:
+            return line
+        factor = self.speed_up()
+        return line + (f"; about {factor:.1f}x, estimated from this run's dense evaluations" if factor else "")

@@ -112,6 +112,8 @@ class Run:
         self.cache.clear()
         if self.step_cache is not None:
             self.step_cache.clear()
+        if isinstance(self.step_cache, RunStepCache):
+            self.report.decisions = self.step_cache.decisions
         report = self.report
         report.finish()
         if cancelled:

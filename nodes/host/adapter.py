@@ -23,8 +23,10 @@ from torch import Tensor
 from ...draftattn_core.run.evaluation import Evaluation
 from ...draftattn_core.run.report import DenseReason, RunReport
 from ...draftattn_core.run.run import Run
+from ...draftattn_core.run.settings import Settings
+from ...draftattn_core.run.step_cache import StepCacheSettings
 from ..inputs.presets import Choices
-from . import chain
+from . import chain, skipping
 from .calls import HostCall, classify
 from .evaluations import evaluation_of
 from .layouts import NoLayout, Tokens, describe
@@ -49,13 +51,13 @@ class Adapter:
     """State behind one patched model.
 
     Attributes:
-        choices: what the user chose.
+        choices: what the user chose for attention; None to leave it alone, where only steps are skipped.
         handle: what other nodes see of its runs.
         tell_node: puts text under the node in the browser; None where there is no browser.
         sampling: the run under way, None between runs.
     """
 
-    choices: Choices
+    choices: Choices | None
     handle: ReportHandle = field(default_factory=ReportHandle)
     tell_node: Callable[[str], None] | None = None
     sampling: Sampling | None = None
@@ -71,7 +73,7 @@ class Adapter:
         guider = executor.class_obj
         opened = self._open(guider, noise, sigmas, kwargs.get("latent_shapes"))
         options = guider.model_options.setdefault("transformer_options", {})
-        outer, found = self.sampling, chain.install(options, self.serve)
+        outer, found = self.sampling, None if self.choices is None else chain.install(options, self.serve)
         self.sampling = opened
         forget = show_status(self.handle.events, self.tell_node)
         cancelled = True
@@ -83,7 +85,8 @@ class Adapter:
             return result
         finally:
             self.sampling = outer
-            chain.restore(options, found)
+            if self.choices is not None:
+                chain.restore(options, found)
             if opened is not None:
                 opened.finish(cancelled)
                 keep_recording(opened.run, None if cancelled else recording_of(guider.model_options))
@@ -102,16 +105,23 @@ class Adapter:
             log.exception("DraftAttention does not understand this run and leaves it dense")
             self.handle.report = RunReport(notes=["this run was not understood and stayed dense, see the log"])
             return None
-        settings = self.choices.settings(steps, tokens.grid.tokens if isinstance(tokens, Tokens) else 0)
-        if self.choices.strict:
-            refuse_surprises(tokens, settings, bypassed, patcher)
+        settings = Settings()
+        if self.choices is not None:
+            settings = self.choices.settings(steps, tokens.grid.tokens if isinstance(tokens, Tokens) else 0)
+            if self.choices.strict:
+                refuse_surprises(tokens, settings, bypassed, patcher)
+        options = guider.model_options.get("transformer_options") or {}
+        skip, why_not = skipping.settle(skipping.chosen(options), trajectory.steps, guider.model_options, patcher)
         recording = recording_of(guider.model_options)
-        settings = replace(settings, record=settings.record or recording is not None)
+        settings = replace(settings, skip=skip, record=settings.record or recording is not None)
         run = Run(settings, self.handle.events, model=model_name(patcher, settings, recording))
+        if why_not is not None:
+            run.note(f"DraftAttention {why_not}")
+            log.info("DraftAttention %s", why_not)
         if self.handle.new_step_cache is not None:
             run.step_cache = self.handle.new_step_cache()
         self.handle.run, self.handle.report = run, run.report
-        return Sampling(run, trajectory, bypassed)
+        return Sampling(run, trajectory, bypassed, attention=self.choices is not None)
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Any:
         """APPLY_MODEL wrapper: evaluates the model through the run, and describes models without a DIFFUSION_MODEL
@@ -131,6 +141,8 @@ class Adapter:
             sampling.run.failed(error)
 
         def model(latent: Tensor) -> Tensor:
+            if self.choices is None:
+                return executor(latent, t, *args, **kwargs)  # type: ignore[no-any-return]
             arguments = {**kwargs, "x": latent, "context": context, "transformer_options": options}
             with self._model_call(network, lambda: arguments, options, moment):
                 denoised: Tensor = executor(latent, t, *args, **kwargs)
@@ -141,7 +153,7 @@ class Adapter:
     def diffusion_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """DIFFUSION_MODEL wrapper."""
         options = _find_options(args, kwargs)
-        if self.sampling is None or options is None:
+        if self.sampling is None or options is None or self.choices is None:
             return executor(*args, **kwargs)
         with self._model_call(executor.class_obj, lambda: _by_name(executor.original, args, kwargs), options):
             return executor(*args, **kwargs)
@@ -299,14 +311,36 @@ def apply_draft_attention(
         ValueError: if a choice is out of range.
     """
     choices.settings(steps=20, tokens=0)
+    patched, adapter = _wrapped(model.clone(), Adapter(choices, tell_node=tell_node))
+    chain.install(_own_options(patched), _closure(adapter.serve))
+    return patched, adapter.handle
+
+
+def apply_skip_steps(model: Any, settings: StepCacheSettings, tell_node: Callable[[str], None] | None = None) -> Any:
+    """A clone of `model` whose sampling runs skip steps, with or without draft attention, before or after it.
+
+    Applied to a model that skips steps already, the new settings replace the old ones.
+    """
     patched = model.clone()
-    adapter = Adapter(choices, tell_node=tell_node)
+    if not any(KEY in wrappers for wrappers in patched.wrappers.values()):
+        _wrapped(patched, Adapter(None, tell_node=tell_node))
+    _own_options(patched)[skipping.SKIP] = settings
+    return patched
+
+
+def _wrapped(patched: Any, adapter: Adapter) -> tuple[Any, Adapter]:
+    """The model with an adapter's wrappers in place of those of an earlier one."""
     for kind in WRAPPERS:
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, _closure(getattr(adapter, kind)))
-    options = patched.model_options["transformer_options"] = dict(patched.model_options.get("transformer_options", {}))
-    chain.install(options, _closure(adapter.serve))
-    return patched, adapter.handle
+    return patched, adapter
+
+
+def _own_options(patched: Any) -> dict[str, Any]:
+    """The transformer_options of a clone, which no other clone shares."""
+    options: dict[str, Any] = dict(patched.model_options.get("transformer_options", {}))
+    patched.model_options["transformer_options"] = options
+    return options
 
 
 def _closure(method: Callable[..., Any]) -> Callable[..., Any]:

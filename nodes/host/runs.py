@@ -159,11 +159,13 @@ class Sampling:
         run: the core's run.
         trajectory: its noise levels.
         bypassed: attention modules that another node has replaced.
+        attention: whether its attention is served, too; if not, only steps are skipped.
     """
 
     run: Run
     trajectory: Trajectory
     bypassed: tuple[str, ...] = ()
+    attention: bool = True
     _explanations: dict[str, str] = field(default_factory=dict)
 
     def moment(self, options: Mapping[str, Any]) -> Moment:
@@ -215,10 +217,10 @@ class Sampling:
 
     def _story(self, report: RunReport) -> str:
         """The run in words, which are logged too."""
-        if self.bypassed:
+        if self.bypassed and self.attention:
             self.explain(DenseReason.CROSS_ATTENTION, self._bypass(report))
         line = report.summary()
-        if report.calls_sparse:
+        if report.calls_sparse or not self.attention:
             log.info(line)
             for message in self._explanations.values():
                 log.warning("DraftAttention: %s", message)

@@ -25,6 +25,7 @@ GROUPS = (
         "check_profiles",
         "check_runs",
         "check_evaluate",
+        "check_skip",
         "check_failures",
         "check_told",
         "check_panel",

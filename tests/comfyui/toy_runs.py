@@ -107,6 +107,10 @@ class Logged:
         self.logger.removeHandler(self.handler)
         self.logger.setLevel(self.level)
 
+    def said(self, words: str) -> bool:
+        """Whether a line holds these words."""
+        return any(words in line for line in self.lines)
+
 
 class BrokenCore:
     """The core's sparse call replaced by a function, for the time of a `with` block."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from draftattention.draftattn_core.run.evaluation import Outcome
 from draftattention.draftattn_core.run.report import (
     Call,
     DenseReason,
@@ -17,6 +18,7 @@ from draftattention.draftattn_core.run.report import (
     stopwatch,
     times_launches_only,
 )
+from draftattention.draftattn_core.run.step_cache.log import Decision, Reason
 
 
 def position(step: int = 0, layer: int = 0) -> Position:
@@ -203,3 +205,36 @@ def test_a_devices_own_events_time_it_and_nothing_waits_before_the_time_is_read(
 def test_where_a_device_has_no_events_the_times_are_known_for_what_they_are() -> None:
     assert times_launches_only(torch.device("vulkan"))
     assert not times_launches_only(torch.device("cpu"))
+
+
+def test_skipped_steps_are_told_with_their_error_and_an_estimate_of_the_gain() -> None:
+    report = RunReport()
+    for step in range(4):
+        report.add_evaluation(step, lambda: 2.0)
+        report.add_outcome("computed")
+    for _ in range(6):
+        report.add_outcome("forecast")
+    report.decisions = tuple(
+        Decision(i, "m", None, 0.5, 0.5, Outcome.COMPUTED, Reason.FIRST, None, error, 1, 0)
+        for i, error in enumerate((None, 0.01, 0.03))
+    )
+    # Ten evaluations of 2 s each, four of them computed.
+    assert report.skipped == 6 and report.work() == 0.4 and report.speed_up() == 2.5
+    assert report.skip_error() == pytest.approx(0.02)
+    assert report.summary() == (
+        "DraftAttention: 10 evaluations: 4 computed, 6 forecast; predictions that were checked err by 2.0%; "
+        "about 2.5x, estimated from this run's dense evaluations"
+    )
+
+
+def test_the_work_of_sparse_and_skipped_steps_together_is_their_product_at_attentions_share_of_the_time() -> None:
+    report = RunReport()
+    for step, density in ((0, None), (1, 0.25)):
+        reason = DenseReason.SCHEDULE if density is None else None
+        report.add(Call(Position(step, 0.0, 0, 1), density, reason, 100.0, lambda: 6.0))
+        report.add_evaluation(step, lambda: 10.0)
+        report.add_outcome("computed")
+    report.add_outcome("reused")
+    report.add_outcome("reused")
+    # Half of the evaluations; attention takes 60 % of a dense one and ran at 5/8 of its work on average.
+    assert report.work() == pytest.approx(0.5 * (0.4 + 0.6 * 0.625))

@@ -206,10 +206,10 @@ class RunStepCache:
         if self.settings.rule == "off":
             return
         stream, kind = self._enter(evaluation), kind_of(evaluation)
-        if kind is not None and self._errors < MAX_ERRORS:
-            self._learn(stream, x, prediction, evaluation, kind)
         self._open(stream, evaluation, evaluation.level).branches_computed += len(evaluation.branches)
         _serve(stream, evaluation)
+        if kind is not None and self._errors < MAX_ERRORS:
+            self._learn(stream, x, prediction, evaluation, kind)
 
     def _learn(self, stream: _Stream, x: Tensor, prediction: Tensor, evaluation: Evaluation, kind: Prediction) -> None:
         """Give every branch of a computed call its part, and measure the prediction that the call made needless."""

@@ -1,0 +1,53 @@
+"""Skipping steps on a model: the choice travels in its transformer_options, whichever node's adapter opens the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...draftattn_core.run.step_cache import StepCacheSettings, nothing_to_gain
+
+SKIP = "draft_attention_skip_steps"
+# What other nodes that answer evaluations themselves call their keys, wrappers and functions.
+_CACHES = re.compile(r"(easy|lazy|tea|mag|first_?block|fb|dual_?block|wave_?speed)[_ ]?cache", re.IGNORECASE)
+
+
+def chosen(options: Mapping[str, Any]) -> StepCacheSettings:
+    """What a model's transformer_options ask for; off where no node asked."""
+    found = options.get(SKIP)
+    return found if isinstance(found, StepCacheSettings) else StepCacheSettings()
+
+
+def settle(
+    settings: StepCacheSettings, steps: int, model_options: Mapping[str, Any], patcher: Any
+) -> tuple[StepCacheSettings, str | None]:
+    """What a run of so many steps will do, and in a sentence why that is nothing, if it was to be something.
+
+    Args:
+        model_options: of the run. patcher: the host's ModelPatcher.
+    """
+    if settings.rule == "off":
+        return settings, None
+    other = other_cache(model_options, patcher)
+    if other is not None:
+        return StepCacheSettings(), f"skips no steps: another cache ({other}) is on this model; remove one of the two"
+    reason = nothing_to_gain(settings, steps)
+    return (settings, None) if reason is None else (StepCacheSettings(), f"skips no steps: {reason}")
+
+
+def other_cache(model_options: Mapping[str, Any], patcher: Any) -> str | None:
+    """Name of a step cache of another node on this model; None if there is none."""
+    return next((name for name in _names(model_options, patcher) if _CACHES.search(name)), None)
+
+
+def _names(model_options: Mapping[str, Any], patcher: Any) -> Iterator[str]:
+    """Keys of options and wrappers, and where a model function wrapper comes from."""
+    options = model_options.get("transformer_options") or {}
+    yield from (str(key) for key in options if key != SKIP)
+    for wrappers in ((options.get("wrappers") or {}), getattr(patcher, "wrappers", {})):
+        for by_key in wrappers.values():
+            yield from (str(key) for key in by_key)
+    function = model_options.get("model_function_wrapper")
+    if function is not None:
+        yield f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"

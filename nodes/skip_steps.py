@@ -1,0 +1,120 @@
+"""Node: answer evaluations of the model that a run can do without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..draftattn_core.run.step_cache import StepCacheSettings
+from .apply import CATEGORY
+from .browser.server import instance
+from .host.adapter import apply_skip_steps
+
+RULES = ["forecast", "easycache"]
+
+
+class DraftAttentionSkipSteps(io.ComfyNode):
+    """Patches a model; see `draftattn_core.run.step_cache`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DraftAttentionSkipSteps",
+            display_name="Skip Steps (EasyCache / forecast)",
+            category=CATEGORY,
+            description=(
+                "Answers steps of the sampler without the model where their neighbours tell enough. forecast takes the "
+                "first-order expansion of the last two computed steps and measures its own error; easycache is the "
+                "published rule. Works alone and together with Apply DraftAttention, before or after it."
+            ),
+            search_aliases=["easycache", "step cache", "skip steps", "teacache", "speed up video"],
+            inputs=[
+                io.Model.Input("model", tooltip="Any model ComfyUI samples with."),
+                io.Combo.Input(
+                    "rule",
+                    options=RULES,
+                    default="forecast",
+                    tooltip="forecast: first-order prediction in the noise level. easycache: constant difference, as "
+                    "published.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.08,
+                    min=0.0,
+                    max=2.0,
+                    step=0.005,
+                    tooltip="What skipped steps in a row may add up to, relative to the model's output. Smaller is "
+                    "closer to the video without skipping; 0 computes everything. EasyCache's published value for Wan "
+                    "2.1 is 0.05.",
+                ),
+                io.Int.Input(
+                    "first_steps",
+                    default=3,
+                    min=0,
+                    max=1000,
+                    tooltip="So many evaluations from the start are always computed. EasyCache is published with 10 of "
+                    "50 for Wan 2.1, 5 of 50 for HunyuanVideo.",
+                ),
+                io.Int.Input(
+                    "max_in_a_row",
+                    default=4,
+                    min=0,
+                    max=1000,
+                    advanced=True,
+                    tooltip="At most so many evaluations in a row are skipped; 0 for no limit, as published.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Share of the denoising before which everything is computed.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Share of the denoising after which everything is computed. The last step always is.",
+                ),
+                io.Boolean.Input(
+                    "offload",
+                    default=False,
+                    advanced=True,
+                    tooltip="Keep the two remembered latents of each condition in main memory instead of the GPU's.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The patched model.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        rule: str,
+        threshold: float,
+        first_steps: int,
+        max_in_a_row: int = 4,
+        start: float = 0.0,
+        end: float = 1.0,
+        offload: bool = False,
+    ) -> io.NodeOutput:
+        settings = StepCacheSettings(
+            rule=rule,  # type: ignore[arg-type]
+            threshold=threshold,
+            first=first_steps,
+            max_skips=max_in_a_row or None,
+            windows=((start, end),),
+            offload=offload,
+        )
+        node_id = cls.hidden.unique_id
+        server = None if node_id is None else instance()
+        if server is None:
+            return io.NodeOutput(apply_skip_steps(model, settings))
+        return io.NodeOutput(apply_skip_steps(model, settings, lambda text: server.send_progress_text(text, node_id)))

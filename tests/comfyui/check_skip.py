@@ -1,0 +1,119 @@
+"""Runs in ComfyUI's Python: the node Skip Steps, alone and with Apply, under every sampler, beside other caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import host
+import torch
+from toy_runs import LATENT, LAYERS, TEXT, Logged, difference, half_dense, node, run, wan
+
+CHECKS, check = host.registry()
+OTHER_TEXT = [[torch.zeros(1, 7, 64), {}]]
+STEPS = 12
+
+
+# The toy model has random weights: nothing about its output can be foretold, so the threshold lets everything pass.
+def skipping(model: Any, threshold: float = 100.0, first: int = 3, rule: str = "forecast", **more: Any) -> Any:
+    settings = host.pack("draftattn_core.run.step_cache").StepCacheSettings(rule, threshold, first, **more)
+    return host.pack("nodes.host.adapter").apply_skip_steps(model, settings)
+
+
+def counted(model: Any) -> tuple[Any, list[int]]:
+    """The model, and a list that grows with every call of its network."""
+    calls: list[int] = []
+
+    def count(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return executor(*args, **kwargs)
+
+    patched = model.clone()
+    patched.add_wrapper_with_key("diffusion_model", "check", count)
+    return patched, calls
+
+
+@check("Skip Steps alone: fewer calls of the model, its attention untouched, and threshold 0 is the model to the bit")
+def _() -> None:
+    model = wan()
+    plain = run(model, steps=STEPS)
+    for rule in ("forecast", "easycache"):
+        patched, calls = counted(skipping(model, rule=rule))
+        assert "optimized_attention_override" not in patched.model_options["transformer_options"]
+        skipped = run(patched, steps=STEPS)
+        assert 4 <= len(calls) < STEPS and difference(skipped, plain) > 0, (rule, len(calls))
+        patched, calls = counted(skipping(model, threshold=0.0, rule=rule))
+        assert torch.equal(run(patched, steps=STEPS), plain) and len(calls) == STEPS
+    assert torch.equal(run(model, steps=STEPS), plain)
+
+
+@check("Skip Steps with Apply, in either order: both act, in one report")
+def _() -> None:
+    model, found = wan(), []
+    for before in (True, False):
+        if before:
+            patched, handle = host.apply(skipping(model), schedule=half_dense())
+        else:
+            sparse, handle = host.apply(model, schedule=half_dense())
+            patched = skipping(sparse)
+        patched, calls = counted(patched)
+        found.append(run(patched, steps=STEPS))
+        report = handle.report
+        assert report.outcomes["computed"] == len(calls) < STEPS and sum(report.outcomes.values()) == STEPS
+        assert report.calls_sparse > 0 and len(report.calls) >= LAYERS * len(calls)
+        assert "forecast" in report.summary() and report.skip_error() is not None
+    assert torch.equal(*found)
+
+
+@check("Skip Steps applied twice: the newer replaces the older")
+def _() -> None:
+    patched, calls = counted(skipping(skipping(wan()), threshold=0.0))
+    run(patched, steps=STEPS)
+    assert len(calls) == STEPS
+
+
+@check("Skip Steps under guidance stacked, split and none, a batch of two, and every kind of sampler")
+def _() -> None:
+    for negative, cfg in ((TEXT, 3.0), (OTHER_TEXT, 3.0), (TEXT, 1.0)):
+        patched, calls = counted(skipping(wan()))
+        assert torch.isfinite(run(patched, negative=negative, cfg=cfg, steps=STEPS)).all()
+        assert len(calls) < STEPS * (2 if negative is OTHER_TEXT else 1), (cfg, len(calls))
+    patched, calls = counted(skipping(wan()))
+    assert run(patched, LATENT.repeat(2, 1, 1, 1, 1), steps=STEPS).shape[0] == 2 and len(calls) < STEPS
+    for sampler in ("heun", "dpmpp_2m", "dpmpp_2s_ancestral", "euler_ancestral", "uni_pc", "dpmpp_2m_sde"):
+        model = wan()
+        plain_model, every = counted(model)
+        plain = run(plain_model, steps=STEPS, sampler=sampler)
+        patched, calls = counted(skipping(model))
+        found = run(patched, steps=STEPS, sampler=sampler)
+        assert torch.isfinite(found).all() and found.shape == plain.shape, sampler
+        assert len(calls) < len(every), (sampler, len(calls))
+
+
+@check("Skip Steps in a run from the middle and in context windows")
+def _() -> None:
+    import comfy.samplers
+
+    model = wan()
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2 * STEPS)
+    patched, calls = counted(skipping(model))
+    assert torch.isfinite(run(patched, steps=STEPS, sigmas=sigmas[STEPS:])).all() and len(calls) < STEPS
+    windows = node("nodes_context_windows", "WanContextWindowsManualNode")
+    model = windows.execute(wan(), 21, 8, "standard_static", 1, False, "pyramid", False).args[0]
+    latent = torch.zeros(1, 16, 9, 6, 10)
+    plain_model, every = counted(model)
+    run(plain_model, latent, steps=STEPS)
+    patched, calls = counted(skipping(model))
+    assert torch.isfinite(run(patched, latent, steps=STEPS)).all() and len(calls) < len(every)
+
+
+@check("Skip Steps stands aside at few steps and beside another cache, and says so")
+def _() -> None:
+    with Logged() as log:
+        patched, calls = counted(skipping(wan()))
+        run(patched, steps=4)
+    assert len(calls) == 4 and log.said("nothing to gain at 4 steps"), log.lines
+    model = wan()
+    easy = node("nodes_easycache", "EasyCacheNode").execute(model, 0.0, 0.15, 0.95, False).args[0]
+    with Logged() as log:
+        run(skipping(easy), steps=STEPS)
+    assert log.said("another cache (easycache)"), log.lines
