@@ -331,6 +331,27 @@ def test_auto_tail_and_the_papers_method_run():
         assert len(handle.report.tails) == (4 if settings.policy.has_tail else 0)
 
 
+def test_budgets_and_a_profile_of_the_model_work_through_the_settings(name):
+    model, inputs = build(name), MODELS[name].inputs(2)
+    layers, settings = MODELS[name].layers, replace(SPARSE, budgets="error", record=True)
+
+    def two_steps(chosen: Settings) -> Any:
+        with apply_draft_attention(model, chosen, timesteps=[1000.0, 900.0]) as handle:
+            for timestep in (1000.0, 900.0):
+                assert torch.isfinite(run(model, inputs | {"timestep": torch.full((2,), timestep)})).all()
+        return handle
+
+    handle = two_steps(settings)
+    assert [row.source for row in handle.report.budgets] == ["this run"], handle.report.notes
+    assert set(handle.report.budgets[0].after) == set(range(layers))
+    profile = handle.run.profile("a fox")
+    assert profile is not None and profile.fingerprint.layers == layers
+    again = two_steps(replace(SPARSE, profile=profile))
+    assert again.report.budgets[0].source == "profile", again.report.notes
+    assert not any("weights" in note for note in again.report.notes)
+    assert again.report.calls_sparse + again.report.calls_dense().get("budget", 0) == 2 * layers
+
+
 def test_without_a_run_length_progress_is_the_noise_level_and_the_report_says_so():
     model, inputs = build("wan"), MODELS["wan"].inputs(2)
     handle = apply_draft_attention(model, SPARSE)

@@ -11,8 +11,10 @@ from draftattention.draftattn_core.run.schedule import constant
 from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 
 Solver = Literal["euler", "dpmpp_2m", "unipc"]
-Sparse = Literal["ours", "paper", "sol"]
+Sparse = Literal["ours", "paper", "sol", "budgets"]
 Skip = Literal["easycache", "forecast"]
+# Added after the first tables were measured.
+LATER: frozenset[Sparse] = frozenset({"budgets"})
 
 # Tokens per block of the Sol-Attn recipe (arXiv 2607.24027), which walks tokens in raster order.
 SOL_BLOCK = 64
@@ -25,7 +27,7 @@ class Method:
     Attributes:
         family: which line of the plot it belongs to; a family's points differ in their settings only.
         solver, steps: of the sampler.
-        sparse: which sparse attention, None for dense.
+        sparse: which sparse attention, None for dense; "budgets" is "ours" with densities by measured error.
         density: of the sparse evaluations.
         warm: evaluations from the start that run dense.
         skip: how skipped evaluations are answered, None where every one is computed.
@@ -75,7 +77,7 @@ class Method:
             return Settings(
                 policy=policy, schedule=schedule, auto_gain=False, q_block=SOL_BLOCK, k_block=SOL_BLOCK, order="raster"
             )
-        return Settings(schedule=schedule)
+        return Settings(schedule=schedule, budgets="error" if self.sparse == "budgets" else "off")
 
 
 @dataclass(frozen=True)
@@ -182,16 +184,16 @@ def methods(steps: int) -> list[Method]:
     for solver in second:
         # The same sampler with all its steps stands there too: it shows how far the two references are apart.
         add(replace(base, family=f"dense, {solver}", solver=solver, steps=fewer) for fewer in (*choice.fewer, steps))
-    others: tuple[Sparse, ...] = ("paper", "sol")
-    for sparse in others:
+    others: dict[Sparse, str] = {"paper": "paper", "sol": "sol", "budgets": "ours with budgets"}
+    for sparse, family in others.items():
         add(
-            replace(base, family=f"sparse, {sparse}", sparse=sparse, density=density, warm=choice.warm[-1])
+            replace(base, family=f"sparse, {family}", sparse=sparse, density=density, warm=choice.warm[-1])
             for density in choice.densities
         )
         add(
             replace(
                 base,
-                family=f"forecast x sparse, {sparse}",
+                family=f"forecast x sparse, {family}",
                 sparse=sparse,
                 density=density,
                 warm=choice.first["forecast"][0],

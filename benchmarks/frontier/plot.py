@@ -15,10 +15,12 @@ _COLOURS = {
     "easycache": ("#7fb2e5", "--"),
     "forecast": ("#1f6fc4", "-"),
     "sparse, ours": ("#e58a1f", "-"),
+    "sparse, ours with budgets": ("#8a4b00", "-"),
     "sparse, paper": ("#f0b96f", "--"),
     "sparse, sol": ("#f0b96f", ":"),
     "easycache x sparse, ours": ("#d96a6a", "--"),
     "forecast x sparse, ours": ("#c01818", "-"),
+    "forecast x sparse, ours with budgets": ("#6e0b0b", "-"),
     "forecast x sparse, paper": ("#b888d8", "--"),
     "forecast x sparse, sol": ("#b888d8", ":"),
 }

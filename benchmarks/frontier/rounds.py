@@ -14,7 +14,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.frontier.methods import Method, methods
+from benchmarks.frontier.methods import LATER, Method, methods
 from benchmarks.frontier.plan import CONVERGED_STEPS, Scenario
 from benchmarks.frontier.runs import run
 from benchmarks.quality.capture import prompt_of
@@ -125,12 +125,21 @@ def scores(frames: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 def whole_rounds(scenario: Scenario, records: list[Record]) -> dict[tuple[str, int], list[Record]]:
-    """Records by round, of those rounds only in which every method was measured: all rows stand on the same."""
-    wanted = methods(scenario.steps)
+    """Records by round, of those rounds only in which every method was measured: all rows stand on the same.
+
+    Methods that came after the first tables (`LATER`) have no row where none of them was measured.
+    """
+    by_unit = {str(record["unit"]): record for record in records}
+
+    def measured(method: Method, place: tuple[TokenGrid, int]) -> Record | None:
+        return by_unit.get(str(unit(scenario, *place, method)))
+
+    later = [method for method in methods(scenario.steps) if method.sparse in LATER]
+    begun = any(measured(method, place) for method in later for place in scenario.rounds)
+    wanted = [method for method in methods(scenario.steps) if begun or method not in later]
     found: dict[tuple[str, int], list[Record]] = {}
     for grid, seed in scenario.rounds:
-        by_unit = {str(record["unit"]): record for record in records}
-        here = [by_unit.get(str(unit(scenario, grid, seed, method))) for method in wanted]
+        here = [measured(method, (grid, seed)) for method in wanted]
         if all(record is not None for record in here):
             found[str(grid), seed] = [record for record in here if record is not None]
     return found

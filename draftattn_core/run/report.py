@@ -221,6 +221,11 @@ class RunReport:
         with self._lock:
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
+    def keep_tails(self, layer: int, names: tuple[str, ...], gains: tuple[float, ...]) -> None:
+        """Keep the tails and gains that a layer's heads ended up with."""
+        with self._lock:
+            self.tails[layer], self.tail_gains[layer] = names, gains
+
     def note(self, message: str) -> bool:
         """Keep a message for the user; False if it was there already."""
         with self._lock:

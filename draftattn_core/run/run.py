@@ -18,24 +18,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..attention import Attention, attend, check_inputs
+from ..attention import Attention, attend
 from ..backends.call_kind import CallKind
 from ..backends.registry import NoBackendError, tails_served
-from ..backends.request import OUT_OF_MEMORY, AttendRequest
+from ..backends.request import OUT_OF_MEMORY
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
-from ..method.policy import TAILS, Policy, TailName, WrongHeadsError
+from ..method.policy import TAILS, Policy, WrongHeadsError
 from .evaluation import Answer, Evaluation, Outcome, StepCache
 from .events import CallDone, EvaluationDone, Event, Events, Note, RunDone, RunStarted, StepDone, Waiting
 from .fingerprint import ModelName
+from .measured_calls import MeasuredCalls
 from .plan import Plan
 from .probe import HeadTails, probe_tails
 from .profile import Profile
 from .ready import ReadyBackends, free
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .settings import Settings
-from .share import tails_at
-from .spending import CallShape, Spending
+from .spending import Spending
 from .step_cache import RunStepCache
 from .steps import Steps
 
@@ -72,6 +72,7 @@ class Run:
     started: bool = False
     finished: bool = False
     _checked: set[int] = field(default_factory=set)
+    _measured: MeasuredCalls = field(init=False)
     _ready: ReadyBackends = field(default_factory=ReadyBackends)
     _errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -80,6 +81,7 @@ class Run:
         spends = self.settings.spends or self.settings.record
         self.spending = Spending(self.settings, self.model, self.note, self.report.budgets) if spends else None
         self.plan = Plan(self.settings.policy, self.settings.schedule, self.spending)
+        self._measured = MeasuredCalls(self.settings, self.spending, self.plan, self.report, self.cache, self._tell)
         if self.step_cache is None and self.settings.skip.rule != "off":
             self.step_cache = RunStepCache(self.settings.skip)
 
@@ -264,16 +266,15 @@ class Run:
         settings = self.settings
         if grid.tokens >= settings.min_tokens and not self.stood_aside:
             self._ready.prepare(settings, q, key_bias is not None, self._wait, self.note)
-        if self.spending is not None and not self.stood_aside:
-            heads, extra = position.all_heads or q.shape[1], extra_before + extra_after
-            self.spending.meet(position, CallShape(position.layers, heads, q.shape[3], grid, extra))
+        if not self.stood_aside:
+            self._measured.meet(position, q, grid, extra_before + extra_after)
         try:
             policy = self.plan.at(position, q.shape[1])
         except WrongHeadsError as error:
             policy = DenseReason.HEADS
             self._tell(f"DraftAttention runs dense: {error}")
         if isinstance(policy, DenseReason):
-            self._record_dense(q, k, v, settings.layout(grid, extra_before, extra_after), position, key_bias)
+            self._measured.dense(q, k, v, settings.layout(grid, extra_before, extra_after), position, key_bias)
             return self.dense(dense, policy, position, q)
         if grid.tokens < settings.min_tokens:
             return self.dense(dense, DenseReason.FEW_TOKENS, position, q)
@@ -320,14 +321,9 @@ class Run:
     ) -> Attention | None:
         """The sparse call; None if it is not finite, asked in every layer until one output was."""
         result = attend(q, k, v, layout, policy, backend=self.settings.backend, key_bias=key_bias, cache=self.cache)
-        measures = self.spending is not None and self.spending.wants(position)
-        if measures and self.settings.spends:
-            result = self._measured(result, policy, position)
-        elif self.spending is not None and measures:
-            self.spending.measure(result.request, position, self._tails_of(result.request, policy, result.backend))
-        given = measures and self.settings.spends and not (self.spending is None or self.spending.ended)
-        if given or self._spends(position, q.shape[1]):
-            pass
+        measured = self._measured.served(result, policy, position, self._again)
+        if measured is not None:
+            result = measured
         elif self.settings.probes and self.plan.found(position, q.shape[1]) is None:
             result = self._with_best_tails(result, policy, position)
         with self._lock:
@@ -379,57 +375,6 @@ class Run:
             scale=request.scale,
             cache=self.cache,
         )
-
-    def _spends(self, position: Position, heads: int) -> bool:
-        """Whether measured figures give this call its tails."""
-        return self.spending is not None and self.spending.share(position, heads) is not None
-
-    def _measured(self, result: Attention, policy: Policy, position: Position) -> Attention:
-        """Take the error curves of this call; redo it if they give it other tails, or densities at once."""
-        spending, request = self.spending, result.request
-        assert spending is not None
-        heads, settings = request.q.shape[1], self.settings
-        before, served = spending.share(position, heads), self._tails_of(request, policy, result.backend)
-        curves = spending.measure(request, position, served)
-        if curves is None:
-            return result
-        after = spending.share(position, heads)
-        if after is not None:
-            found, wanted = after.found, after.put_into(policy) or policy.with_density(1.0)
-        else:
-            found = tails_at(curves, policy, heads, gains=settings.auto_gain)
-            self.plan.keep(position, heads, found)
-            wanted = found.put_into(policy)
-        with self._lock:
-            self.report.tails[position.layer], self.report.tail_gains[position.layer] = found.names, found.gains
-        at_once = before is None or settings.max_error > 0.0
-        return self._again(result, wanted) if at_once and wanted != policy else result
-
-    def _tails_of(self, request: AttendRequest, policy: Policy, backend: str) -> tuple[TailName, ...]:
-        """Tails that a head of this call may have."""
-        settings, asked = self.settings, HeadTails.of(self.settings.policy, request.q.shape[1])
-        if not settings.auto_tail:
-            return tuple(dict.fromkeys(asked.names))
-        biased = request.key_bias is not None
-        kind = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
-        return tails_served(backend, kind, TAILS)
-
-    def _record_dense(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, position: Position, key_bias: Tensor | None
-    ) -> None:
-        """Measure a call that runs dense, for a profile."""
-        spending = self.spending
-        if spending is None or not spending.wants(position, dense=True) or q.shape[2] != layout.tokens:
-            return
-        try:
-            check_inputs(q, k, v, layout, key_bias)
-            tables = self.cache.get(layout, q.device)
-            keep = torch.ones(*q.shape[:2], tables.q.total, tables.k.total, dtype=torch.bool, device=q.device)
-            request = AttendRequest(q, k, v, tables, keep, None, key_bias, q.shape[-1] ** -0.5)
-            tails = HeadTails.of(self.settings.policy, q.shape[1]).names
-            spending.measure(request, position, TAILS if self.settings.auto_tail else tuple(dict.fromkeys(tails)))
-        except Exception as error:
-            self._tell(f"nothing was recorded of a dense call: {type(error).__name__}: {error}")
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):

@@ -79,6 +79,7 @@ class Spending:
     _layers: tuple[int, ...] = ()
     _fresh: bool = False
     _solved: dict[tuple[int, float, int], tuple[Budgets, tuple[int, ...]]] = field(default_factory=dict)
+    _shares: dict[tuple[float, int, int, int], Share | None] = field(default_factory=dict)
     _promise: Promise = field(default_factory=lambda: Promise({}, {}))
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -214,6 +215,7 @@ class Spending:
         self._figures = self.recorder.complete(self.model.expert)
         self._layers = self.recorder.measured_layers(self.model.expert)
         self._solved.clear()
+        self._shares.clear()
 
     def _advance(self) -> None:
         """A new noise level: judge what was promised, and use what was measured."""
@@ -227,6 +229,8 @@ class Spending:
                 off = max(promised, measured) / max(min(promised, measured), 1e-12)
                 if not off <= MOST_OFF:
                     self._profile, self._figures, self._fresh, self._fell_back = None, None, True, True
+                    self._solved.clear()
+                    self._shares.clear()
                     self.note(
                         f"the profile promised an error of {promised:.3f} and {measured:.3f} was measured: densities "
                         "follow this run's own measurements instead; calibrate again for this kind of run"
@@ -246,18 +250,25 @@ class Spending:
             density = self._mean(position.progress, position.layer)
             if density is None:
                 return None
-            bucket = bucket_of(position.progress)
-            budgets, layers = self._solve(figures, shape, bucket, position)
-            row, some = layers.index(position.layer), slice(position.first_head, position.first_head + heads)
-            given = tuple(float(x) for x in budgets.density[0, row, some])
-            if len(given) != heads:
-                return None
-            names, gains = figures.heads(bucket, position.layer, given, position.first_head)
-            if not self.settings.auto_gain:
-                gains = head_gains(self.settings.policy.tail_gain, shape.heads)[some]
-            squared, norms = (float(x[0, row, some].sum()) for x in (budgets.squared, budgets.norms))
-            dense = bool(budgets.dense[0, row])
-            return Share(None if dense else given, HeadTails(names, gains), squared, norms)
+            key = (position.progress, position.layer, position.first_head, heads)
+            if key not in self._shares:
+                self._shares[key] = self._new_share(figures, shape, position, heads)
+            return self._shares[key]
+
+    def _new_share(self, figures: CompleteFigures, shape: CallShape, position: Position, heads: int) -> Share | None:
+        """`share` of a call that budgets hold for; None if the layer has no such heads."""
+        bucket = bucket_of(position.progress)
+        budgets, layers = self._solve(figures, shape, bucket, position)
+        row, some = layers.index(position.layer), slice(position.first_head, position.first_head + heads)
+        given = tuple(float(x) for x in budgets.density[0, row, some])
+        if len(given) != heads:
+            return None
+        names, gains = figures.heads(bucket, position.layer, given, position.first_head)
+        if not self.settings.auto_gain:
+            gains = head_gains(self.settings.policy.tail_gain, shape.heads)[some]
+        squared, norms = (float(x[0, row, some].sum()) for x in (budgets.squared, budgets.norms))
+        dense = bool(budgets.dense[0, row])
+        return Share(None if dense else given, HeadTails(names, gains), squared, norms)
 
     def _mean(self, progress: float, layer: int) -> float | None:
         """Mean density of a layer by the schedule; None for dense."""

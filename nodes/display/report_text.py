@@ -21,6 +21,7 @@ def report_text(report: RunReport) -> str:
     lines = [report.summary(), ""]
     lines += _densities(report)
     lines += _dense_calls(report)
+    lines += _budgets(report)
     lines += _time(report)
     lines += _tails(report)
     if report.notes:
@@ -49,6 +50,27 @@ def _dense_calls(report: RunReport) -> list[str]:
     for name, count in counts.items():
         expected = DenseReason(name) in EXPECTED_REASONS
         lines.append(f"  {count} {name}" + ("" if expected else f": {REMEDIES[name]}"))
+    return lines
+
+
+def _budgets(report: RunReport) -> list[str]:
+    """What measured errors made of the schedule's density: before and after, promised and measured."""
+    if not report.budgets:
+        return []
+    lines = ["", "Budgets by measured error (relative L2 of the attention outputs):"]
+    for row in report.budgets:
+        heads = [density for layer in row.after.values() for density in layer]
+        line = (
+            f"  from {row.progress:.0%} of the denoising, by {row.source}: density {row.before:.2f} for all became "
+            f"{min(heads):.2f} to {max(heads):.2f}, mean {row.mean:.2f}; promised {error_text(row.promised)}"
+        )
+        if row.uniform is None:
+            line += " at most for every layer"
+        else:
+            line += f" (all alike: {error_text(row.uniform)}), worst layer {error_text(row.worst_layer)}"
+        if row.measured is not None and row.measured_worst is not None:
+            line += f"; measured {error_text(row.measured)}, worst layer {error_text(row.measured_worst)}"
+        lines.append(f"{line}.")
     return lines
 
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.frontier import rounds
 from benchmarks.frontier.fronts import Point, at_work, envelope, front
-from benchmarks.frontier.methods import CHOICES, Method, composed, methods
+from benchmarks.frontier.methods import CHOICES, LATER, Method, composed, methods
 from benchmarks.frontier.plan import Scenario
 from benchmarks.frontier.report import acts, held_out, rows, tabulate, verdicts
 from benchmarks.frontier.rounds import References, measure, unit, whole_rounds
@@ -99,6 +99,14 @@ class TestTables:
         assert list(whole_rounds(SCENARIO, records)) == [("2x4x6", 0), ("2x4x6", 1)]
         assert list(whole_rounds(SCENARIO, records[:-1])) == [("2x4x6", 0)]
         assert len(rows(SCENARIO, records[:-1], lambda grid: 0.5)) == len(methods(4))
+
+    def test_methods_that_came_later_take_no_round_away_where_none_was_measured(self) -> None:
+        before = [method for method in methods(4) if method.sparse not in LATER]
+        records = [record(method, Ledger(2, 2, 2.0), seed=seed) for seed in (0, 1) for method in before]
+        assert 0 < len(before) < len(methods(4)) and before == methods(4)[: len(before)]
+        assert list(whole_rounds(SCENARIO, records)) == [("2x4x6", 0), ("2x4x6", 1)]
+        assert [row["method"] for row in rows(SCENARIO, records[: len(before)], lambda grid: 0.5)] == [m.name for m in before]
+        assert whole_rounds(SCENARIO, records[1:]).keys() == {("2x4x6", 1)}
 
     def test_reweighing_changes_the_work_of_sparse_rows_and_not_of_skipping_ones(self) -> None:
         records = [

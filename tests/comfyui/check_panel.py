@@ -51,7 +51,7 @@ def schemas() -> dict[str, Any]:
     extension = host.pack("nodes.extension").DraftAttentionExtension()
     nodes = asyncio.run(extension.get_node_list())
     found = {cls.GET_SCHEMA().node_id: cls.GET_SCHEMA() for cls in nodes}
-    assert len(found) == len(nodes) == 10
+    assert len(found) == len(nodes) == 11
     return found
 
 

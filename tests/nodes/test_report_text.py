@@ -103,3 +103,22 @@ def test_cross_attention_is_not_told_among_dense_calls(part, told) -> None:
 
     text = told(run)
     assert "  1 schedule\n" in text and "not self-attention" not in text
+
+
+def test_budgets_say_what_they_changed_promised_and_kept(part, told) -> None:
+    spent = part("draftattn_core.run.report").SpentBudgets
+
+    def run(add, report):
+        add(0, density=0.25)
+        heads = {0: (0.1, 0.4), 1: (1.0, 1.0)}
+        report.budgets += [
+            spent(0.1, "this run", 0.25, heads, 0.03, 0.05, 0.06, 0.04, 0.055),
+            spent(0.5, "this run", 0.25, heads, 0.05, 0.05, None),
+        ]
+
+    lines = [line.strip() for line in told(run).splitlines()]
+    assert (
+        "from 10% of the denoising, by this run: density 0.25 for all became 0.10 to 1.00, mean 0.62; "
+        "promised 0.030 (all alike: 0.060), worst layer 0.050; measured 0.040, worst layer 0.055." in lines
+    )
+    assert any(line.endswith("promised 0.050 at most for every layer.") for line in lines)
