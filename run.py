@@ -38,6 +38,9 @@ COMMANDS = {
     "demo": Command("demo", "requirements-demo.txt", "generate a video dense and sparse, side by side, with figures"),
     "test": Command("tests.run", "requirements-dev.txt", "lint, type-check and test"),
     "bench quality": Command("benchmarks.quality", "requirements-dev.txt", "error and picture quality against peers"),
+    "bench frontier": Command(
+        "benchmarks.frontier", "requirements-dev.txt", "steps, caching and sparsity at equal work"
+    ),
     "bench cpu": Command("benchmarks.cpu", "requirements-dev.txt", "speed against dense attention on the CPU"),
     "bench kernels": Command("benchmarks.kernels", "requirements-dev.txt", "speed of the GPU kernels"),
     "bench e2e": Command("benchmarks.e2e", "requirements-dev.txt", "speed of whole sampling runs"),

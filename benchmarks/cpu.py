@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from draftattention.draftattn_core import Layout, Policy, TableCache, TokenGrid, attend
 from draftattention.draftattn_core.method.policy import TailName
-from draftattention.draftattn_core.method.tail.expand import tail_key_equivalents
+from draftattention.draftattn_core.method.tail.formula import tail_key_equivalents
 
 HEADS = 2
 GRIDS = {8192: TokenGrid(8, 32, 32), 16384: TokenGrid(16, 32, 32)}

@@ -22,7 +22,7 @@ class DemoError(Exception):
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=sys.argv[0], description=__doc__)
+    parser = argparse.ArgumentParser(prog="run.py demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the results")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--density", type=float, default=0.25, help="share of block pairs computed in sparse steps")

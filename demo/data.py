@@ -6,11 +6,28 @@ Everything is a function of a seeded generator, evaluated at continuous position
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
 from demo.latent import rgb_to_latent
 from draftattention.nodes.demo_prompts import PROMPTS
+
+
+@dataclass(frozen=True)
+class Look:
+    """How lively the videos are, beside those the shipped model was trained on.
+
+    Attributes:
+        speed: factor on how far shapes and cameras move from frame to frame.
+        size: factor on the size of shapes and of their textures.
+    """
+
+    speed: float = 1.0
+    size: float = 1.0
+
+
+LOOKS = {"calm": Look(), "lively": Look(speed=2.0, size=0.6)}
 
 # Two tones each, sRGB in [0, 1]: dull grounds and bright shapes, so that a small model can tell them apart.
 # Each prompt has two grounds of its own, in the order of PROMPTS: a sample shows at a glance whether it was obeyed.
@@ -56,7 +73,7 @@ def _texture(
 
 
 def video_batch(
-    generator: torch.Generator, batch: int, frames: int, height: int, width: int
+    generator: torch.Generator, batch: int, frames: int, height: int, width: int, look: Look = LOOKS["calm"]
 ) -> tuple[torch.Tensor, list[str]]:
     """Random videos, float32 (B, 3, T, H, W) in [-1, 1], and the prompt of each.
 
@@ -72,7 +89,7 @@ def video_batch(
         return torch.randint(count, (batch,), generator=generator)
 
     def velocity(low: float, high: float) -> tuple[torch.Tensor, torch.Tensor]:
-        speed, direction = uniform(low, high), uniform(0, 2 * math.pi)
+        speed, direction = look.speed * uniform(low, high), uniform(0, 2 * math.pi)
         return speed * direction.cos(), speed * direction.sin()
 
     size = min(2.0, math.sqrt(min(height, width) / 16))
@@ -91,7 +108,7 @@ def video_batch(
     panning, shapes_move = scene != 0, scene != 1
     camera_x, camera_y = (v * panning for v in velocity(0.6 * size, 2.0 * size))
     ground_x, ground_y = moved(uniform(0, width), uniform(0, height), -camera_x, -camera_y)
-    mix = _texture(choice(3), ground_x, ground_y, uniform(0, math.pi), uniform(6 * size, 11 * size))
+    mix = _texture(choice(3), ground_x, ground_y, uniform(0, math.pi), look.size * uniform(6 * size, 11 * size))
     video = _tones(_GROUNDS, 2 * scene + choice(2), mix)
 
     crowd = 2 + round(size)
@@ -99,7 +116,7 @@ def video_batch(
     for index in range(crowd):
         vx, vy = velocity(0.4 * size, 2.2 * size)
         x, y = moved(uniform(0, width), uniform(0, height), vx * shapes_move - camera_x, vy * shapes_move - camera_y)
-        radius = uniform(2.6 * size, 4.8 * size).view(-1, 1, 1, 1)
+        radius = (look.size * uniform(2.6 * size, 4.8 * size)).view(-1, 1, 1, 1)
         aspect = uniform(0.75, 1.33).view(-1, 1, 1, 1)
         disc = (x.square() + y.square()).sqrt()
         box = torch.maximum(x.abs() * aspect, y.abs() / aspect) * 1.1
@@ -108,12 +125,14 @@ def video_batch(
         form = choice(3).view(-1, 1, 1, 1, 1).expand(-1, 1, *shape[1:])
         cover = torch.sigmoid(4 * (radius - outlines.gather(1, form)[:, 0]))
         cover = cover * (index < count).view(-1, 1, 1, 1)
-        mix = _texture(choice(4), x, y, uniform(0, math.pi), uniform(4.5 * size, 6 * size))
+        mix = _texture(choice(4), x, y, uniform(0, math.pi), look.size * uniform(4.5 * size, 6 * size))
         video = torch.lerp(video, _tones(_SHAPES, choice(len(_SHAPES)), mix), cover[:, None])
     return video, [PROMPTS[index] for index in scene.tolist()]
 
 
-def latent_batch(generator: torch.Generator, batch: int, grid: tuple[int, int, int]) -> tuple[torch.Tensor, list[str]]:
+def latent_batch(
+    generator: torch.Generator, batch: int, grid: tuple[int, int, int], look: Look = LOOKS["calm"]
+) -> tuple[torch.Tensor, list[str]]:
     """Latents (B, 16, T, 2 H, 2 W) of random videos for a token grid (T, H, W), and the prompt of each."""
-    video, prompts = video_batch(generator, batch, grid[0], 2 * grid[1], 2 * grid[2])
+    video, prompts = video_batch(generator, batch, grid[0], 2 * grid[1], 2 * grid[2], look)
     return rgb_to_latent(video), prompts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import WanTransformer3DModel
 
-from demo.data import latent_batch
+from demo.data import LOOKS, Look, latent_batch
 from demo.latent import RGB_FACTORS
 from draftattention.nodes.demo_prompts import prompt_embedding
 
@@ -40,6 +40,7 @@ def visible_velocity_error(
     grid: tuple[int, int, int] = (5, 12, 16),
     samples: int = 8,
     seed: int = 1,
+    look: Look = LOOKS["calm"],
 ) -> tuple[float, float]:
     """Visible velocity error on videos outside training: (of the model, of a model that sees nothing).
 
@@ -47,7 +48,7 @@ def visible_velocity_error(
     per dimension over `samples` videos of a token grid at noise level sigma.
     """
     generator = torch.Generator().manual_seed((1 << 40) + seed)
-    x0, prompts = latent_batch(generator, samples, grid)
+    x0, prompts = latent_batch(generator, samples, grid, look)
     noise = torch.randn(x0.shape, generator=generator)
     x = (1 - sigma) * x0 + sigma * noise
     text = torch.cat([prompt_embedding(prompt) for prompt in prompts])

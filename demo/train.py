@@ -13,7 +13,7 @@ from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
 from demo import checkpoint
-from demo.data import latent_batch
+from demo.data import LOOKS, Look, latent_batch
 from demo.flow import predict_velocity, shifted, split_error, visible_velocity_error
 from draftattention.nodes.demo_prompts import prompt_embedding
 
@@ -75,6 +75,7 @@ class Trainer:
     model: WanTransformer3DModel
     rate: float
     seed: int
+    look: Look = LOOKS["calm"]
 
     def __post_init__(self) -> None:
         matrices, others = [], []
@@ -111,7 +112,7 @@ class Trainer:
         """One optimiser step; returns the mean square velocity error in the visible directions and the grid."""
         grid = draw_grid(progress, self.generator)
         batch = max(1, TOKENS_PER_STEP // tokens(grid))
-        x0, prompts = latent_batch(self.generator, batch, grid)
+        x0, prompts = latent_batch(self.generator, batch, grid, self.look)
         noise = torch.randn(x0.shape, generator=self.generator)
         sigma = draw_sigma(batch, grid, self.generator)
         dropped = torch.rand(batch, generator=self.generator) < PROMPT_DROPOUT
@@ -146,7 +147,9 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     model = checkpoint.new_model().to(arguments.device).train()
     torch.nn.init.zeros_(model.proj_out.weight)
-    trainer = Trainer(model, arguments.rate, arguments.seed)
+    if arguments.start is not None:
+        model.load_state_dict(checkpoint.load(arguments.start).state_dict())
+    trainer = Trainer(model, arguments.rate, arguments.seed, LOOKS[arguments.look])
     arguments.runs.mkdir(parents=True, exist_ok=True)
     resume_file = arguments.runs / "state.pt"
     if arguments.resume:
@@ -162,9 +165,13 @@ def train(arguments: argparse.Namespace) -> None:
         torch.save(trainer.state(), resume_file)
         averaged = checkpoint.new_model().to(arguments.device).eval()
         averaged.load_state_dict(trainer.average)
-        errors = {sigma: visible_velocity_error(averaged, sigma) for sigma in (0.3, 0.6, 0.9)}
+        errors = {
+            sigma: visible_velocity_error(averaged, sigma, look=LOOKS[arguments.look]) for sigma in (0.3, 0.6, 0.9)
+        }
         notes = {
             "seed": arguments.seed,
+            "look": arguments.look,
+            "start": None if arguments.start is None else arguments.start.name,
             "steps": trainer.step_count,
             "tflop": round(trainer.flop / 1e12, 1),
             "minutes": round(trainer.seconds / 60, 1),
@@ -197,6 +204,10 @@ def train(arguments: argparse.Namespace) -> None:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--look", choices=list(LOOKS), default="calm", help="of the videos: lively are faster and finer"
+    )
+    parser.add_argument("--start", type=Path, help="weights to go on from instead of random ones")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     parser.add_argument("--tflop", type=float, default=400.0, help="training work, in 1e12 operations (see step_flop)")
     parser.add_argument("--minutes", type=float, help="end early: the schedule is squeezed into this wall time")

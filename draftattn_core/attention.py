@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends.registry import Backend, NoBackendError, Problem, choose_backend
+from .backends.call_kind import CallKind
+from .backends.registry import Backend, NoBackendError, choose_backend
 from .backends.request import AttendRequest, BackendFailure
-from .geometry.blocks import block_means, without_autocast
-from .geometry.layout import Layout, LayoutTables, TableCache, build_tables
-from .method.draft import Draft, make_draft, spread_of_heads
-from .method.policy import Policy, head_tails
-from .method.selection import select_from_draft
-from .method.tail.expand import Tail, expand_blocks, tail_from
+from .geometry.blocks import without_autocast
+from .geometry.layout import Layout, TableCache, build_tables
+from .method.policy import Policy
+from .method.rules import rule_of
+from .method.rules.call import CallPosition, RuleCall
+from .method.rules.rule import Attended, Rule
+from .method.tail.formula import name_of, tail_key_equivalents
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Attention:
 
     Attributes:
         out: (B, H, L, D) in the dtype of q; (B, L, H * D) of it is a view.
-        request: what the backend computed, with the selection and the tail.
+        request: what the backend computed, with the selection and the tail. Where a rule gives heads a token order of
+            their own, q, k and v are in that order; `out` never is. Where a rule answers some heads itself, it is what
+            was counted as work, and the tail is that of the heads last computed.
         backend: name of the backend that ran.
     """
 
@@ -59,8 +64,7 @@ class Attention:
         tail, layout = self.request.tail, self.request.tables.layout
         if tail is None:
             return 0.0
-        blocks, dim = tail.k_mean.shape[2], tail.k_mean.shape[3]
-        keys = blocks * (1 + tail.ranks) + (dim / 2 if tail.cov is not None else 0.0)
+        keys = tail_key_equivalents(name_of(tail), tail.k_mean.shape[2], tail.k_mean.shape[3])
         return keys * layout.grid.tokens / float(layout.tokens) ** 2
 
 
@@ -99,42 +103,66 @@ def attend(
     key_bias: Tensor | None = None,
     scale: float | None = None,
     cache: TableCache | None = None,
+    position: CallPosition | None = None,
+    state: dict[str, Any] | None = None,
 ) -> Attention:
     """Like `draft_attention`, returning the selection, the tail and the backend's name with the output."""
     check_inputs(q, k, v, layout, key_bias)
-    policy.check_heads(q.shape[1])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not 0.0 < scale < math.inf:
         raise ValueError(f"scale multiplies q.k and must be positive and finite, got {scale}: None is D ** -0.5")
-    problem = Problem.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None)
-    chosen: Backend = choose_backend(backend, problem)
-    tables: LayoutTables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
+    values, rule = policy.of(q.shape[1]), rule_of(policy.method)
+    kind = CallKind.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None)
+    chosen = choose_backend(backend, kind)
+    tables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
+    call = RuleCall(q, k, v, tables, policy, values, scale, key_bias, position, {} if state is None else state)
     with without_autocast(q.device):
-        if chosen.run is not None:
-            try:
-                out, request = chosen.run(q, k, v, tables, policy, key_bias, scale)
-                return Attention(out, request, chosen.name)
-            except BackendFailure:
-                # It refuses from now on, and says why.
-                pass
-            # Out here the exception is gone, and with it every tensor of the frames it came through.
-            chosen = choose_backend(backend, problem)
-        draft, tail = _draft_and_tail(q, k, v, tables, policy)
-        keep = select_from_draft(draft, tables, policy, scale)
-        request = AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)
-        return Attention(chosen.attend(request), request, chosen.name)
+        if rule.order is None and rule.attend is None:
+            return _compute(call, rule, backend, chosen)
+        return _by_rule(call, rule, backend, chosen)
 
 
-def _draft_and_tail(q: Tensor, k: Tensor, v: Tensor, tables: LayoutTables, policy: Policy) -> tuple[Draft, Tail | None]:
-    """Draft and tail of a call, from one pass over K."""
-    wanted = policy.spreads(q.shape[1])
-    if not policy.has_tail:
-        return make_draft(q, k, tables, spread=wanted), None
-    names = head_tails(policy.tail, q.shape[1])
-    found = expand_blocks(k, v, tables, names, spread=any(wanted))
-    k_spread = None if found.k_spread is None else spread_of_heads(found.k_spread, wanted)
-    draft = Draft(block_means(q, tables.perm, tables.q), found.k_mean, k_spread)
-    return draft, tail_from(found, names, policy.tail_gain)
+def _compute(call: RuleCall, rule: Rule, backend: str, chosen: Backend) -> Attention:
+    """A call by its rule's selection and the backend chosen for it."""
+    if chosen.run is not None:
+        keep = None if rule.ranking is not None else rule.select(call)
+        try:
+            return Attention(*chosen.run(call, keep), chosen.name)
+        except BackendFailure:
+            # It refuses from now on, and says why.
+            pass
+        # Outside `except`, the traceback no longer keeps the call's tensors alive.
+        layout, biased = call.tables.layout, call.key_bias is not None
+        kind = CallKind.of(call.q, layout.q_block, layout.k_block, call.policy, biased=biased)
+        chosen = choose_backend(backend, kind)
+    request = AttendRequest.of(call, rule.select(call), call.tail)
+    return Attention(chosen.attend(request), request, chosen.name)
+
+
+def _by_rule(call: RuleCall, rule: Rule, backend: str, chosen: Backend) -> Attention:
+    """A call whose rule gives heads an order of their own or answers calls itself."""
+    computed: list[Attention] = []
+
+    def default(call: RuleCall) -> Attended:
+        order = None if rule.order is None else rule.order(call)
+        if order is not None:
+            call = call.reordered(order)
+        found = _compute(call, rule, backend, chosen)
+        if order is not None:
+            found = replace(found, out=order.after(found.out))
+        computed[:] = [found]
+        return Attended(found.out, found.request.keep)
+
+    answered = None if rule.attend is None else rule.attend(call, default)
+    if answered is None:
+        default(call)
+        return computed[0]
+    # The last computed call says by which backend and with which tail.
+    backend = computed[0].backend if computed else f"rule {call.policy.method}"
+    if computed and answered.keep is computed[0].request.keep:
+        return replace(computed[0], out=answered.out)
+    tail = computed[0].request.tail if computed else None
+    return Attention(answered.out, AttendRequest.of(call, answered.keep, tail), backend)
 
 
 def draft_attention(
@@ -148,6 +176,8 @@ def draft_attention(
     key_bias: Tensor | None = None,
     scale: float | None = None,
     cache: TableCache | None = None,
+    position: CallPosition | None = None,
+    state: dict[str, Any] | None = None,
 ) -> Tensor:
     """Block-sparse self-attention over a token grid, with a tail for the skipped blocks.
 
@@ -160,6 +190,9 @@ def draft_attention(
         key_bias: (B or 1, extra tokens) added to the logits of the extra tokens; -inf hides one. None for no mask.
         scale: factor on q.k, positive; None for D ** -0.5.
         cache: where index tables are kept between calls; without one they are built anew.
+        position: where in a run the call stands, for the rules that ask.
+        state: what the policy's rule keeps from call to call: one dict per layer and branch, which lives as long as the
+            run. None for a new one.
 
     Returns:
         (B, H, L, D) in the dtype of q. Its (B, L, H * D) form is a view.
@@ -167,4 +200,16 @@ def draft_attention(
     Raises:
         ValueError: if the inputs do not fit the layout, the scale is out of range, or no backend can serve them.
     """
-    return attend(q, k, v, layout, policy, backend=backend, key_bias=key_bias, scale=scale, cache=cache).out
+    return attend(
+        q,
+        k,
+        v,
+        layout,
+        policy,
+        backend=backend,
+        key_bias=key_bias,
+        scale=scale,
+        cache=cache,
+        position=position,
+        state=state,
+    ).out

@@ -5,11 +5,15 @@ two kernels, the tail first, its normalised output and LSE resting in `out` and 
 there. Both read Q, K and V in block order, where a block is one box of memory. Has not yet run on a GPU.
 """
 
+# Functions of Triton take no types; every other one here has them.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 import contextvars
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -17,9 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import HopperConfig
-from .geometry import Geometry, block_span, row_offsets
-from .pooled import PooledTail
+from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
+from .types import AttendInputs, Geometry
 
 # Both kernels are launched with one warp group; the compiler adds the others.
 WARPS = 4
@@ -62,7 +66,7 @@ def tail_kernel(
     lse_ptr,
     perm_ptr,
     words_ptr,
-    log_count_ptr,
+    log_weight_ptr,
     k_mean_ptr,
     v_mean_ptr,
     cov_ptr,
@@ -120,13 +124,13 @@ def tail_kernel(
         if BLOCK_G > 32:
             bits = tl.where(lanes < 32, bits, tl.load(words_row + tl.minimum(start // 32 + 1, words - 1)))
         kept = (bits >> (lanes % 32)) & 1
-        log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
+        log_weight = tl.load(log_weight_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
         scores = tl.dot(q, k_desc.load([start, 0]).T, input_precision="ieee") * factor
         if RANKS > 0:
             along = tl.dot(q, u_desc.load([start, 0]).T, input_precision="ieee")
         if RANKS > 1:
             along_2 = tl.dot(q, u_desc_2.load([start, 0]).T, input_precision="ieee")
-        scores += tl.where(kept != 0, float("-inf"), log_count * LOG2E)[None, :]
+        scores += tl.where(kept != 0, float("-inf"), log_weight * LOG2E)[None, :]
         weights, shrink, top, total = _update(scores, top, total)
         acc = acc * shrink[:, None]
         acc = tl.dot(weights.to(q.dtype), v_desc.load([start, 0]), acc, input_precision="ieee")
@@ -232,110 +236,92 @@ def listed_kernel(
     _finish(acc, top, total, out_base, lse_base, rows, valid, o_n, o_d, DIM, LSE)
 
 
-@dataclass(frozen=True)
-class Launched:
-    """Output of a call and the warps of its binaries (None where Triton interprets)."""
-
-    out: Tensor
-    warps: tuple[int | None, ...]
-
-
 def attend_hopper(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    geometry: Geometry,
-    lists: Tensor,
-    counts: Tensor,
-    words: Tensor,
-    tail: PooledTail | None,
-    key_bias: Tensor | None,
-    scale: float,
-    config: HopperConfig,
-    *,
-    out: Tensor | None = None,
-    lse: Tensor | None = None,
-) -> Launched:
-    """`attend_pointer` with k and v (B, H, L, D) contiguous in block order; the other arguments are the same.
+    inputs: AttendInputs, config: HopperConfig, out: Tensor, lse: Tensor | None = None
+) -> tuple[int | None, ...]:
+    """`attend_pointer` for k and v in block order; the warps of its binaries, None where Triton interprets.
 
     Copies Q into block order, as memory for TMA; `lse` is made for the call if there is a tail and none is given.
     """
+    q, k, v, geometry, tail = inputs.q, inputs.k, inputs.v, inputs.geometry, inputs.tail
     batch, heads, tokens, dim = q.shape
-    if not (k.is_contiguous() and v.is_contiguous()):
+    if not (inputs.in_order and k.is_contiguous() and v.is_contiguous()):
         raise ValueError("the warp-specialised kernel reads K and V as contiguous (B, H, L, D) in block order")
-    if out is None:
-        out = torch.empty(batch, tokens, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     wants_lse = lse is not None
     if lse is None and tail is not None:
         lse = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
     queries = unused = q.index_select(2, geometry.perm)
-    slots = key_slots(geometry, key_bias)
+    slots = key_slots(geometry, inputs.key_bias)
     log = slots if lse is None else lse
 
-    def launch() -> list[object]:
-        # Descriptors made on the device need memory for themselves; set in this context alone.
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
-        launched = []
+    # Descriptors made on the device need memory for themselves: the allocator is set in this context alone.
+    run: Callable[..., Any] = contextvars.copy_context().run
+    launched = []
+    run(triton.set_allocator, lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
+    with on_device(q):
         if tail is not None:
-            pairs = (unused, unused) if tail.u is None or tail.w is None else (tail.u, tail.w)
-            launched.append(
-                tail_kernel[(geometry.q_video, batch * heads)](
-                    queries,
-                    out,
-                    log,
-                    geometry.perm,
-                    words,
-                    tail.log_count,
-                    tail.k_mean,
-                    tail.v_mean,
-                    unused if tail.cov is None else tail.cov,
-                    *pairs,
-                    scale,
-                    *strides(out),
-                    heads,
-                    tokens,
-                    geometry.video_tokens,
-                    geometry.q_total,
-                    geometry.k_video,
-                    geometry.k_total,
-                    **tail_constants(geometry, dim, config, tail),
-                    **FUSED,
-                    num_warps=WARPS,
-                    num_stages=config.tail_stages,
-                )
-            )
-        launched.append(
-            listed_kernel[(geometry.q_total, batch * heads)](
+            parts = tail.parts()
+            kernel = run(
+                tail_kernel[(geometry.q_video, batch * heads)],
                 queries,
-                k,
-                v,
                 out,
                 log,
                 geometry.perm,
-                lists,
-                counts,
-                slots,
-                scale,
+                inputs.selected.words,
+                *parts,
+                *[unused] * (6 - len(parts)),
+                inputs.scale,
                 *strides(out),
                 heads,
                 tokens,
                 geometry.video_tokens,
-                geometry.q_video,
                 geometry.q_total,
                 geometry.k_video,
                 geometry.k_total,
-                0 if slots.shape[0] == 1 else slots.shape[1],
-                **listed_constants(geometry, dim, config, tail is not None, wants_lse),
+                DIM=dim,
+                Q_BLOCK=geometry.q_block,
+                BLOCK_G=config.block_g,
+                COV=tail.cov is not None,
+                RANKS=tail.ranks,
+                STAGES=config.tail_stages,
                 **FUSED,
                 num_warps=WARPS,
-                num_stages=config.stages,
+                num_stages=config.tail_stages,
             )
+            launched.append(kernel)
+        kernel = run(
+            listed_kernel[(geometry.q_total, batch * heads)],
+            queries,
+            k,
+            v,
+            out,
+            log,
+            geometry.perm,
+            inputs.selected.lists,
+            inputs.selected.counts,
+            slots,
+            inputs.scale,
+            *strides(out),
+            heads,
+            tokens,
+            geometry.video_tokens,
+            geometry.q_video,
+            geometry.q_total,
+            geometry.k_video,
+            geometry.k_total,
+            0 if slots.shape[0] == 1 else slots.shape[1],
+            DIM=dim,
+            Q_BLOCK=geometry.q_block,
+            K_BLOCK=geometry.k_block,
+            TAIL=tail is not None,
+            LSE=wants_lse,
+            STAGES=config.stages,
+            **FUSED,
+            num_warps=WARPS,
+            num_stages=config.stages,
         )
-        return launched
-
-    with on_device(q):
-        launched = contextvars.copy_context().run(launch)
-    return Launched(out, tuple(None if x is None else x.metadata.num_warps for x in launched))
+        launched.append(kernel)
+    return tuple(None if x is None else x.metadata.num_warps for x in launched)
 
 
 def lacking() -> str | None:
@@ -359,29 +345,3 @@ def key_slots(geometry: Geometry, key_bias: Tensor | None) -> Tensor:
     first = geometry.k_video * size
     slots[:, first : first + extra] = 0.0 if key_bias is None else key_bias.float() * 1.4426950408889634
     return slots
-
-
-def tail_constants(geometry: Geometry, dim: int, config: HopperConfig, tail: PooledTail) -> dict[str, int | bool]:
-    """Compile-time constants of the tail's kernel: none depends on the number of tokens."""
-    return {
-        "DIM": dim,
-        "Q_BLOCK": geometry.q_block,
-        "BLOCK_G": config.block_g,
-        "COV": tail.cov is not None,
-        "RANKS": 0 if tail.u is None else tail.u.shape[3],
-        "STAGES": config.tail_stages,
-    }
-
-
-def listed_constants(
-    geometry: Geometry, dim: int, config: HopperConfig, tail: bool, lse: bool
-) -> dict[str, int | bool]:
-    """Compile-time constants of the listed blocks' kernel."""
-    return {
-        "DIM": dim,
-        "Q_BLOCK": geometry.q_block,
-        "K_BLOCK": geometry.k_block,
-        "TAIL": tail,
-        "LSE": lse,
-        "STAGES": config.stages,
-    }

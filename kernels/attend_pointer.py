@@ -6,17 +6,19 @@ listed blocks. Scores, softmax and sums are float32, scores in base 2; weights e
 dtype. A row without any key gives 0 and LSE -inf.
 """
 
+# Functions of Triton take no types; every other one here has them.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .configs import AttendConfig
-from .geometry import Geometry, block_span, row_offsets
-from .pooled import PooledTail
+from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
+from .types import AttendInputs
 
 _LENGTHS = ["heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride"]
 
@@ -33,7 +35,7 @@ def attend_kernel(
     count_ptr,
     words_ptr,
     bias_ptr,
-    log_count_ptr,
+    log_weight_ptr,
     k_mean_ptr,
     v_mean_ptr,
     cov_ptr,
@@ -137,7 +139,7 @@ def attend_kernel(
                 next_word_2 = tl.load(words_row + tl.minimum(next_start // 32 + 1, words - 1))
                 bits = tl.where(g_lanes < 32, word, word_2)
             kept = (bits >> (g_start % 32)) & (1 << (g_lanes % 32))
-            log_count = tl.load(log_count_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
+            log_weight = tl.load(log_weight_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
             k_mean = tl.load(k_mean_ptr + tile + across, mask=inside[None, :], other=0.0)
             scores = tl.dot(q, k_mean, input_precision="ieee") * factor
             # All products with Q before the softmax, so that Q's registers are free after it.
@@ -149,7 +151,7 @@ def attend_kernel(
             if RANKS > 1:
                 u = tl.load(u_ptr + tile * RANKS + DIM + across_ranks, mask=inside[None, :], other=0.0)
                 along_2 = tl.dot(q, u, input_precision="ieee")
-            scores += tl.where(kept != 0, float("-inf"), log_count * LOG2E)[None, :]
+            scores += tl.where(kept != 0, float("-inf"), log_weight * LOG2E)[None, :]
             new_top = tl.maximum(top, tl.max(scores, 1))
             weights = tl.math.exp2(scores - new_top[:, None])
             shrink = tl.math.exp2(top - new_top)
@@ -239,59 +241,30 @@ def attend_kernel(
         tl.store(lse_ptr + pair * tokens + out_rows, lse, mask=q_valid)
 
 
-def attend_pointer(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    geometry: Geometry,
-    lists: Tensor,
-    counts: Tensor,
-    words: Tensor,
-    tail: PooledTail | None,
-    key_bias: Tensor | None,
-    scale: float,
-    config: AttendConfig,
-    *,
-    in_order: bool = False,
-    out: Tensor | None = None,
-    lse: Tensor | None = None,
-) -> Tensor:
+def attend_pointer(inputs: AttendInputs, config: AttendConfig, out: Tensor, lse: Tensor | None = None) -> None:
     """Attention over listed block pairs.
 
     Args:
-        q: (B, H, L, D) in the host's order, any strides; float16, bfloat16 (float32 works, slowly). D a power of two.
-        k, v: the same, or with `in_order` contiguous in block order.
-        lists: (B, H, q blocks, k blocks) int32, ascending key blocks of each query block, extra blocks included.
-        counts: (B, H, q blocks) int32, how many entries of each list are meant.
-        words: (B, H, q blocks, ceil(k blocks / 32)) int32, the same selection as bits (`select.Selected`); read for the
-            tail only.
-        tail: expansion of the video key blocks in the dtype of q, or None.
-        key_bias: (B or 1, extra tokens) float32 added to the logits of extra tokens, or None.
-        scale: factor on q.k, positive.
         config: tile sizes, warps and stages; capped at the blocks.
-        out: (B, H, L, D) to write, any strides; None allocates one whose (B, L, H * D) form is a view.
+        out: (B, H, L, D) to write, any strides.
         lse: (B, H, L) float32 contiguous to write the log of the softmax's denominator into (natural), or None.
-
-    Returns:
-        `out`.
 
     Raises:
         ValueError: if the scale is not positive, k or v not contiguous with `in_order`, or a pooled tile too wide.
     """
-    batch, heads, tokens, dim = q.shape
-    if not scale > 0.0:
-        raise ValueError(f"the kernel takes a positive scale, not {scale}")
-    if in_order and not (k.is_contiguous() and v.is_contiguous()):
+    q, k, v, geometry, tail = inputs.q, inputs.k, inputs.v, inputs.geometry, inputs.tail
+    batch, heads, tokens, _ = q.shape
+    if not inputs.scale > 0.0:
+        raise ValueError(f"the kernel takes a positive scale, not {inputs.scale}")
+    if inputs.in_order and not (k.is_contiguous() and v.is_contiguous()):
         raise ValueError("K and V in block order have to be contiguous (B, H, L, D)")
-    if out is None:
-        out = torch.empty(batch, tokens, heads, dim, dtype=q.dtype, device=q.device).transpose(1, 2)
     if config.block_g > 64:
         raise ValueError(f"a pooled tile reads two words of the packed map, too few for {config.block_g} blocks")
     config = config.within(geometry.q_block, geometry.k_block)
-    constants = constexprs(geometry, dim, config, tail, key_bias is not None, lse is not None, in_order)
+    constants = constexprs(inputs, config, lse is not None)
     unused = q
-    bias = unused if key_bias is None else key_bias.float().contiguous()
-    pooled = (None,) * 6 if tail is None else (tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w)
+    bias = unused if inputs.key_bias is None else inputs.key_bias.float().contiguous()
+    parts = () if tail is None else tail.parts()
     grid = (geometry.q_total * (geometry.q_block // constants["BLOCK_M"]), batch * heads)
     with on_device(q):
         attend_kernel[grid](
@@ -301,12 +274,11 @@ def attend_pointer(
             out,
             unused if lse is None else lse,
             geometry.perm,
-            lists,
-            counts,
-            words,
+            *inputs.selected,
             bias,
-            *(unused if x is None else x for x in pooled),
-            scale,
+            *parts,
+            *[unused] * (6 - len(parts)),
+            inputs.scale,
             *strides(q),
             *strides(k),
             *strides(v),
@@ -324,31 +296,23 @@ def attend_pointer(
             num_warps=config.warps,
             num_stages=config.stages,
         )
-    return out
 
 
-def constexprs(
-    geometry: Geometry,
-    dim: int,
-    config: AttendConfig,
-    tail: PooledTail | None,
-    bias: bool,
-    lse: bool,
-    in_order: bool,
-) -> dict[str, int | bool]:
+def constexprs(inputs: AttendInputs, config: AttendConfig, lse: bool) -> dict[str, int | bool]:
     """Compile-time constants of a call with a configuration for its blocks: none depends on the number of tokens."""
+    tail = inputs.tail
     return {
-        "DIM": dim,
-        "Q_BLOCK": geometry.q_block,
-        "K_BLOCK": geometry.k_block,
+        "DIM": inputs.q.shape[3],
+        "Q_BLOCK": inputs.geometry.q_block,
+        "K_BLOCK": inputs.geometry.k_block,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_G": config.block_g,
-        "IN_ORDER": in_order,
+        "IN_ORDER": inputs.in_order,
         "TAIL": tail is not None,
         "COV": tail is not None and tail.cov is not None,
-        "RANKS": 0 if tail is None or tail.u is None else tail.u.shape[3],
-        "BIAS": bias,
+        "RANKS": 0 if tail is None else tail.ranks,
+        "BIAS": inputs.key_bias is not None,
         "LSE": lse,
         "STAGES": config.stages,
         "TAIL_STAGES": config.tail_stages,

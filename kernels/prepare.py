@@ -5,6 +5,9 @@ iterations on the tile that is in registers anyway, its part of the head's avera
 both in block order (an INT8 form would be written at the same place). Tensors are read through their strides.
 """
 
+# Functions of Triton take no types; every other one here has them.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import PrepareConfig
-from .geometry import Geometry, block_span, row_offsets
-from .pooled import PooledTail
+from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
+from .types import Geometry, Tail
 
 # Programs that share a head's blocks when there is an average matrix to sum: enough to fill a large GPU, few enough
 # that the partial sums stay small. Fixed, so that the same call gives the same bits on every device.
@@ -35,15 +38,13 @@ class PreparedKeys:
         spread: (B, H, g) float32 mean squared distance of a block's keys from their mean.
         k, v: (B, H, L, D) copies in block order, or None.
         tail: the tail's expansion in the dtype of k, or None.
-        cov: (B, H, D, D) float32 average matrix the tail's was rounded from, or None.
     """
 
     k_mean: Tensor
     spread: Tensor
     k: Tensor | None
     v: Tensor | None
-    tail: PooledTail | None
-    cov: Tensor | None
+    tail: Tail | None
 
 
 @triton.jit
@@ -246,7 +247,7 @@ def prepare_keys(
     geometry: Geometry,
     config: PrepareConfig,
     *,
-    log_count: Tensor | None,
+    log_weight: Tensor | None,
     ranks: Tensor | None,
     most_ranks: int,
     copy: bool,
@@ -255,14 +256,14 @@ def prepare_keys(
     """One pass over k and v (B, H, L, D), any strides.
 
     Args:
-        log_count: (H, g) float32, -inf for heads without a tail; None leaves the tail out.
+        log_weight: (H, g) float32, -inf for heads without a tail; None leaves the tail out.
         ranks: (H,) int32, ranks each head uses, -1 for heads without a linear term; None where no head has one.
         most_ranks: the largest of them, 0 to 2.
         copy: write K and V in block order.
         iterations: power iterations.
     """
     batch, heads, tokens, dim = k.shape
-    linear = ranks is not None and log_count is not None
+    linear = ranks is not None and log_weight is not None
     blocks = geometry.k_video
 
     def new(*shape: int, dtype: torch.dtype = k.dtype) -> Tensor:
@@ -270,7 +271,7 @@ def prepare_keys(
 
     k_mean, spread = new(blocks, dim, dtype=torch.float32), new(blocks, dtype=torch.float32)
     copies = (new(tokens, dim), new(tokens, dim)) if copy else None
-    pooled = (new(blocks, dim), new(blocks, dim)) if log_count is not None else None
+    pooled = (new(blocks, dim), new(blocks, dim)) if log_weight is not None else None
     pairs = (new(blocks, most_ranks, dim), new(blocks, most_ranks, dim)) if linear and most_ranks else None
     programs = max(1, min(geometry.k_total, _PROGRAMS // (batch * heads))) if linear else geometry.k_total
     per_program = triton.cdiv(geometry.k_total, programs)
@@ -298,7 +299,7 @@ def prepare_keys(
             per_program,
             DIM=dim,
             K_BLOCK=geometry.k_block,
-            TAIL=log_count is not None,
+            TAIL=log_weight is not None,
             COV=linear,
             RANKS=most_ranks if linear else 0,
             COPY=copy,
@@ -310,6 +311,7 @@ def prepare_keys(
     if partial is not None and ranks is not None:
         cov = partial.sum(2) * ((ranks >= 0).float() / geometry.video_tokens)[None, :, None, None]
     tail = None
-    if log_count is not None and pooled is not None:
-        tail = PooledTail(log_count, *pooled, None if cov is None else cov.to(k.dtype), *(pairs or (None, None)))
-    return PreparedKeys(k_mean, spread, *(copies or (None, None)), tail, cov)
+    if log_weight is not None and pooled is not None:
+        tail = Tail(log_weight, *pooled, None if cov is None else cov.to(k.dtype), *(pairs or (None, None)))
+    k_copy, v_copy = copies or (None, None)
+    return PreparedKeys(k_mean, spread, k_copy, v_copy, tail)

@@ -8,17 +8,15 @@ a graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 import triton
 from torch import Tensor
 
-from .geometry import Geometry
 from .runtime import FUSED, on_device
 from .select_heads import BINS, PASSES, head_threshold_kernel, histogram_kernel, tie_kernel
 from .select_lists import WORD, emit_kernel, list_kernel
 from .select_rows import row_kernel
+from .types import Geometry, Limits, Selected
 
 ROW_BLOCK = 1024
 ROW_WARPS = 4
@@ -26,55 +24,33 @@ ROW_WARPS = 4
 _PROGRAMS = 1024
 
 ROW, TOP_P, HEAD, DRAFT = 0, 1, 2, 3
-METHODS = {"row": ROW, "top_p": TOP_P, "head": HEAD, "draft": DRAFT}
-
-
-@dataclass(frozen=True)
-class Selected:
-    """A selection of a whole call, extra blocks included.
-
-    Attributes:
-        keep: (B, H, q blocks, k blocks) bool.
-        lists: (B, H, q blocks, k blocks) int32, ascending; what lies past the count is not written.
-        counts: (B, H, q blocks) int32.
-        words: (B, H, q blocks, ceil(k blocks / 32)) int32, `keep` as bits, lowest first.
-    """
-
-    keep: Tensor
-    lists: Tensor
-    counts: Tensor
-    words: Tensor
+FORMS = {"row": ROW, "top_p": TOP_P, "head": HEAD, "draft": DRAFT}
 
 
 def select(
     scores: Tensor,
     forced: Tensor,
     geometry: Geometry,
-    method: str,
+    form: str,
+    limits: Limits,
     *,
-    row_counts: Tensor | None = None,
-    head_counts: Tensor | None = None,
-    top_p: float = 1.0,
-    rescue: bool = False,
     block: int = ROW_BLOCK,
-) -> Selected:
-    """Kept block pairs of a call.
+) -> tuple[Tensor, Selected]:
+    """Kept block pairs of a call, extra blocks included: (B, H, q blocks, k blocks) bool, and as kernels walk them.
 
     Args:
         scores: (B, H, R, C) float32 contiguous, query by key video blocks.
         forced: (R, C) bool, kept whatever they score.
         geometry: of the call; extra blocks are kept by everyone and keep everyone.
-        method: `row` keeps the `row_counts` best of each row, forced ones first. `top_p` keeps per row the shortest
-            prefix of the sorted softmax that holds `top_p`, at least `row_counts`. `head` promises every row its
-            `row_counts` best, forced ones first, and spends `head_counts` on the head's largest log-softmax. `draft`
-            keeps what is not below the `head_counts`-th largest entry of the head's softmax, ties included.
-        row_counts: (H, R) int32.
-        head_counts: (H,) int32, from 1 to R C.
-        rescue: give a row that ends without a video block its best one (`draft`).
+        form: `row` keeps the `rows` best of each row, forced ones first. `top_p` keeps per row the shortest prefix of
+            the sorted softmax that holds `mass`, at least `rows`. `head` promises every row its `rows` best, forced
+            ones first, and spends `heads` on the head's largest log-softmax. `draft` keeps what is not below the
+            `heads`-th largest entry of the head's softmax, ties included.
+        limits: `rows`, `heads` and `mass` of that; `heads` counts from 1 to R C. `rescue` is for `draft`.
         block: entries of a row that are looked at together, a power of two from 32.
     """
     batch, heads, rows, columns = scores.shape
-    kind = METHODS[method]
+    kind = FORMS[form]
     pairs = batch * heads
     by_head = kind in (HEAD, DRAFT)
     device = scores.device
@@ -92,11 +68,11 @@ def select(
         row_kernel[(rows, pairs)](
             scores,
             forced_bytes,
-            needs if row_counts is None else row_counts,
+            needs if limits.rows is None else limits.rows,
             ranked,
             thresholds,
             needs,
-            top_p,
+            limits.mass,
             heads,
             rows,
             columns,
@@ -106,24 +82,23 @@ def select(
             **FUSED,
             num_warps=ROW_WARPS,
         )
-        if by_head:
-            thresholds, left = head_thresholds(ranked, head_counts, block)
+        if limits.heads is not None:
+            thresholds, left = head_thresholds(ranked, limits.heads, block)
             if kind == HEAD:
                 tie_kernel[(rows, pairs)](
                     ranked, thresholds, needs, rows, columns, BLOCK=block, **FUSED, num_warps=ROW_WARPS
                 )
                 needs = left[:, None] - (needs.cumsum(-1, dtype=torch.int32) - needs)
-        selected = _empty_selection((batch, heads, geometry.q_total, geometry.k_total), device)
+        shape = (batch, heads, geometry.q_total, geometry.k_total)
+        keep, selected = torch.empty(shape, dtype=torch.bool, device=device), _empty_selection(shape, device)
         emit_kernel[(geometry.q_total, pairs)](
             scores,
             ranked,
             forced_bytes,
             thresholds,
             needs,
-            selected.keep.view(torch.uint8),
-            selected.lists,
-            selected.counts,
-            selected.words,
+            keep.view(torch.uint8),
+            *selected,
             rows,
             columns,
             geometry.q_total,
@@ -131,12 +106,12 @@ def select(
             rows if by_head else 1,
             FORCE=kind == ROW,
             ALL_TIES=kind == DRAFT,
-            RESCUE=rescue,
+            RESCUE=limits.rescue,
             BLOCK=block,
             **FUSED,
             num_warps=ROW_WARPS,
         )
-    return selected
+    return keep, selected
 
 
 def head_thresholds(ranked: Tensor, head_counts: Tensor, block: int = ROW_BLOCK) -> tuple[Tensor, Tensor]:
@@ -174,22 +149,19 @@ def lists_of(keep: Tensor, block: int = ROW_BLOCK) -> Selected:
     with on_device(keep):
         list_kernel[(q_total, batch * heads)](
             keep.view(torch.uint8),
-            selected.lists,
-            selected.counts,
-            selected.words,
+            *selected,
             q_total,
             k_total,
             BLOCK=block,
             **FUSED,
             num_warps=ROW_WARPS,
         )
-    return replace(selected, keep=keep)
+    return selected
 
 
 def _empty_selection(shape: tuple[int, ...], device: torch.device) -> Selected:
     words = triton.cdiv(shape[3], WORD)
     return Selected(
-        torch.empty(shape, dtype=torch.bool, device=device),
         torch.empty(shape, dtype=torch.int32, device=device),
         torch.empty(shape[:3], dtype=torch.int32, device=device),
         torch.empty(*shape[:3], words, dtype=torch.int32, device=device),

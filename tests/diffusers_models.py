@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
     WanAnimateTransformer3DModel,
     WanTransformer3DModel,
     WanVACETransformer3DModel,
@@ -150,6 +151,7 @@ MODELS: dict[str, TinyModel] = {
         lambda batch: {**_wan_inputs(batch), "control_hidden_states": _latent(batch, 6, 2)},
         5,
     ),
+    "skyreels_v2": TinyModel(lambda: SkyReelsV2Transformer3DModel(**_wan()), _wan_inputs, 3),
     "wan_animate": TinyModel(_wan_animate, _wan_animate_inputs, 3),
     "hunyuan": TinyModel(_hunyuan, _hunyuan_inputs, 4, max(READ)),
     "hunyuan_i2v": TinyModel(lambda: _hunyuan(image_condition_type="token_replace"), _hunyuan_inputs, 4, max(READ)),

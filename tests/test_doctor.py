@@ -89,7 +89,7 @@ def test_refusals_and_exceptions_are_told_in_one_line_each(monkeypatch: pytest.M
         Backend("explosive", explode, serve_anything),
         Backend("torch", attend_rows, serve_anything),
         Backend("hidden truth", explode, serve_anything, automatic=False),
-        Backend("hidden compiler", explode, serve_anything, by_name_on=("cpu",)),
+        Backend("hidden compiler", explode, serve_anything, not_automatic_on=("cpu",)),
     )
     text = diagnosis.text()
     assert text.count("picky on cpu") == 1 and "will not run: it needs a GPU of 2030" in text

@@ -61,12 +61,19 @@ def main(argv: list[str] | None = None) -> int:
     work = {"kind": "model", "densities": wanted_densities(), "first": first_densities()}
     work |= {"backend": options.backend, "repeats": options.repeats}
     tasks = [Task(name, {**work, "model": name}, limit / len(options.models)) for name in options.models]
-    outcomes = run_in_turn(tasks, "cuda" if measured else "cpu", Deadline.after(options.minutes), _tell)
-    about = machine(measured)
-    results = collect(about, measured, list(zip(options.models, outcomes)))
-    part = set(options.models) != set(NAMES)
-    write_files(result_file(options.out, "e2e", about, measured, part=part), results, markdown(results))
-    return 0 if all(outcome.ok for outcome in outcomes) else 1
+    about, part = machine(measured), set(options.models) != set(NAMES)
+    path, outcomes = result_file(options.out, "e2e", about, measured, part=part), list[tuple[str, Outcome]]()
+
+    def keep(task: Task, outcome: Outcome) -> None:
+        _tell(task, outcome)
+        outcomes.append((task.name, outcome))
+        # Written as it goes: what a machine that is taken away has measured is not lost.
+        results = collect(about, measured, outcomes)
+        write_files(path, results, markdown(results))
+
+    run_in_turn(tasks, "cuda" if measured else "cpu", Deadline.after(options.minutes), keep)
+    print(markdown(collect(about, measured, outcomes)))
+    return 0 if all(outcome.ok for _, outcome in outcomes) else 1
 
 
 def collect(about: dict[str, Any], measured: bool, outcomes: list[tuple[str, Outcome]]) -> dict[str, Any]:

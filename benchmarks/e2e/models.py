@@ -1,4 +1,7 @@
-"""The models: diffusers' own classes in full size with random weights, and tiny ones of the same classes."""
+"""The models: diffusers' own classes in full size with random weights, and tiny ones of the same classes.
+
+Diffusers is imported when the first one is built: a machine without it can still say what would run.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import HunyuanVideo15Transformer3DModel, WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -40,6 +42,8 @@ class Model:
 
 
 def _wan(tiny: bool) -> Any:
+    from diffusers import WanTransformer3DModel
+
     if tiny:
         return WanTransformer3DModel(
             num_attention_heads=2, attention_head_dim=24, num_layers=2, ffn_dim=32, text_dim=16, freq_dim=32
@@ -56,6 +60,8 @@ def _wan_inputs(tiny: bool, device: torch.device, dtype: torch.dtype) -> dict[st
 
 
 def _hunyuan(tiny: bool) -> Any:
+    from diffusers import HunyuanVideo15Transformer3DModel
+
     if not tiny:
         return HunyuanVideo15Transformer3DModel(task_type="t2v")
     return HunyuanVideo15Transformer3DModel(

@@ -102,17 +102,30 @@ def main(argv: list[str] | None = None) -> int:
     check_rows = _checked(tasks, checked)
     if not measured:
         check_rows += [row for graph in graphs for row in graph_rows(*graph, torch.device(device))]
-    red, broken = judge(check_rows)
+    red, broken = judge(check_rows, named=frozenset(options.variants or ()))
     outcomes: list[tuple[str, Outcome]] = []
+    about = machine(measured)
+    named = list(zip((task.name for task in tasks), checked))
+    path = result_file(options.out, "kernels", about, measured, part=part)
+
+    def write() -> Results:
+        results = collect(about, measured, red, [*check_rows, *absent], outcomes, named, variants)
+        write_files(path, results.to_dict(), markdown(results))
+        return results
+
+    def keep(task: Task, outcome: Outcome) -> None:
+        _tell(task, outcome)
+        outcomes.append((task.name, outcome))
+        write()
+
+    # Written as it goes: what a machine that is taken away has measured is not lost.
+    results = write()
     if not red:
         wanted = [job for job in wanted if job.work.get("variant") not in broken]
         turn = [Task(job.name, job.work, job.limit if measured else CHECK_LIMITS["cpu"]) for job in wanted]
-        outcomes = list(zip((task.name for task in turn), run_in_turn(turn, device, deadline, _tell)))
-    about = machine(measured)
-    named = list(zip((task.name for task in tasks), checked))
-    results = collect(about, measured, red, [*check_rows, *absent], outcomes, named, variants)
-    path = result_file(options.out, "kernels", about, measured, part=part)
-    write_files(path, results.to_dict(), markdown(results))
+        run_in_turn(turn, device, deadline, keep)
+        results = write()
+    print(markdown(results))
     return 1 if results.red else 0
 
 
@@ -191,12 +204,16 @@ def _checked(tasks: list[Task], outcomes: list[Outcome]) -> list[Row]:
     return rows
 
 
-def judge(check_rows: list[Row]) -> tuple[list[str], set[str]]:
-    """What forbids any speed, and the opt-in variants that lose theirs."""
+def judge(check_rows: list[Row], named: frozenset[str] = frozenset()) -> tuple[list[str], set[str]]:
+    """What forbids any speed, and the opt-in variants that lose theirs.
+
+    Args:
+        named: variants that were asked for by name: what is wrong with them is an answer, not a footnote.
+    """
     red, broken = [], set()
     for row in check_rows:
         if row.kind == "check" and row.status in ("wrong", "failed"):
-            if VARIANTS[row.by].required:
+            if VARIANTS[row.by].required or row.by in named:
                 red.append(f"{row.what}: {row.note}")
             else:
                 broken.add(row.by)

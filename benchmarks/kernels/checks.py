@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.kernels.inputs import LIMITS, relative, structured
 from benchmarks.kernels.measure import after_failure
-from benchmarks.kernels.ours import make_call, shuffled
+from benchmarks.kernels.ours import inputs_of, make_call, shuffled
 from benchmarks.kernels.plan import Shape
 from benchmarks.kernels.row import Row
 from benchmarks.kernels.selections import difference
@@ -21,11 +21,12 @@ from benchmarks.kernels.variants import VARIANTS
 from draftattention.draftattn_core import Layout, Policy, TokenGrid
 from draftattention.draftattn_core.attention import attend
 from draftattention.draftattn_core.backends.reference import attend_reference
-from draftattention.draftattn_core.backends.request import AttendRequest, Listed
-from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.backends.triton import launch
 from draftattention.draftattn_core.geometry.layout import build_tables
 from draftattention.draftattn_core.method.draft import draft_logits
 from draftattention.draftattn_core.method.policy import TailName
+from draftattention.kernels.types import Selected
 
 
 @dataclass(frozen=True)
@@ -135,21 +136,21 @@ def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterato
         call = make_call((q, k, v), tables, policy, bias)
         truth = attend_reference(call.request)
         label = "with text" if with_text else "video alone"
-        draft, _, _ = door.prepare(q, k, v, tables, policy, copy=True)
+        draft, _, _ = launch.prepare(inputs_of((q, k, v), tables, policy), copy=True)
         scores = draft_logits(draft, tables, call.request.scale)
         selected = difference(scores, call.request.keep, tables, policy)
         yield Found(f"selection {label}", float(selected.wrong), 0.0, selected.note)
-        runs: dict[str, tuple[AttendRequest, Listed, tuple[Tensor, Tensor] | None]] = {
-            "attend": (call.request, call.listed, call.in_order),
-            "attend, lists shuffled": (call.request, shuffled(call.listed), call.in_order),
+        runs: dict[str, tuple[AttendRequest, Selected, tuple[Tensor, Tensor] | None]] = {
+            "attend": (call.request, call.selected, call.in_order),
+            "attend, lists shuffled": (call.request, shuffled(call.selected), call.in_order),
         }
         if variant.gathers:
-            runs["attend, K and V gathered"] = (call.request, call.listed, None)
+            runs["attend, K and V gathered"] = (call.request, call.selected, None)
         for name, arguments in runs.items():
             yield Found(f"{name}, {label}", relative(variant.attend(*arguments), truth), LIMITS[dtype])
         bare = replace(call.request, tail=None)
         if not policy.drops:
-            out = variant.attend(bare, call.listed, call.in_order)
+            out = variant.attend(bare, call.selected, call.in_order)
             yield Found(f"attend without tail, {label}", relative(out, attend_reference(bare)), LIMITS[dtype])
         # Runs the backend's own check on first use, and is refused with its reason where that fails.
         public = attend(q, k, v, layout, policy, backend=variant.backend, key_bias=bias)

@@ -13,7 +13,7 @@ from draftattention.draftattn_core import Policy
 from draftattention.draftattn_core.geometry.layout import LayoutTables, build_tables
 from draftattention.draftattn_core.method.draft import make_draft
 from draftattention.draftattn_core.method.selection import select_from_draft
-from draftattention.draftattn_core.method.tail.expand import Tail
+from draftattention.kernels.types import Tail
 
 QKV = tuple[Tensor, Tensor, Tensor]
 # Relative L2 between a kernel and its definition; rounding alone gives 2.3e-3 in bfloat16 and 2.8e-4 in float16,
@@ -86,7 +86,7 @@ def defined_rows(
             out[head] = logits.softmax(-1) @ values
             continue
         one = tail.of_batch(0, head)
-        pooled = queries @ one.k_mean.to(dtype).T * scale + one.log_count.to(dtype)
+        pooled = queries @ one.k_mean.to(dtype).T * scale + one.log_weight.to(dtype)
         pooled.masked_fill_(kept[head][:, : pooled.shape[1]], -torch.inf)
         weights = torch.cat([logits, pooled], 1).softmax(-1)
         exact, skipped = weights[:, : len(keys)], weights[:, len(keys) :]
@@ -154,7 +154,7 @@ def kept_blocks(shape: Shape, qkv: QKV, density: float) -> KeptBlocks:
     q, k, _ = qkv
     tables: LayoutTables = build_tables(shape.layout, q.device)
     policy, scale = Policy(density=density), shape.dim**-0.5
-    draft = make_draft(q, k, tables, spread=policy.spreads(shape.heads))
+    draft = make_draft(q, k, tables, spread=policy.of(shape.heads).spreads)
     ours = select_from_draft(draft, tables, policy, scale)
     keep = ours
     if shape.extra:

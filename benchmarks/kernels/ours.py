@@ -19,10 +19,13 @@ from benchmarks.kernels.timing import Clock
 from benchmarks.kernels.variants import Variant
 from draftattention.draftattn_core import Policy
 from draftattention.draftattn_core.attention import Attention
-from draftattention.draftattn_core.backends.request import AttendRequest, Listed
-from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.backends.triton import launch
 from draftattention.draftattn_core.geometry.layout import LayoutTables, build_tables
-from draftattention.draftattn_core.method.draft import Draft, draft_logits
+from draftattention.draftattn_core.method.draft import Draft, draft_logits, raw_logits
+from draftattention.draftattn_core.method.rules.call import RuleCall
+from draftattention.draftattn_core.method.selection import forced_blocks, ranking_of
+from draftattention.kernels.types import Selected
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class Call:
 
     Attributes:
         request: what `attend` is asked, with the tail; `bare` is the same without it.
-        listed: the selection as kernels walk it.
+        selected: the selection as kernels walk it.
         in_order: K and V in block order.
     """
 
     request: AttendRequest
-    listed: Listed
+    selected: Selected
     in_order: tuple[Tensor, Tensor]
 
     @property
@@ -57,23 +60,26 @@ def expected_of(request: AttendRequest, rows: Tensor) -> Tensor:
     return defined_rows((request.q, request.k, request.v), tokens, request.scale, kept, block_of_key, request.tail)
 
 
+def inputs_of(qkv: QKV, tables: LayoutTables, policy: Policy, key_bias: Tensor | None = None) -> RuleCall:
+    """A call as the core hands it to a backend."""
+    return RuleCall(*qkv, tables, policy, policy.of(qkv[0].shape[1]), qkv[0].shape[3] ** -0.5, key_bias)
+
+
 def make_call(qkv: QKV, tables: LayoutTables, policy: Policy, key_bias: Tensor | None = None) -> Call:
     """prepare and select, as the backend calls them, of all heads at once."""
-    q, k, v = qkv
-    scale = q.shape[3] ** -0.5
-    draft, tail, in_order = door.prepare(q, k, v, tables, policy, copy=True)
-    selected = door.select(draft, tables, policy, scale)
+    inputs = inputs_of(qkv, tables, policy, key_bias)
+    draft, tail, in_order = launch.prepare(inputs, copy=True)
+    keep, selected = select_scores(raw_logits(draft, tables, inputs.scale), tables, policy)
     assert in_order is not None
-    request = AttendRequest(q, k, v, tables, selected.keep, tail, key_bias, scale)
-    return Call(request, door.listed(selected), in_order)
+    return Call(AttendRequest.of(inputs, keep, tail), selected, in_order)
 
 
-def shuffled(listed: Listed) -> Listed:
+def shuffled(selected: Selected) -> Selected:
     """The same lists in random order."""
-    lists = listed.lists
+    lists = selected.lists
     columns = torch.arange(lists.shape[-1], device=lists.device)
-    key = torch.rand(lists.shape, device=lists.device).masked_fill_(columns >= listed.counts[..., None], 2.0)
-    return listed._replace(lists=lists.gather(-1, key.argsort(-1)))
+    key = torch.rand(lists.shape, device=lists.device).masked_fill_(columns >= selected.counts[..., None], 2.0)
+    return selected._replace(lists=lists.gather(-1, key.argsort(-1)))
 
 
 def our_rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock) -> Iterator[Row]:
@@ -105,10 +111,10 @@ def _rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock
         return relative(of(out), dense)
 
     def whole(policy: Policy = policy) -> Tensor:
-        return variant.run(*qkv, tables, policy, None, scale)[0]
+        return variant.run(inputs_of(qkv, tables, policy))[0]
 
     # What the backend does with its heads in groups is judged by the request it says this amounts to.
-    _, asked = variant.run(*qkv, tables, policy, None, scale)
+    _, asked = variant.run(inputs_of(qkv, tables, policy))
     executed, asked_truth = executed_of(asked), expected_of(asked, rows)
     del asked
     call = make_call(qkv, tables, policy)
@@ -127,12 +133,12 @@ def _rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock
             poisons=q,
         )
 
-    def attend(request: AttendRequest, listed: Listed | None = None, gathered: bool = False) -> Tensor:
-        return variant.attend(request, listed or call.listed, None if gathered else call.in_order)
+    def attend(request: AttendRequest, selected: Selected | None = None, gathered: bool = False) -> Tensor:
+        return variant.attend(request, selected or call.selected, None if gathered else call.in_order)
 
     def in_random_order() -> Iterator[Row]:
-        listed = shuffled(call.listed)
-        yield measure(names.SHUFFLED, lambda: attend(call.bare, listed), bare_truth)
+        selected = shuffled(call.selected)
+        yield measure(names.SHUFFLED, lambda: attend(call.bare, selected), bare_truth)
 
     yield measure(names.WHOLE, whole, asked_truth)
     yield measure(names.ATTEND, lambda: attend(call.bare), bare_truth)
@@ -162,20 +168,19 @@ def _tail_row(row: Row, run: Callable[[], Tensor], error: Callable[[Tensor], flo
 
 def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock: Clock) -> Iterator[Row]:
     """prepare, prepare without a tail, and select. What prepare makes is compared where whole calls are."""
-    q, k, v = qkv
-    scale = q.shape[3] ** -0.5
-    none = replace(policy, tail="none")
-    draft, _, _ = door.prepare(q, k, v, tables, policy, copy=True)
+    call = inputs_of(qkv, tables, policy)
+    bare = inputs_of(qkv, tables, replace(policy, tail="none"))
+    draft, _, _ = launch.prepare(call, copy=True)
     parts: dict[str, Callable[[], object]] = {
-        names.PREPARE: lambda: door.prepare(q, k, v, tables, policy, copy=True),
-        names.SELECT: lambda: door.select(draft, tables, policy, scale),
-        names.PREPARE_BARE: lambda: door.prepare(q, k, v, tables, none, copy=True),
+        names.PREPARE: lambda: launch.prepare(call, copy=True),
+        names.SELECT: lambda: select_scores(raw_logits(draft, tables, call.scale), tables, policy),
+        names.PREPARE_BARE: lambda: launch.prepare(bare, copy=True),
     }
     for what, run in parts.items():
         try:
             row = replace(blank, what=what)
             if what == names.SELECT:
-                found = selection_difference(draft.of_heads(slice(0, 4)), tables, policy, scale)
+                found = selection_difference(draft.of_heads(slice(0, 4)), tables, policy, call.scale)
                 row = replace(row, note=found.note and f"of four heads, {found.note}")
                 if found.wrong:
                     said = f"{found.wrong} block pairs of four heads are not those of the definition"
@@ -189,7 +194,16 @@ def part_rows(blank: Row, qkv: QKV, tables: LayoutTables, policy: Policy, clock:
 def selection_difference(draft: Draft, tables: LayoutTables, policy: Policy, scale: float) -> Difference:
     """How the kernels' selection differs from the definition on the same scores."""
     scores = draft_logits(draft, tables, scale)
-    return difference(scores, door.select_scores(scores, tables, policy).keep, tables, policy)
+    return difference(scores, select_scores(scores, tables, policy)[0], tables, policy)
+
+
+def select_scores(scores: Tensor, tables: LayoutTables, policy: Policy) -> tuple[Tensor, Selected]:
+    """The kernels' selection, as the backend asks for it."""
+    from draftattention.kernels.select import select
+
+    ranking = ranking_of(policy)
+    limits = ranking.limits(tables, policy, policy.of(scores.shape[1]).densities)
+    return select(scores, forced_blocks(tables, policy), tables.geometry, ranking.form, limits)
 
 
 def coarse_row(
@@ -213,7 +227,7 @@ def coarse_row(
         return after_failure(row, failure, clock)
     return measured(
         replace(row, executed=executed, flops=shape.flops * executed),
-        lambda: variant.attend(call.bare, call.listed, call.in_order),
+        lambda: variant.attend(call.bare, call.selected, call.in_order),
         clock,
         off=lambda out: relative(out[0][:, tables.perm[rows]], expected),
         limit=FULL_SIZE_LIMITS[qkv[0].dtype],

@@ -101,12 +101,13 @@ def result_file(out: Path, kind: str, machine: dict[str, Any], measured: bool, *
 
 
 def write_files(path: Path, results: dict[str, Any], page: str) -> None:
-    """Write results and their page, and print the page."""
+    """Write results and their page; each file is whole at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = json.dumps(results, indent=2, allow_nan=False)
-    path.with_name(f"{path.name}.json").write_text(written + "\n", encoding="utf-8")
-    path.with_name(f"{path.name}.md").write_text(page, encoding="utf-8")
-    print(page)
+    for ending, text in (("json", written + "\n"), ("md", page)):
+        partial = path.with_name(f"{path.name}.{ending}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path.with_name(f"{path.name}.{ending}"))
 
 
 def markdown(results: Results) -> str:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from draftattention.draftattn_core.backends.request import AttendRequest, Listed
-from draftattention.draftattn_core.backends.triton.hopper import attend_listed, run_hopper, unfit
-from draftattention.draftattn_core.backends.triton.op import call_op
-from draftattention.draftattn_core.backends.triton.pointer import run_triton
+from draftattention.draftattn_core.backends.request import AttendRequest, new_output
+from draftattention.draftattn_core.backends.triton.backend import TritonBackend
+from draftattention.draftattn_core.backends.triton.hopper import HOPPER, lacking
+from draftattention.draftattn_core.backends.triton.pointer import POINTER
+from draftattention.draftattn_core.method.rules.call import RuleCall
+from draftattention.kernels.types import AttendInputs, Selected
 
-Attend = Callable[[AttendRequest, Listed, "tuple[Tensor, Tensor] | None"], Tensor]
+Attend = Callable[[AttendRequest, Selected, "tuple[Tensor, Tensor] | None"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,31 @@ class Variant:
 
     name: str
     backend: str
-    run: Callable[..., tuple[Tensor, AttendRequest]]
+    run: Callable[[RuleCall], tuple[Tensor, AttendRequest]]
     attend: Attend
     refuses: Callable[[torch.device, int], str | None]
     required: bool = True
     gathers: bool = True
 
 
-def _pointer(request: AttendRequest, listed: Listed, in_order: tuple[Tensor, Tensor] | None) -> Tensor:
-    return call_op(request, listed=listed, in_order=in_order)
+def _attend_of(backend: TritonBackend) -> Attend:
+    """The backend's `attend` by itself."""
+
+    def attend(request: AttendRequest, selected: Selected, in_order: tuple[Tensor, Tensor] | None) -> Tensor:
+        out, tail = new_output(request.q), request.tail
+        tail = None if tail is None else tail.to(request.q.dtype)
+        k, v = in_order or (request.k, request.v)
+        rest = request.tables.geometry, selected, tail, request.key_bias, request.scale
+        backend.launch(AttendInputs(request.q, k, v, *rest, in_order is not None), out)
+        return out
+
+    return attend
 
 
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("pointer", "triton", run_triton, _pointer, lambda device, dim: None),
-        Variant("hopper", "triton_hopper", run_hopper, attend_listed, unfit, required=False, gathers=False),
+        Variant("pointer", POINTER.name, POINTER.run, _attend_of(POINTER), lambda device, dim: None),
+        Variant("hopper", HOPPER.name, HOPPER.run, _attend_of(HOPPER), lacking, required=False, gathers=False),
     )
 }

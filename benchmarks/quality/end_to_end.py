@@ -20,7 +20,8 @@ from benchmarks.quality.selection import Source, choose, probed_tails
 from demo.latent import latent_to_rgb
 from demo.sample import sample
 from draftattention.draftattn_core import TableCache, TokenGrid
-from draftattention.draftattn_core.backends.registry import Problem, choose_backend
+from draftattention.draftattn_core.backends.call_kind import CallKind
+from draftattention.draftattn_core.backends.registry import choose_backend
 from draftattention.draftattn_core.run.probe import HeadTails
 from draftattention.draftattn_core.views.metrics import flicker, psnr, ssim
 
@@ -88,7 +89,7 @@ class SparseRun:
             if self.row.kind == "peer_topk":
                 return peer_itself(sol_attn, q, k, v, ratio=chosen.parameter)
             return peer_itself(sol_attn, q, k, v, tau=chosen.parameter)
-        problem = Problem(q.device, q.dtype, q.shape[-1], source.tables.layout.q_block, source.tables.layout.k_block)
+        problem = CallKind(q.device, q.dtype, q.shape[-1], source.tables.layout.q_block, source.tables.layout.k_block)
         return choose_backend("auto", problem).attend(source.request(chosen))
 
 

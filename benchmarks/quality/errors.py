@@ -75,7 +75,7 @@ class SampledRows:
         tail = self.source.tail(chosen.tails.names, chosen.tails.gains)
         if tail is None:
             return SplitRows((above / below)[None], torch.zeros_like(above)[None], torch.zeros_like(below)[None])
-        pooled = torch.matmul(self.q, tail.k_mean[0].transpose(-1, -2)) + tail.log_count[:, None, :]
+        pooled = torch.matmul(self.q, tail.k_mean[0].transpose(-1, -2)) + tail.log_weight[:, None, :]
         if chosen.shared_tail:
             pooled = pooled + self._shared(tail.k_mean[0])
         skipped = (pooled - self.peak).exp() * (1 - kept)

@@ -16,8 +16,9 @@ from draftattention.draftattn_core.geometry.layout import LayoutTables, build_ta
 from draftattention.draftattn_core.method.draft import Draft, draft_logits, make_draft
 from draftattention.draftattn_core.method.policy import TailName
 from draftattention.draftattn_core.method.selection import select_blocks
-from draftattention.draftattn_core.method.tail.expand import Tail, make_tail
+from draftattention.draftattn_core.method.tail.expand import make_tail
 from draftattention.draftattn_core.run.probe import HeadTails, probe_tails
+from draftattention.kernels.types import Tail
 
 # tau beyond which comfy-kitchen's threshold keeps the neighbours only, for every call seen
 _TAU_RANGE = 8.0
@@ -54,7 +55,7 @@ class Source:
         tail = self._tails[names]
         if tail is None or not any(gains):
             return tail
-        return replace(tail, log_count=tail.log_count + torch.tensor(gains, device=tail.log_count.device)[:, None])
+        return replace(tail, log_weight=tail.log_weight + torch.tensor(gains, device=tail.log_weight.device)[:, None])
 
     def block_mass(self) -> Tensor:
         """Exact softmax mass of every block pair, mean over the query block's rows: (B, H, q blocks, k blocks)."""

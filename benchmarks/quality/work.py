@@ -14,7 +14,7 @@ from torch import Tensor
 
 from draftattention.draftattn_core.geometry.layout import LayoutTables
 from draftattention.draftattn_core.method.policy import TailName
-from draftattention.draftattn_core.method.tail.expand import tail_key_equivalents
+from draftattention.draftattn_core.method.tail.formula import tail_key_equivalents
 
 TOLERANCE = 1e-3
 

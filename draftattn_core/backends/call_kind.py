@@ -1,4 +1,4 @@
-"""Problems: the part of a call that decides which backend can serve it, and which binaries of its kernels it takes."""
+"""The kind of a call: what decides which backend can serve it, and which binaries of its kernels it takes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from ..method.policy import TAILS, Method, Policy, TailName
+from ..method.rules import rule_of
+
+GIVEN = "given"
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Variant:
     """What decides which binaries a call takes, beside device, type and sizes.
 
     Attributes:
-        method: of the selection.
+        method: of the selection; `GIVEN` where the core selects and kernels walk lists of the result.
         tail: of all heads.
         biased: whether extra tokens have a key bias.
     """
@@ -34,11 +37,12 @@ def variants_of(policy: Policy, biased: bool) -> tuple[Variant, ...]:
     Heads with different tails share the binaries of the dearest of them.
     """
     tails = policy.tail if isinstance(policy.tail, tuple) else (policy.tail,)
-    return tuple(Variant(policy.method, tail, biased) for tail in sorted(set(tails), key=TAILS.index))
+    method = policy.method if rule_of(policy.method).ranking is not None else GIVEN
+    return tuple(Variant(method, tail, biased) for tail in sorted(set(tails), key=TAILS.index))
 
 
 @dataclass(frozen=True)
-class Problem:
+class CallKind:
     """What a backend is asked whether it can serve.
 
     Attributes:
@@ -53,10 +57,10 @@ class Problem:
     variants: tuple[Variant, ...] = (Variant(biased=True),)
 
     @classmethod
-    def of(cls, q: Tensor, q_block: int, k_block: int, policy: Policy, *, biased: bool) -> Problem:
+    def of(cls, q: Tensor, q_block: int, k_block: int, policy: Policy, *, biased: bool) -> CallKind:
         """That of a call with queries q (B, H, L, D)."""
         return cls(q.device, q.dtype, q.shape[3], q_block, k_block, variants_of(policy, biased))
 
-    def with_tail(self, tail: TailName) -> Problem:
+    def with_tail(self, tail: TailName) -> CallKind:
         """The same with one tail for all heads."""
         return replace(self, variants=(replace(self.variants[0], tail=tail),))

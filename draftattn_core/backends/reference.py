@@ -29,7 +29,7 @@ def attend_reference(request: AttendRequest, dtype: torch.dtype = torch.float64)
 
     video = tables.k.video
     pooled = request.scale * torch.matmul(q, tail.k_mean.to(dtype).transpose(-1, -2))
-    pooled = pooled + tail.log_count.to(dtype)[None, :, None, :]
+    pooled = pooled + tail.log_weight.to(dtype)[None, :, None, :]
     pooled = pooled.masked_fill(request.keep[:, :, q_block, :video], -torch.inf)
     weights = torch.cat([logits, pooled], dim=-1).softmax(-1)
     exact, skipped = weights[..., : logits.shape[-1]], weights[..., logits.shape[-1] :]

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from ..method.policy import TailName
-from .call_kind import Problem as Problem
+from ..method.rules.call import RuleCall
+from .call_kind import CallKind
 from .flex.attend import attend_flex, flex_refuses
 from .reference import attend_reference
 from .request import AttendRequest
 from .torch_chunks import attend_chunks
 from .torch_rows import attend_rows
-from .triton.hopper import attend_hopper, hopper_refuses, run_hopper, warm_up_hopper
-from .triton.pointer import attend_triton, run_triton, triton_refuses, warm_up_triton
+from .triton.backend import TritonBackend
+from .triton.hopper import HOPPER
+from .triton.pointer import POINTER
 
 
 class NoBackendError(ValueError):
@@ -30,30 +32,31 @@ class Backend:
     Attributes:
         name: what users write.
         attend: computes the request.
-        refuses: why it cannot serve a problem, in words a user can act on; None if it can.
+        refuses: why it cannot serve a kind of call, in words a user can act on; None if it can.
         automatic: whether `auto` may pick it.
-        by_name_on: device types where it serves only those who ask for it by name.
-        run: computes a whole call from q, k, v, tables, policy, key bias and scale, draft, selection and tail included,
-            and returns the output and the request it amounts to; None for backends that leave those to the core.
-        warm_up: compiles and checks what a run needs beforehand, given its problem, further tails its heads may take
-            and what to tell the user with; None where nothing is compiled or it cannot be done ahead.
+        not_automatic_on: device types where it serves only those who ask for it by name.
+        run: computes a whole call, draft, tail and (unless the core hands it one) selection included, and returns the
+            output and the request it amounts to; None for backends that leave those to the core.
+        warm_up: compiles and checks what a run needs beforehand, given the kind of its calls, further tails that heads
+            may take and a function that is called with a message meanwhile; None where nothing is compiled or it
+            cannot be done ahead.
     """
 
     name: str
     attend: Callable[[AttendRequest], Tensor]
-    refuses: Callable[[Problem], str | None]
+    refuses: Callable[[CallKind], str | None]
     automatic: bool = True
-    by_name_on: tuple[str, ...] = ()
-    run: Callable[..., tuple[Tensor, AttendRequest]] | None = None
-    warm_up: Callable[[Problem, Sequence[TailName], Callable[[str], None]], None] | None = None
+    not_automatic_on: tuple[str, ...] = ()
+    run: Callable[[RuleCall, Tensor | None], tuple[Tensor, AttendRequest]] | None = None
+    warm_up: Callable[[CallKind, Sequence[TailName], Callable[[str], None]], None] | None = None
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _needs_float(problem: Problem) -> str | None:
-    if problem.dtype not in _FLOATS:
-        return f"{problem.dtype} is not a floating-point type it knows"
+def _needs_float(kind: CallKind) -> str | None:
+    if kind.dtype not in _FLOATS:
+        return f"{kind.dtype} is not a floating-point type it knows"
     return None
 
 
@@ -62,17 +65,20 @@ def attend_torch(request: AttendRequest) -> Tensor:
     return attend_rows(request) if request.q.device.type == "cpu" else attend_chunks(request)
 
 
+def _by_kernels(kernels: TritonBackend, *, automatic: bool = True, not_automatic_on: tuple[str, ...] = ()) -> Backend:
+    whole = kernels.run, kernels.warm_up
+    return Backend(kernels.name, kernels.attend, kernels.refuses, automatic, not_automatic_on, *whole)
+
+
 def backends() -> tuple[Backend, ...]:
     """All backends, best first."""
     return (
         # On the CPU only where Triton interprets its kernels, which is for tests.
-        Backend("triton", attend_triton, triton_refuses, by_name_on=("cpu",), run=run_triton, warm_up=warm_up_triton),
+        _by_kernels(POINTER, not_automatic_on=("cpu",)),
         # Has not yet run on a GPU.
-        Backend(
-            "triton_hopper", attend_hopper, hopper_refuses, automatic=False, run=run_hopper, warm_up=warm_up_hopper
-        ),
+        _by_kernels(HOPPER, automatic=False),
         # On the CPU it compiles for longer than most runs would gain from it.
-        Backend("flex", attend_flex, flex_refuses, by_name_on=("cpu",)),
+        Backend("flex", attend_flex, flex_refuses, not_automatic_on=("cpu",)),
         Backend("torch", attend_torch, _needs_float),
         Backend("reference", attend_reference, _needs_float, automatic=False),
     )
@@ -82,26 +88,26 @@ def backend_names() -> tuple[str, ...]:
     return ("auto", *(backend.name for backend in backends()))
 
 
-def choose_backend(name: str, problem: Problem) -> Backend:
-    """The backend called `name`, or for `auto` the first one that serves `problem`.
+def choose_backend(name: str, kind: CallKind) -> Backend:
+    """The backend called `name`, or for `auto` the first one that serves `kind`.
 
     Raises:
         ValueError: if the name is unknown.
-        NoBackendError: if the named backend, or every automatic one, refuses the problem; the message says why.
+        NoBackendError: if the named backend, or every automatic one, refuses the kind; the message says why.
     """
     known = backends()
     if name != "auto":
         for backend in known:
             if backend.name == name:
-                reason = backend.refuses(problem)
+                reason = backend.refuses(kind)
                 if reason is not None:
                     raise NoBackendError(f"backend {name!r} cannot serve this call: {reason}; use backend 'auto'")
                 return backend
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(backend_names())}")
     reasons = []
     for backend in known:
-        if _considers(backend, problem):
-            reason = backend.refuses(problem)
+        if _considers(backend, kind):
+            reason = backend.refuses(kind)
             if reason is None:
                 return backend
             reasons.append(f"{backend.name}: {reason}")
@@ -110,7 +116,7 @@ def choose_backend(name: str, problem: Problem) -> Backend:
 
 def prepare_backend(
     name: str,
-    problem: Problem,
+    kind: CallKind,
     tails: Sequence[TailName] = (),
     *,
     report: Callable[[str], None] = lambda message: None,
@@ -119,33 +125,33 @@ def prepare_backend(
 
     Args:
         name: of the backend the calls will ask for, or "auto".
-        problem: of the run as its policy asks for it.
+        kind: of the run as its policy asks for it.
         tails: what heads may take beside the policy's own.
-        report: told in words what is being compiled, before it is.
+        report: called with a message before anything is compiled.
     """
     for backend in backends():
-        if not (_considers(backend, problem) if name == "auto" else backend.name == name):
+        if not (_considers(backend, kind) if name == "auto" else backend.name == name):
             continue
         if backend.warm_up is not None:
-            backend.warm_up(problem, tails, report)
-        if name != "auto" or backend.refuses(problem) is None:
+            backend.warm_up(kind, tails, report)
+        if name != "auto" or backend.refuses(kind) is None:
             return
 
 
-def tails_served(name: str, problem: Problem, tails: Sequence[TailName]) -> tuple[TailName, ...]:
-    """Those of `tails` that the backend called `name` can give to the heads of a problem."""
+def tails_served(name: str, kind: CallKind, tails: Sequence[TailName]) -> tuple[TailName, ...]:
+    """Those of `tails` that the backend called `name` can give to the heads of a kind."""
     backend = next(backend for backend in backends() if backend.name == name)
-    return tuple(tail for tail in tails if backend.refuses(problem.with_tail(tail)) is None)
+    return tuple(tail for tail in tails if backend.refuses(kind.with_tail(tail)) is None)
 
 
-def passed_over(taken: str, problem: Problem) -> str | None:
+def passed_over(taken: str, kind: CallKind) -> str | None:
     """Why `auto` did not take the first backend it considers on a GPU but `taken`; None if it did."""
-    best = next(backend for backend in backends() if _considers(backend, problem))
-    if problem.device.type != "cuda" or best.name == taken:
+    best = next(backend for backend in backends() if _considers(backend, kind))
+    if kind.device.type != "cuda" or best.name == taken:
         return None
-    return f"backend {taken} serves this run, not the faster {best.name}: {best.refuses(problem)}"
+    return f"backend {taken} serves this run, not the faster {best.name}: {best.refuses(kind)}"
 
 
-def _considers(backend: Backend, problem: Problem) -> bool:
-    """Whether `auto` may take a backend where the problem is."""
-    return backend.automatic and problem.device.type not in backend.by_name_on
+def _considers(backend: Backend, kind: CallKind) -> bool:
+    """Whether `auto` may take a backend where the kind is."""
+    return backend.automatic and kind.device.type not in backend.not_automatic_on

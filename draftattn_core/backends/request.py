@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...kernels.types import Tail
 from ..geometry.layout import LayoutTables
-from ..method.tail.expand import Tail
+from ..method.rules.call import RuleCall
+
+# Before torch 2.5 there was CUDA's alone.
+OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 class BackendFailure(RuntimeError):
     """A backend that accepted a call turned out to be unable to compute it; it refuses such calls from now on."""
-
-
-class Listed(NamedTuple):
-    """A selection as kernels walk it, contiguous.
-
-    Attributes:
-        lists: (B, H, q blocks, k blocks) int32, ascending key blocks of each query block.
-        counts: (B, H, q blocks) int32, how many entries of each list are meant.
-        words: (B, H, q blocks, ceil(k blocks / 32)) int32, the map as bits, lowest first.
-    """
-
-    lists: Tensor
-    counts: Tensor
-    words: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +24,8 @@ class AttendRequest:
     """Attention over kept block pairs, with a tail for the skipped ones.
 
     Attributes:
-        q, k, v: (B, H, L, D) in the host's token order, any strides.
+        q, k, v: (B, H, L, D) in the host's token order, any strides; where heads have a token order of their own
+            (`rules.call.HeadOrder`), in that.
         tables: index tables of the layout, on the device of q.
         keep: (B, H, q blocks, k blocks) bool, extra-token blocks included; extra blocks are always kept.
         tail: expansion of the video key blocks, or None to leave skipped blocks out.
@@ -53,6 +43,11 @@ class AttendRequest:
     key_bias: Tensor | None
     scale: float
     counts: Tensor | None = None
+
+    @classmethod
+    def of(cls, call: RuleCall, keep: Tensor, tail: Tail | None, counts: Tensor | None = None) -> AttendRequest:
+        """What a call amounts to once its pairs are chosen."""
+        return cls(call.q, call.k, call.v, call.tables, keep, tail, call.key_bias, call.scale, counts)
 
 
 def new_output(q: Tensor) -> Tensor:

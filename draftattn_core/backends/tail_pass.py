@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...kernels.types import Tail
 from ..geometry.blocks import statistics_dtype
-from ..method.tail.expand import Tail
+from ..method.tail.formula import add_skipped, skipped_logits
 from .request import AttendRequest
 
 SCRATCH_BYTES = 64 << 20
@@ -43,24 +44,12 @@ def merge_tail(out: Tensor, lse: Tensor, queries: Tensor, request: AttendRequest
 
 def _merged(out: Tensor, lse: Tensor, scaled: Tensor, keep: Tensor, tail: Tail) -> Tensor:
     """Rows (h, r, q block, D) with the tail in; `scaled` queries, `keep` (h, r, g), per-head tail tables."""
-
-    def per_head(x: Tensor) -> Tensor:
-        """(h, a, b) -> (h, 1, a, b), to multiply with every block of rows."""
-        return x.unsqueeze(1)
-
-    scores = torch.matmul(scaled, per_head(tail.k_mean.transpose(-1, -2)))
-    scores.add_(tail.log_count[:, None, None, :]).masked_fill_(keep.unsqueeze(2), -torch.inf)
+    queries = scaled.flatten(1, 2)
+    scores = skipped_logits(queries, tail).view(*scaled.shape[:3], -1).masked_fill_(keep.unsqueeze(2), -torch.inf)
     # One of the two is finite: a row keeps something or its tail holds everything it skipped.
     highest = torch.maximum(scores.amax(-1), lse).unsqueeze(-1)
     weights = scores.sub_(highest).exp_()
-    mass = weights.sum(-1, keepdim=True)
     exact = (lse.unsqueeze(-1) - highest).exp_()
     merged = torch.where(exact > 0, exact * out, torch.zeros_like(out))
-    merged += torch.matmul(weights, per_head(tail.v_mean))
-    if tail.cov is not None:
-        merged += mass * torch.matmul(scaled, per_head(tail.cov))
-    if tail.u is not None and tail.w is not None:
-        for rank in range(tail.ranks):
-            along = torch.matmul(scaled, per_head(tail.u[:, :, rank].transpose(-1, -2)))
-            merged += torch.matmul(weights * along, per_head(tail.w[:, :, rank]))
-    return merged / (exact + mass)
+    mass = add_skipped(merged.view_as(queries), weights.flatten(1, 2), queries, tail)
+    return merged / (exact + mass.view_as(exact))

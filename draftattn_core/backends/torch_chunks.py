@@ -1,6 +1,6 @@
 """Accelerators without a kernel of ours: many query blocks per batched product, gathered keys, bounded scratch.
 
-A loop over single query blocks (rows.py) would spend its time launching kernels here. Per head, query blocks are
+A loop over single query blocks (torch_rows.py) would spend its time launching kernels here. Per head, query blocks are
 sorted by how many key blocks they keep and taken in groups of similar length, each padded to its longest; a group's
 scratch stays within `SCRATCH_BYTES` (a single query block that needs more is a group of its own).
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...kernels.types import Tail
 from ..geometry.blocks import statistics_dtype
-from ..method.tail.expand import Tail
+from ..method.tail.formula import add_skipped, skipped_logits
 from .request import AttendRequest, new_output
 from .slots import key_slot_bias, query_slots, slot_tokens
 
@@ -116,27 +117,20 @@ def _attend_group(
     product = _half_product if half else torch.bmm
     scores = product(queries, keys.transpose(1, 2)).mul_(scale).add_(bias.unsqueeze(1))
     if skipped is None:
-        # Every row keeps something (selection.py), so no maximum is -inf.
+        # Every row keeps something (method/selection.py), so no maximum is -inf.
         highest = scores.amax(-1, keepdim=True)
         scores.sub_(highest).exp_()
         return product(scores.to(values.dtype), values) / scores.sum(-1, keepdim=True)
 
     tail, keeps = skipped
-    scaled = queries.to(bias.dtype) * scale
-    pooled = torch.matmul(scaled, tail.k_mean.t()).add_(tail.log_count)
+    scaled = (queries.to(bias.dtype) * scale).flatten(0, 1)
+    pooled = skipped_logits(scaled, tail).view(*queries.shape[:2], -1)
     pooled.masked_fill_(keeps.unsqueeze(1), -torch.inf)
     highest = pooled.amax(-1, keepdim=True)
     if scores.shape[-1]:
         highest = torch.maximum(highest, scores.amax(-1, keepdim=True))
     pooled.sub_(highest).exp_()
     scores.sub_(highest).exp_()
-    mass = pooled.sum(-1, keepdim=True)
     out = product(scores.to(values.dtype), values)
-    out += torch.matmul(pooled, tail.v_mean)
-    if tail.cov is not None:
-        out += mass * torch.matmul(scaled, tail.cov)
-    if tail.u is not None and tail.w is not None:
-        for rank in range(tail.ranks):
-            along = torch.matmul(scaled, tail.u[:, rank].t())
-            out += torch.matmul(pooled * along, tail.w[:, rank])
-    return out / (mass + scores.sum(-1, keepdim=True))
+    mass = add_skipped(out.view_as(scaled), pooled.flatten(0, 1), scaled, tail)
+    return out / (mass.view_as(highest) + scores.sum(-1, keepdim=True))

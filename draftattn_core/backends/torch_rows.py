@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...kernels.types import Tail
 from ..geometry.blocks import statistics_dtype
 from ..geometry.layout import BlockTable
-from ..method.tail.expand import Tail
+from ..method.tail.formula import add_linear_terms
 from .request import AttendRequest, new_output
 
 
@@ -142,7 +143,7 @@ def _tail_of(request: AttendRequest, batch: int, head: int) -> Tail | None:
     if request.tail is None:
         return None
     tail = request.tail.of_batch(batch, head)
-    if tail.log_count[0] == -torch.inf:
+    if tail.log_weight[0] == -torch.inf:
         return None
     if tail.u is not None and not tail.u.any():
         tail = replace(tail, u=None, w=None)
@@ -187,15 +188,11 @@ def _attend_row(
     if len(biased):
         scores[:, columns - len(biased) * size :] += slots[biased].view(-1)
     if tail is not None:
-        scores[:, :pooled] += tail.log_count
+        scores[:, :pooled] += tail.log_weight
         scores[:, :pooled].index_fill_(1, kept[kept < pooled], -torch.inf)
     torch.softmax(scores, 1, out=weights)
     result = torch.mm(weights, buffers.kept_values[:columns])
     if tail is not None and tail.cov is not None:
         skipped = weights[:, :pooled]
-        result.addcmul_(skipped.sum(1, keepdim=True), torch.mm(queries, tail.cov))
-        if tail.u is not None and tail.w is not None:
-            for rank in range(tail.ranks):
-                along = torch.mm(queries, tail.u[:, rank].t())
-                result.addmm_(skipped * along, tail.w[:, rank])
+        add_linear_terms(result, skipped, skipped.sum(1, keepdim=True), queries, tail)
     return result

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..attention import attend
-from ..backends.call_kind import Problem, Variant
+from ..backends.call_kind import CallKind, Variant
 from ..backends.registry import Backend, backends
 from ..backends.request import AttendRequest
 from ..geometry.grid import TokenGrid
@@ -137,7 +137,7 @@ def check_backend(backend: Backend, device: torch.device, dtype: torch.dtype, he
     start = time.perf_counter()
     layout = Layout(CHECK_GRID, *CHECK_EXTRA)
     variants = (Variant(tail=CHECK_TAIL),)
-    problem = Problem(device, dtype, head_dim, layout.q_block, layout.k_block, variants)
+    problem = CallKind(device, dtype, head_dim, layout.q_block, layout.k_block, variants)
     try:
         refusal = backend.refuses(problem)
     except Exception as problem_found:
@@ -182,7 +182,7 @@ def diagnose(devices: Sequence[str] | None = None) -> Diagnosis:
     for name in names:
         device = torch.device(name)
         for backend in backends():
-            if not backend.automatic or device.type in backend.by_name_on:
+            if not backend.automatic or device.type in backend.not_automatic_on:
                 continue
             found = [check_backend(backend, device, dtype) for dtype in _dtypes(device)]
             # One refusal for all dtypes is one line.

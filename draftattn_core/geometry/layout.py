@@ -11,10 +11,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ...kernels.types import Geometry
 from .device_cache import DeviceCache
 from .grid import TokenGrid
 from .order import ORDERS, Tile, make_order
@@ -145,6 +147,14 @@ class LayoutTables:
     first_frame: Tensor
     last_frame: Tensor
     constants: DeviceCache = field(default_factory=lambda: DeviceCache(_CONSTANT_BYTES), init=False, compare=False)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """The same in numbers, as kernels take it."""
+        layout = self.layout
+        # Kernels walk the order without strides.
+        perm = self.perm.contiguous()
+        return Geometry(layout.tokens, layout.grid.tokens, layout.q_block, layout.k_block, perm)
 
     def constant(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of `key`, from `make` where no call has made it yet; to be read only."""

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-Method = Literal["head", "row", "top_p", "draft"]
+from .rules.table import RULES, check_rule
+
+Method = str
 TailName = Literal["none", "mean", "linear0", "linear1", "linear2"]
 
-METHODS: tuple[Method, ...] = ("head", "row", "top_p", "draft")
+METHODS: tuple[Method, ...] = tuple(RULES)
 TAILS: tuple[TailName, ...] = ("none", "mean", "linear0", "linear1", "linear2")
 
 Density = float | tuple[float, ...]
@@ -28,15 +30,40 @@ def check_density(density: Density) -> None:
 
 
 @dataclass(frozen=True)
+class HeadValues:
+    """What a policy says to each head of a call, or of a part of it.
+
+    Attributes:
+        densities, tails, gains: one per head, see `Policy`.
+        spreads: whether the spread enters the head's score.
+        linear: whether some head of the whole call has a linear term.
+        ranks: the most ranks per block that any head of the whole call uses.
+    """
+
+    densities: tuple[float, ...]
+    tails: tuple[TailName, ...]
+    gains: tuple[float, ...]
+    spreads: tuple[bool, ...]
+    linear: bool
+    ranks: int
+
+    def of(self, part: slice) -> HeadValues:
+        """Those of some of the heads."""
+        values = self.densities[part], self.tails[part], self.gains[part], self.spreads[part]
+        return HeadValues(*values, self.linear, self.ranks)
+
+
+@dataclass(frozen=True)
 class Policy:
     """What one sparse call may do.
 
     Attributes:
         density: share of video block pairs computed exactly, 0..1; a tuple gives one per head. For `top_p` it only
             sets the floor.
-        method: `head` spends one budget per head over its whole draft map, with a floor per row; `row` gives every
-            query block its top-k; `top_p` keeps the shortest prefix holding the mass `top_p`; `draft` is the
-            published rule: one threshold per head on the post-softmax map (arXiv 2505.14708, section 4.2).
+        method: name of a selection rule (`rules.table`). `head` spends one budget per head over its whole draft map,
+            with a floor per row; `row` gives every query block its top-k; `top_p` keeps the shortest prefix holding the
+            mass `top_p`; `draft` is the published rule: one threshold per head on the post-softmax map (arXiv
+            2505.14708, section 4.2).
         tail: what stands in for skipped blocks (design.md section 1): nothing, their mean, or the linear term with
             0, 1 or 2 ranks per block; a tuple gives one per head.
         tail_gain: natural logarithm of a factor on the weight of every skipped block (see `tail_gain`); a tuple gives
@@ -67,8 +94,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         check_density(self.density)
-        if self.method not in METHODS:
-            raise ValueError(f"unknown selection method {self.method!r}: choose one of {', '.join(METHODS)}")
+        check_rule(self.method)
         for name in self.tail if isinstance(self.tail, tuple) else (self.tail,):
             if name not in TAILS:
                 raise ValueError(f"unknown tail {name!r}: choose one of {', '.join(TAILS)}")
@@ -90,15 +116,16 @@ class Policy:
         """Whether some head lets its skipped blocks count."""
         return any(name != "none" for name in (self.tail if isinstance(self.tail, tuple) else (self.tail,)))
 
-    def spreads(self, heads: int) -> tuple[bool, ...]:
-        """Per head, whether the spread enters its score."""
-        return tuple(self.spread and name != "none" for name in head_tails(self.tail, heads))
+    def of(self, heads: int) -> HeadValues:
+        """The policy head by head, for a call of `heads` heads.
 
-    def check_heads(self, heads: int) -> None:
-        """Raises WrongHeadsError where something given head by head was not given for `heads` heads."""
-        head_densities(self.density, heads)
-        head_tails(self.tail, heads)
-        head_gains(self.tail_gain, heads)
+        Raises:
+            WrongHeadsError: if something was given head by head for another number of heads.
+        """
+        densities, tails = head_densities(self.density, heads), head_tails(self.tail, heads)
+        spreads = tuple(self.spread and name != "none" for name in tails)
+        linear, ranks = any(name.startswith("linear") for name in tails), max(tail_rank(name) for name in tails)
+        return HeadValues(densities, tails, head_gains(self.tail_gain, heads), spreads, linear, ranks)
 
     def with_density(self, density: Density) -> Policy:
         return replace(self, density=density)
@@ -118,37 +145,31 @@ class WrongHeadsError(ValueError):
     """Something was given head by head for another number of heads than the call has."""
 
 
-def _one_per_head(what: str, given: tuple[_Value, ...], heads: int) -> tuple[_Value, ...]:
-    if len(given) != heads:
+def _one_per_head(what: str, given: _Value | tuple[_Value, ...], heads: int) -> tuple[_Value, ...]:
+    """A value for each head, from one for all or one per head.
+
+    Raises:
+        WrongHeadsError: if a tuple of another length was given.
+    """
+    values = given if isinstance(given, tuple) else (given,) * heads
+    if len(values) != heads:
         raise WrongHeadsError(
-            f"{len(given)} {what} for {heads} heads: give one for all or one per head; "
+            f"{len(values)} {what} for {heads} heads: give one for all or one per head; "
             "those of a profile fit the model it was made on"
         )
-    return given
+    return values
 
 
 def head_densities(density: Density, heads: int) -> tuple[float, ...]:
-    """One density per head.
-
-    Raises:
-        WrongHeadsError: if a tuple of another length was given.
-    """
-    return _one_per_head("densities", density if isinstance(density, tuple) else (float(density),) * heads, heads)
+    """One density per head, or WrongHeadsError."""
+    return _one_per_head("densities", density, heads)
 
 
 def head_tails(tail: TailName | tuple[TailName, ...], heads: int) -> tuple[TailName, ...]:
-    """One tail per head.
-
-    Raises:
-        WrongHeadsError: if a tuple of another length was given.
-    """
-    return _one_per_head("tails", tail if isinstance(tail, tuple) else (tail,) * heads, heads)
+    """One tail per head, or WrongHeadsError."""
+    return _one_per_head("tails", tail, heads)
 
 
 def head_gains(gain: float | tuple[float, ...], heads: int) -> tuple[float, ...]:
-    """One log gain per head.
-
-    Raises:
-        WrongHeadsError: if a tuple of another length was given.
-    """
-    return _one_per_head("tail gains", gain if isinstance(gain, tuple) else (float(gain),) * heads, heads)
+    """One log gain per head, or WrongHeadsError."""
+    return _one_per_head("tail gains", gain, heads)

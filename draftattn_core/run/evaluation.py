@@ -93,9 +93,15 @@ class Evaluation:
     streams: tuple[int, ...] = ()
 
     @property
-    def is_flow(self) -> bool:
-        """Whether `level` is t of x = (1 - t) * x0 + t * noise."""
-        return self.prediction == "flow"
+    def latent(self) -> str:
+        """How x holds its noise: "flow" if `level` is t of x = (1 - t) * x0 + t * noise, "exploding" if it is sigma of
+        x = x0 + sigma * noise."""
+        return "flow" if self.prediction == "flow" else "exploding"
+
+    @property
+    def output(self) -> str:
+        """What the host's output is: "x0", the denoised latent, or the prediction itself, a flow's "velocity"."""
+        return "velocity" if self.denoised is None else "x0"
 
     def prediction_of(self, x: Tensor, output: Tensor) -> Tensor:
         """The model's own prediction, from the output of the host."""

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ...kernels.types import Tail
 from ..backends.request import AttendRequest
 from ..geometry.blocks import head_chunks, without_autocast
 from ..method.policy import TAILS, Policy, TailName, head_gains, head_tails
-from ..method.tail.expand import Tail, expand_blocks, tail_from
+from ..method.tail.expand import expand_blocks, tail_from
 from ..method.tail.gain import SplitRows, fit_gain, relative_error
 
 DEFAULT_ROWS = 64
@@ -162,7 +163,7 @@ def _probe_heads(
 
 def _split_rows(q: Tensor, v: Tensor, kept_logits: Tensor, kept_blocks: Tensor, tail: Tail) -> SplitRows:
     """Kept tokens and tail of the sampled rows q (B, H, rows, D), scale included."""
-    pooled = torch.matmul(q, tail.k_mean.transpose(-1, -2)) + tail.log_count[None, :, None, :]
+    pooled = torch.matmul(q, tail.k_mean.transpose(-1, -2)) + tail.log_weight[None, :, None, :]
     pooled = pooled.masked_fill(kept_blocks, -torch.inf)
     weights = torch.cat([kept_logits, pooled], dim=-1).softmax(-1)
     kept, skipped = weights[..., : v.shape[2]], weights[..., v.shape[2] :]

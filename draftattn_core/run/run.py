@@ -19,14 +19,9 @@ import torch
 from torch import Tensor
 
 from ..attention import Attention, attend
-from ..backends.registry import (
-    NoBackendError,
-    Problem,
-    choose_backend,
-    passed_over,
-    prepare_backend,
-    tails_served,
-)
+from ..backends.call_kind import CallKind
+from ..backends.registry import NoBackendError, tails_served
+from ..backends.request import OUT_OF_MEMORY
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Policy, WrongHeadsError
@@ -34,15 +29,15 @@ from .evaluation import Answer, Evaluation, Outcome, StepCache
 from .events import CallDone, EvaluationDone, Event, Events, Note, RunDone, RunStarted, StepDone, Waiting
 from .plan import Plan
 from .probe import HeadTails, probe_tails
+from .ready import ReadyBackends, free
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .settings import Settings
+from .step_cache import RunStepCache
 from .steps import Steps
 
 log = logging.getLogger(__name__)
 
 MAX_ERRORS = 3
-# Before torch 2.5 there was CUDA's alone.
-OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 @dataclass(eq=False)
@@ -69,12 +64,14 @@ class Run:
     started: bool = False
     finished: bool = False
     _checked: set[int] = field(default_factory=set)
-    _prepared: set[Problem] = field(default_factory=set)
+    _ready: ReadyBackends = field(default_factory=ReadyBackends)
     _errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         self.plan = Plan(self.settings.policy, self.settings.schedule)
+        if self.step_cache is None and self.settings.skip.rule != "off":
+            self.step_cache = RunStepCache(self.settings.skip)
 
     def start(self, steps: int | None = None, progress: float = 0.0) -> Run:
         """Begin, and say so.
@@ -244,7 +241,7 @@ class Run:
         """
         settings = self.settings
         if grid.tokens >= settings.min_tokens and not self.stood_aside:
-            self._prepare_backend(q, key_bias is not None)
+            self._ready.prepare(settings, q, key_bias is not None, self._wait, self.note)
         try:
             policy = self.plan.at(position, q.shape[1])
         except WrongHeadsError as error:
@@ -277,36 +274,13 @@ class Run:
         if result is None:
             # Outside `except`, the traceback no longer keeps the call's tensors alive.
             if failure is DenseReason.OUT_OF_MEMORY:
-                _free(q.device)
+                free(q.device)
             return self.dense(dense, failure, position, q)
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
         self.report.add(Call(position, shares[0], None, pairs, stop(), shares[1]))
         if self.events.wanted(CallDone):
             self._emit(CallDone(position, result))
         return out
-
-    def _prepare_backend(self, q: Tensor, biased: bool) -> None:
-        """Before the first block of a run: have its kernels compiled, and say which backend is going without."""
-        settings = self.settings
-        problem = Problem.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
-        with self._lock:
-            if problem in self._prepared:
-                return
-            self._prepared.add(problem)
-        try:
-            tails = TAILS if settings.auto_tail else ()
-            prepare_backend(settings.backend, problem, tails, report=self._wait)
-            if settings.backend == "auto":
-                reason = passed_over(choose_backend("auto", problem).name, problem)
-                if reason is not None and self.note(reason):
-                    log.info("DraftAttention: %s", reason)
-        except OUT_OF_MEMORY:
-            # Says nothing of the kernels: the next call tries again.
-            with self._lock:
-                self._prepared.discard(problem)
-        except Exception as error:
-            # The calls that need it will meet the same and be counted for it.
-            log.debug("DraftAttention could not prepare its backend: %s", error)
 
     def _sparse(
         self,
@@ -342,8 +316,8 @@ class Run:
         heads, layer = request.q.shape[1], position.layer
         asked = HeadTails.of(policy, heads)
         biased = request.key_bias is not None
-        problem = Problem.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
-        choices = tails_served(result.backend, problem, TAILS) if settings.auto_tail else ()
+        kind = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
+        choices = tails_served(result.backend, kind, TAILS) if settings.auto_tail else ()
         found, probe = probe_tails(
             request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices
         )
@@ -411,10 +385,3 @@ class Run:
         self._tell(f"error: {type(error).__name__}: {error}")
         if last:
             self._tell(f"DraftAttention stands aside for the rest of this run after {MAX_ERRORS} errors")
-
-
-def _free(device: torch.device) -> None:
-    """Give memory that torch keeps for later back to the device, where it has such a store."""
-    empty_cache: Callable[[], None] | None = getattr(getattr(torch, device.type, None), "empty_cache", None)
-    if empty_cache is not None:
-        empty_cache()

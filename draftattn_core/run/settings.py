@@ -10,6 +10,7 @@ from ..geometry.layout import Layout
 from ..geometry.order import Tile
 from ..method.policy import Policy
 from .schedule import Schedule
+from .step_cache.settings import StepCacheSettings
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Settings:
         q_block, k_block, tile, order: see `Layout`.
         backend: registry name or "auto".
         min_tokens: calls with fewer video tokens run dense.
+        skip: when an evaluation of the model is answered without it.
 
     Raises:
         ValueError: if blocks, tile or order do not fit together, or no backend has that name.
@@ -39,6 +41,7 @@ class Settings:
     order: str = "tile"
     backend: str = "auto"
     min_tokens: int = 0
+    skip: StepCacheSettings = StepCacheSettings()
 
     def __post_init__(self) -> None:
         self.layout(TokenGrid(1, 1, 1))

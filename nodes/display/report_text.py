@@ -41,7 +41,8 @@ def _densities(report: RunReport) -> list[str]:
 
 
 def _dense_calls(report: RunReport) -> list[str]:
-    counts = report.calls_dense()
+    """Cross-attention is left out: it was never to be sparse."""
+    counts = {name: n for name, n in report.calls_dense().items() if name != DenseReason.CROSS_ATTENTION.value}
     if not counts:
         return []
     lines = ["", "Dense calls:"]

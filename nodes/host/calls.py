@@ -42,7 +42,7 @@ class HostCall:
         """q, k, v as (B, H, L, D) views."""
         if self._split:
             return self._tensors
-        q, k, v = (x.unflatten(2, (self._heads, -1)).transpose(1, 2) for x in self._tensors)
+        q, k, v = (torch.unflatten(x, 2, (self._heads, -1)).transpose(1, 2) for x in self._tensors)
         return q, k, v
 
     def from_core(self, out: Tensor) -> Tensor:

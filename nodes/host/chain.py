@@ -43,7 +43,8 @@ def link(serve: Serve, previous: Override | None) -> Override:
 
     # Tracing the routing would bake one call's decisions into a compiled graph. Only where Dynamo is in use already:
     # importing it takes seconds.
-    wrapped: Override = torch.compiler.disable(override) if "torch._dynamo" in sys.modules else override
+    disable: Callable[[Override], Override] = torch.compiler.disable
+    wrapped = disable(override) if "torch._dynamo" in sys.modules else override
     setattr(wrapped, _PREVIOUS, previous)
     return wrapped
 

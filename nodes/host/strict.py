@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...draftattn_core.backends.call_kind import Problem, variants_of
+from ...draftattn_core.backends.call_kind import CallKind, variants_of
 from ...draftattn_core.backends.registry import choose_backend
 from ...draftattn_core.run.settings import Settings
 from .layouts import NoLayout, Tokens
@@ -42,7 +42,7 @@ def refuse_surprises(
             variants = variants_of(settings.policy, biased=biased)
             blocks = settings.q_block, settings.k_block
             try:
-                choose_backend(settings.backend, Problem(patcher.load_device, dtype, head_dim, *blocks, variants))
+                choose_backend(settings.backend, CallKind(patcher.load_device, dtype, head_dim, *blocks, variants))
             except ValueError as error:
                 problems.append(str(error))
                 break

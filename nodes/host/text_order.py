@@ -17,7 +17,8 @@ TEXT, VIDEO = 2, 3
 
 def text_comes_first(network: Any) -> bool | None:
     """True for [text, video], False for [video, text], None if the block would not say."""
-    return _ask(type(network.double_blocks[0]))
+    block_class: Any = type(network.double_blocks[0])
+    return _ask(block_class)
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from benchmarks.kernels.row import Row
 from draftattention.draftattn_core import Schedule, Settings
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
 from draftattention.draftattn_core.run import run as run_module
+from tools.comfyui.path import PACK_ROOT
 
 CPU = torch.device("cpu")
 
@@ -145,3 +148,9 @@ def test_verdicts() -> None:
     unmeasured = verdict(Run(HUNYUAN, 20, None, None, None), "none")
     assert unmeasured is not None and unmeasured.word == "unmeasured"
     assert verdict(Run(HUNYUAN, 4, 0.3, 3.1, 3.2), "NVIDIA H200") is None
+
+
+def test_what_would_run_is_told_where_diffusers_is_missing() -> None:
+    blocked = "import sys; sys.modules['diffusers'] = None; from benchmarks.e2e.__main__ import main; main(['--help'])"
+    found = subprocess.run([sys.executable, "-c", blocked], cwd=PACK_ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

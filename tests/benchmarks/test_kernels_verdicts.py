@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,29 @@ def test_a_variant_that_is_opt_in_loses_only_its_own_speeds(monkeypatch: pytest.
     assert bench.judge([check_row("unmeasured"), check_row("failed", "other")]) == ([], {"other"})
     wanted, _ = bench.jobs(QUICK, {}, True)
     assert sum(job.work.get("variant") == "other" for job in wanted) == len(FIRST_SHAPES)
+
+
+def test_a_variant_that_was_asked_for_by_name_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "other", replace(VARIANTS["pointer"], name="other", required=False))
+    rows = [check_row("failed", "other", "it raised")]
+    assert bench.judge(rows, named=frozenset({"other"})) == (["a check: it raised"], set())
+
+
+@needs_triton
+def test_results_are_on_disk_after_every_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fine(tasks: list[Task], *_: object) -> list[Outcome]:
+        return [Outcome((check_row("unmeasured"),), "done", 1.0) for _ in tasks]
+
+    def taken_away(tasks: list[Task], device: str, deadline: object, told: Callable[[Task, Outcome], None]) -> None:
+        told(tasks[0], Outcome((Row("dense", "measured first", "unmeasured"),), "done", 1.0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "run_at_once", fine)
+    monkeypatch.setattr(bench, "run_in_turn", taken_away)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--dry-run", "--quick", "--variants", "pointer", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "kernels-dry-run-part.json").read_text())
+    assert [row["what"] for row in found["rows"]].count("measured first") == 1
 
 
 def test_speeds_are_withheld_where_a_kernel_was_wrong_at_full_size() -> None:

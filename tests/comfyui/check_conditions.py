@@ -142,7 +142,8 @@ def _() -> None:
     original, helpers.prepare_model_patcher_multigpu_clones = helpers.prepare_model_patcher_multigpu_clones, prepare
     try:
         with Spy() as spy:
-            handle.listeners.append(lambda *_: threads.add(threading.get_ident()))
+            done = host.pack("draftattn_core.run.events").EvaluationDone
+            handle.events.subscribe(done, lambda _: threads.add(threading.get_ident()))
             out = run(patched, negative=negative, cfg=3.0, steps=4)
     finally:
         helpers.prepare_model_patcher_multigpu_clones = original

@@ -1,6 +1,6 @@
 """python -m tests.comfyui.matrix [FOLDER]: run every check on each ComfyUI of COMFYUI_PATHS.
 
-Writes docs/compatibility.md, and its table of models into the README. With a FOLDER the results stay there, and those
+Writes docs/compatibility.md. With a FOLDER the results stay there, and those
 it holds already are not made again: a run that was stopped goes on.
 """
 
@@ -19,8 +19,6 @@ from tests.comfyui.results import MODULES, names, results, start_up
 from tools.comfyui.path import NOT_FOUND, PACK_ROOT, ComfyUIInstall, find_all_comfyui
 
 TARGET = PACK_ROOT / "docs" / "compatibility.md"
-README = PACK_ROOT / "README.md"
-BEGIN, END = "<!-- models: written by python -m tests.comfyui.matrix -->\n", "<!-- end of models -->"
 MARKS = {"passed": "yes", "skipped": "-", "failed": "**no**"}
 DENSE_MARK = "dense"
 
@@ -78,8 +76,7 @@ def main() -> int:
     ]
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.write_text(page(installs, found, starts), encoding="utf-8")
-    README.write_text(with_models(README.read_text(encoding="utf-8"), models(installs, found)), encoding="utf-8")
-    print(f"wrote {TARGET.relative_to(PACK_ROOT)} and the table of models in README.md", *failures, sep="\n")
+    print(f"wrote {TARGET.relative_to(PACK_ROOT)}", *failures, sep="\n")
     return 1 if failures else 0
 
 
@@ -124,19 +121,6 @@ def outcomes(
 
 def mark(case: Case, outcome: str) -> str:
     return DENSE_MARK if case.dense and outcome == "passed" else MARKS[outcome]
-
-
-def with_models(readme: str, models_table: str) -> str:
-    """The README with this table between its marks.
-
-    Raises:
-        ValueError: if the marks are not there.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"README.md has no place for the table of models: {BEGIN.strip()} and {END}")
-    return f"{before}{begin}\n{models_table}\n{end}{after}"
 
 
 def documented(page_text: str) -> dict[str, dict[str, str]]:

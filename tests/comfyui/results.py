@@ -23,6 +23,7 @@ GROUPS = (
         "check_conditions",
         "check_noise",
         "check_runs",
+        "check_evaluate",
         "check_failures",
         "check_told",
         "check_panel",

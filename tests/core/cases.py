@@ -11,9 +11,13 @@ from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
 from draftattention.draftattn_core.method.draft import draft_logits, make_draft
-from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.policy import METHODS, Policy
+from draftattention.draftattn_core.method.rules import rule_of
 from draftattention.draftattn_core.method.selection import select_blocks
 from draftattention.draftattn_core.method.tail.expand import make_tail
+
+# Rules that look at the draft's scores alone: what kernels have forms of.
+RANKED = tuple(name for name in METHODS if rule_of(name).ranking is not None)
 
 SMALL_TILES = {8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8)}
 
@@ -63,7 +67,7 @@ def make_request(
     """What `attend` hands to a backend."""
     tables = build_tables(layout, q.device)
     scale = q.shape[-1] ** -0.5
-    draft = make_draft(q, k, tables, spread=policy.spreads(q.shape[1]))
+    draft = make_draft(q, k, tables, spread=policy.of(q.shape[1]).spreads)
     keep = select_blocks(draft_logits(draft, tables, scale), tables, policy)
     tail = make_tail(k, v, tables, policy.tail, gain=policy.tail_gain, k_mean=draft.k_mean)
     return AttendRequest(q, k, v, tables, keep, tail, key_bias, scale)

@@ -17,12 +17,12 @@ from draftattention.draftattn_core.attention import attend, draft_attention
 from draftattention.draftattn_core.backends import reference
 from draftattention.draftattn_core.backends import torch_chunks as chunks
 from draftattention.draftattn_core.backends import torch_rows as rows
+from draftattention.draftattn_core.backends.call_kind import CallKind
 from draftattention.draftattn_core.backends.flex import attend as flex
 from draftattention.draftattn_core.backends.flex.attend import attend_flex
 from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.backends.registry import (
     NoBackendError,
-    Problem,
     attend_torch,
     backend_names,
     choose_backend,
@@ -362,8 +362,8 @@ def test_the_core_call_says_which_backend_ran() -> None:
     )
 
 
-def problem(dtype: torch.dtype = torch.float32) -> Problem:
-    return Problem(torch.device("cpu"), dtype, 64, 128, 64)
+def problem(dtype: torch.dtype = torch.float32) -> CallKind:
+    return CallKind(torch.device("cpu"), dtype, 64, 128, 64)
 
 
 def test_backends_are_chosen_by_name_and_refuse_with_a_reason() -> None:

@@ -16,10 +16,10 @@ from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.geometry.layout import build_tables
 from draftattention.draftattn_core.geometry.per_head import per_head
 from draftattention.draftattn_core.method.draft import make_draft
-from draftattention.draftattn_core.method.policy import METHODS, TAILS, Policy
+from draftattention.draftattn_core.method.policy import TAILS, Policy
 from draftattention.draftattn_core.method.selection import select_from_draft
 from draftattention.draftattn_core.method.tail.expand import make_tail
-from tests.core.cases import make_request, small_layout, smooth_qkv
+from tests.core.cases import RANKED, make_request, small_layout, smooth_qkv
 
 LAYOUT = small_layout((3, 5, 7), 2, 9)
 
@@ -45,7 +45,7 @@ def test_the_meta_device_catches_a_read_back() -> None:
             read()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 @pytest.mark.parametrize("density", [0.3, (0.1, 0.5)])
 def test_draft_and_selection_read_nothing_back(method: str, density: Any) -> None:
     tables = on_meta(build_tables(LAYOUT))

@@ -99,12 +99,12 @@ def test_heads_without_a_tail_rank_by_mass_alone() -> None:
     tables = build_tables(layout)
     plain, spread = (draft_logits(make_draft(q, k, tables, spread=on), tables, 0.3) for on in (False, True))
     mixed = Policy(tail=("linear1", "none", "mean"))
-    scores = draft_logits(make_draft(q, k, tables, spread=mixed.spreads(3)), tables, 0.3)
+    scores = draft_logits(make_draft(q, k, tables, spread=mixed.of(3).spreads), tables, 0.3)
     assert torch.equal(scores[:, 1], plain[:, 1])
     for head in (0, 2):
         assert torch.equal(scores[:, head], spread[:, head])
     assert not torch.equal(plain, spread)
-    assert replace(mixed, spread=False).spreads(3) == (False,) * 3
+    assert replace(mixed, spread=False).of(3).spreads == (False,) * 3
 
     def kept(**policy: Any) -> torch.Tensor:
         return attend(q, k, v, layout, Policy(density=0.3, **policy)).request.keep

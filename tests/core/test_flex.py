@@ -13,11 +13,12 @@ from torch import Tensor
 
 from draftattention.draftattn_core.attention import attend
 from draftattention.draftattn_core.backends import tail_pass
+from draftattention.draftattn_core.backends.call_kind import CallKind
 from draftattention.draftattn_core.backends.flex import attend as flex
 from draftattention.draftattn_core.backends.flex import folded as folding
 from draftattention.draftattn_core.backends.flex.attend import attend_flex, flex_refuses
 from draftattention.draftattn_core.backends.reference import attend_reference
-from draftattention.draftattn_core.backends.registry import Problem, choose_backend
+from draftattention.draftattn_core.backends.registry import choose_backend
 from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.backends.tail_pass import merge_tail
 from draftattention.draftattn_core.geometry.grid import TokenGrid
@@ -142,9 +143,9 @@ def test_the_second_pass_alone_is_pooled_attention() -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
 
 
-def problem(**changes: Any) -> Problem:
+def problem(**changes: Any) -> CallKind:
     fields = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_dim": 128, "q_block": 128, "k_block": 64}
-    return Problem(**(fields | changes))
+    return CallKind(**(fields | changes))
 
 
 @pytest.mark.parametrize(

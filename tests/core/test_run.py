@@ -77,7 +77,8 @@ def test_a_profile_of_another_model_is_refused_in_one_sentence(
 ) -> None:
     """Before any work is done, with a reason of its own; it is no error, and nothing stands aside."""
     monkeypatch.setattr(
-        "draftattention.draftattn_core.attention.make_draft", lambda *given, **named: pytest.fail("work was done")
+        "draftattention.draftattn_core.method.rules.call.make_draft",
+        lambda *given, **named: pytest.fail("work was done"),
     )
     run = Run(replace(SETTINGS, **changes))
     for layer in range(MAX_ERRORS + 1):

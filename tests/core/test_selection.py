@@ -13,14 +13,14 @@ from draftattention.draftattn_core.attention import attend
 from draftattention.draftattn_core.geometry.layout import LayoutTables, build_tables
 from draftattention.draftattn_core.method import selection
 from draftattention.draftattn_core.method.draft import draft_logits, make_draft
-from draftattention.draftattn_core.method.policy import METHODS, Policy
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.rules.draft import above_threshold, threshold_ranks
 from draftattention.draftattn_core.method.selection import (
     forced_blocks,
-    paper_threshold,
     select_blocks,
     select_from_draft,
 )
-from tests.core.cases import small_layout, smooth_qkv
+from tests.core.cases import RANKED, small_layout, smooth_qkv
 
 TABLES = build_tables(small_layout((3, 5, 7)))  # 7 query blocks x 14 key blocks
 EXTRA_TABLES = build_tables(small_layout((3, 5, 7), 5, 12))
@@ -30,6 +30,12 @@ DENSITIES = [0.0, 0.07, 0.25, 0.5, 0.83, 1.0]
 def random_scores(tables: LayoutTables = TABLES, heads: int = 3, batch: int = 2, *, ties: bool = False) -> Tensor:
     scores = torch.randn(batch, heads, tables.q.video, tables.k.video, generator=torch.Generator().manual_seed(1)) * 2
     return scores.round() if ties else scores
+
+
+def paper_threshold(scores: Tensor, densities: tuple[float, ...]) -> Tensor:
+    """The published rule alone, without what a policy forces."""
+    ranks = threshold_ranks(densities, scores.shape[2] * scores.shape[3])
+    return above_threshold(scores, torch.tensor(ranks))
 
 
 def best_first(values: list[float]) -> list[int]:
@@ -81,7 +87,7 @@ def naive(scores: Tensor, tables: LayoutTables, policy: Policy) -> Tensor:
     return keep
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("tail", ["none", "linear0"])
 @pytest.mark.parametrize("keep_own", [True, False])
@@ -94,7 +100,7 @@ def test_every_method_does_what_its_definition_says(
     assert torch.equal(select_blocks(scores, TABLES, policy), naive(scores, TABLES, policy))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 def test_each_head_has_its_own_density(method: str) -> None:
     policy = Policy(density=(0.1, 0.4, 0.9), method=method, top_p=0.2)  # type: ignore[arg-type]
     scores = random_scores()
@@ -158,7 +164,7 @@ def test_the_published_rule_keeps_at_least_its_share_and_exactly_it_plus_one_wit
         assert torch.equal(kept, 98 - dropped + 1 + filled.sum(2))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 @pytest.mark.parametrize("density", [0.0, 0.02])
 def test_no_row_is_empty_where_nothing_stands_in_for_it(method: str, density: float) -> None:
     policy = Policy(density=density, method=method, tail="none", keep_own=False, top_p=0.0, floor=0.0)  # type: ignore[arg-type]
@@ -178,7 +184,7 @@ def test_density_1_keeps_everything(method: str) -> None:
     assert select_blocks(random_scores(), TABLES, Policy(density=1.0, method=method)).all()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_inputs_that_are_not_numbers_give_a_usable_selection(method: str, bad: float) -> None:
     layout = small_layout((3, 5, 7), 2, 0)

@@ -13,8 +13,8 @@ from draftattention.draftattn_core.method.tail.expand import (
     make_tail,
     singular_pairs,
     tail_from,
-    tail_key_equivalents,
 )
+from draftattention.draftattn_core.method.tail.formula import tail_key_equivalents
 from tests.core.cases import blocks_of, relative, small_layout, smooth_qkv
 
 LAYOUTS = [
@@ -54,7 +54,7 @@ def test_a_tail_holds_the_means_and_covariances_of_its_blocks(layout: Layout, na
     for j, block in enumerate(blocks):
         torch.testing.assert_close(tail.k_mean[:, :, j], k[:, :, block].mean(2), rtol=0, atol=1e-14)
         torch.testing.assert_close(tail.v_mean[:, :, j], v[:, :, block].mean(2), rtol=0, atol=1e-14)
-    torch.testing.assert_close(tail.log_count, counts.log().expand(2, -1), rtol=0, atol=1e-14)
+    torch.testing.assert_close(tail.log_weight, counts.log().expand(2, -1), rtol=0, atol=1e-14)
     if name == "mean":
         assert tail.cov is None and tail.u is None
         return
@@ -141,9 +141,9 @@ def test_heads_with_different_tails_share_a_table() -> None:
         part = slice(head, head + 1)
         alone = make_tail(k[:, part], v[:, part], tables, name)
         if alone is None:
-            assert (mixed.log_count[head] == -torch.inf).all()
+            assert (mixed.log_weight[head] == -torch.inf).all()
             continue
-        assert torch.equal(mixed.log_count[part], alone.log_count)
+        assert torch.equal(mixed.log_weight[part], alone.log_weight)
         assert torch.equal(mixed.v_mean[:, part], alone.v_mean)
         if alone.cov is None:
             assert not mixed.cov[:, head].any()
@@ -180,7 +180,7 @@ def test_half_precision_inputs_keep_float32_statistics(name: TailName) -> None:
     tail = make_tail(k, v, tables, name)
     exact = make_tail(k.double(), v.double(), tables, name)
     assert tail is not None and exact is not None
-    assert tail.k_mean.dtype == tail.v_mean.dtype == tail.log_count.dtype == torch.float32
+    assert tail.k_mean.dtype == tail.v_mean.dtype == tail.log_weight.dtype == torch.float32
     assert relative(tail.v_mean, exact.v_mean) < 1e-6
     if tail.cov is not None and exact.cov is not None and tail.u is not None and tail.w is not None:
         assert tail.cov.dtype == tail.u.dtype == tail.w.dtype == torch.float32

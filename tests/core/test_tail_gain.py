@@ -34,22 +34,22 @@ def test_a_gain_weighs_every_skipped_block_by_its_factor() -> None:
     gains = (0.0, 0.7, -0.4)
     tail = make_tail(k, v, plain.tables, "linear0", gain=gains)
     assert tail is not None and plain.tail is not None
-    offset = tail.log_count - plain.tail.log_count
+    offset = tail.log_weight - plain.tail.log_weight
     torch.testing.assert_close(offset, torch.tensor(gains).double()[:, None].expand_as(offset), rtol=0, atol=1e-7)
     # A gain of log 2 is every pooled key twice.
     twice = replace(
         plain.tail,
         **{
             name: torch.cat([getattr(plain.tail, name)] * 2, dim=axis)
-            for name, axis in (("log_count", 1), ("k_mean", 2), ("v_mean", 2))
+            for name, axis in (("log_weight", 1), ("k_mean", 2), ("v_mean", 2))
         },
     )
     video = plain.tables.k.video
-    scores = plain.scale * q @ twice.k_mean.transpose(-1, -2) + twice.log_count[None, :, None]
-    single = plain.scale * q @ plain.tail.k_mean.transpose(-1, -2) + plain.tail.log_count[None, :, None]
+    scores = plain.scale * q @ twice.k_mean.transpose(-1, -2) + twice.log_weight[None, :, None]
+    single = plain.scale * q @ plain.tail.k_mean.transpose(-1, -2) + plain.tail.log_weight[None, :, None]
     gained = make_tail(k, v, plain.tables, "mean", gain=float(torch.tensor(2.0).log()))
     assert gained is not None and scores.shape[-1] == 2 * video
-    shifted = single - plain.tail.log_count[None, :, None] + gained.log_count[None, :, None].double()
+    shifted = single - plain.tail.log_weight[None, :, None] + gained.log_weight[None, :, None].double()
     torch.testing.assert_close(scores.logsumexp(-1), shifted.logsumexp(-1), rtol=0, atol=1e-6)
 
 

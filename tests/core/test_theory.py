@@ -15,7 +15,8 @@ from draftattention.draftattn_core.geometry.blocks import block_means
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
 from draftattention.draftattn_core.method.draft import draft_logits, make_draft
 from draftattention.draftattn_core.method.policy import Policy, TailName
-from draftattention.draftattn_core.method.tail.expand import Tail, make_tail
+from draftattention.draftattn_core.method.tail.expand import make_tail
+from draftattention.kernels.types import Tail
 from tests.core.cases import blocks_of, make_request, relative, small_layout, smooth_qkv
 
 LAYOUT = small_layout((4, 5, 7))
@@ -118,7 +119,7 @@ def full_tail(k: Tensor, v: Tensor, layout: Layout) -> Tail:
         u, s, vh = torch.linalg.svd(torch.matmul(keys.transpose(-1, -2), values) / len(block))
         pairs.append((u.transpose(-1, -2), s.unsqueeze(-1) * vh))
     u, w = (torch.stack(side, dim=2) for side in zip(*pairs, strict=True))
-    return Tail(tail.log_count, tail.k_mean, tail.v_mean, torch.zeros_like(tail.cov), u, w)  # type: ignore[arg-type]
+    return Tail(tail.log_weight, tail.k_mean, tail.v_mean, torch.zeros_like(tail.cov), u, w)  # type: ignore[arg-type]
 
 
 FACTORS = [0.2 * 0.5**i for i in range(5)]

@@ -15,11 +15,11 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     """Every launch of a Triton kernel from here to the end of the test is noted and not run, and not judged either."""
     from triton.runtime.jit import JITFunction
 
-    from draftattention.draftattn_core.backends.triton import door, self_check
+    from draftattention.draftattn_core.backends.triton import machine, self_check
     from tests.kernels.launches import Launches
 
     noted = Launches()
     monkeypatch.setattr(JITFunction, "run", lambda kernel, *args, **kwargs: noted.run(kernel, *args, **kwargs))
-    monkeypatch.setattr(door, "interpreted", lambda: True)
+    monkeypatch.setattr(machine, "interpreted", lambda: True)
     monkeypatch.setattr(self_check, "judge", lambda *_: None)
     return noted

@@ -13,8 +13,7 @@ from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
 from draftattention.draftattn_core.method.tail.expand import make_tail
 from draftattention.kernels.configs import AttendConfig
-from draftattention.kernels.geometry import Geometry
-from draftattention.kernels.pooled import PooledTail
+from draftattention.kernels.types import Geometry, Selected, Tail
 
 # Relative L2 error against float64 on the same rounded inputs (notes: 2.8e-4 for float16, 2.3e-3 for bfloat16).
 # The interpreter truncates where a GPU rounds to bfloat16, which costs 2.4 times the error.
@@ -29,12 +28,7 @@ class Problem:
 
     request: AttendRequest
     geometry: Geometry
-    tail: PooledTail | None
-
-
-def geometry_of(tables: LayoutTables) -> Geometry:
-    layout = tables.layout
-    return Geometry(layout.tokens, layout.grid.tokens, layout.q_block, layout.k_block, tables.perm)
+    tail: Tail | None
 
 
 def random_keep(tables: LayoutTables, batch: int, heads: int, density: float, generator: torch.Generator) -> Tensor:
@@ -91,7 +85,7 @@ def make_problem(
     keep = random_keep(tables, batch, heads, density, generator)
     expansion = None if tail is None else make_tail(k, v, tables, tail)
     request = AttendRequest(q, k, v, tables, keep, expansion, key_bias, dim**-0.5)
-    return Problem(request, geometry_of(tables), pooled_of(request))
+    return Problem(request, tables.geometry, None if expansion is None else expansion.to(dtype))
 
 
 def scatter(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,14 +101,7 @@ def _laid_out(x: Tensor, order: tuple[int, ...], step: int) -> Tensor:
     return spread[..., 0].permute([order.index(axis) for axis in range(4)])
 
 
-def pooled_of(request: AttendRequest) -> PooledTail | None:
-    tail = request.tail
-    if tail is None:
-        return None
-    return PooledTail(tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w).to(request.q.dtype)
-
-
-def lists_of(keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def lists_of(keep: Tensor) -> Selected:
     """Ascending lists, counts and packed words of a keep map; slots past a count hold a block that must never be read.
 
     Bits past the last column are set on purpose: there are no such blocks, whatever the bits say.
@@ -122,7 +109,7 @@ def lists_of(keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     counts = keep.sum(-1, dtype=torch.int32)
     columns = torch.arange(keep.shape[-1]).expand(keep.shape)
     lists = torch.where(keep, columns, 1 << 30).sort(-1).values
-    return lists.to(torch.int32), counts, words_of(keep)
+    return Selected(lists.to(torch.int32), counts, words_of(keep))
 
 
 def words_of(keep: Tensor, filler: bool = True) -> Tensor:

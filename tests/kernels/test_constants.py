@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.triton import launch
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
-from draftattention.draftattn_core.method.policy import METHODS, Policy
+from draftattention.draftattn_core.method.policy import Policy
+from draftattention.draftattn_core.method.selection import forced_blocks, ranking_of
+from draftattention.kernels import prepare
+from tests.core.cases import RANKED
+from tests.kernels.calls import call_of
 from tests.kernels.launches import Launches
 
 LAYOUT = Layout(TokenGrid(3, 16, 16), 7, 30, tile=(1, 8, 16))
@@ -43,26 +46,23 @@ POLICIES = [
 def given(monkeypatch: pytest.MonkeyPatch, tables: LayoutTables, policy: Policy, part: slice) -> list[Any]:
     """What a call gives `select` and `prepare_keys`."""
     noted: list[Any] = []
-    select, prepare = door.kernel_module("select"), door.kernel_module("prepare")
     prepare_keys = prepare.prepare_keys
 
-    def note_select(scores: Tensor, forced: Tensor, *_: object, **options: Any) -> None:
-        noted.extend([forced, options.get("row_counts"), options.get("head_counts")])
-
     def note_prepare(*args: Any, **options: Any) -> Any:
-        noted.extend([options["log_count"], options["ranks"]])
+        noted.extend([options["log_weight"], options["ranks"]])
         return prepare_keys(*args, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(select, "select", note_select)
         patched.setattr(prepare, "prepare_keys", note_prepare)
         x = torch.zeros(1, HEADS, LAYOUT.tokens, 64, dtype=torch.bfloat16)
-        draft, _, _ = door.prepare(x, x, x, tables, policy, copy=False, part=part)
-        door.select(draft, tables, policy, 0.1, heads=HEADS, part=part)
+        call = call_of(x, x, x, tables, policy).of_heads(part)
+        launch.prepare(call, copy=False)
+        limits = ranking_of(policy).limits(tables, policy, call.heads.densities)
+        noted.extend([forced_blocks(tables, policy), limits.rows, limits.heads])
     return noted
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 def test_no_policy_gets_what_is_anothers(launches: Launches, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     used = build_tables(LAYOUT)
     for policy in POLICIES * 2:

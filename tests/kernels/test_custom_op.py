@@ -28,17 +28,14 @@ def request_of(frames: int, tail: str = "linear1") -> AttendRequest:
 def test_on_the_cpu_it_is_the_reference(tail: str) -> None:
     request = request_of(3, tail)
     assert torch.equal(call_op(request), attend_reference(request))
-    k, v = (x[:, :, request.tables.perm] for x in (request.k, request.v))
-    assert torch.equal(call_op(request, in_order=(k, v)), attend_reference(request))
 
 
 def around(q: Tensor, k: Tensor, v: Tensor, perm: Tensor, keep: Tensor, parts: list[Tensor]) -> Tensor:
     """A piece of a model with the op in its middle."""
     video = q.shape[2] - EXTRA
-    arguments = (None, None, None, *parts, None, 0.25, video, 0, 16, 16, False)
     q = q * 2
     out = new_output(q)
-    attend_into(out, q, k, v, perm, keep, *arguments)
+    attend_into(out, q, k, v, perm, keep, parts, None, 0.25, [video, 0, 16, 16], "triton")
     return out.transpose(1, 2).flatten(2).relu()
 
 
@@ -46,8 +43,7 @@ def inputs_of(frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list
     request = request_of(frames)
     tail = request.tail
     assert tail is not None and tail.cov is not None and tail.u is not None and tail.w is not None
-    parts = [tail.log_count, tail.k_mean, tail.v_mean, tail.cov, tail.u, tail.w]
-    return request.q, request.k, request.v, request.tables.perm, request.keep, parts
+    return request.q, request.k, request.v, request.tables.perm, request.keep, list(tail.parts())
 
 
 def test_compiles_without_a_break_and_once_for_all_lengths() -> None:
@@ -86,10 +82,9 @@ def test_op_passes_torchs_own_checks() -> None:
     request = request_of(3, "mean")
     tail = request.tail
     assert tail is not None
-    parts = (None, None, None, tail.log_count, tail.k_mean, tail.v_mean, None, None, None, None)
-    arguments = (request.q, request.k, request.v, request.tables.perm, request.keep, *parts)
+    arguments = (request.q, request.k, request.v, request.tables.perm, request.keep, list(tail.parts()), None, 0.25)
     torch.library.opcheck(
         attend_into,
-        (new_output(request.q), *arguments, 0.25, request.tables.layout.grid.tokens, 0, 16, 16, False),
+        (new_output(request.q), *arguments, [request.tables.layout.grid.tokens, 0, 16, 16], "triton"),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -12,11 +12,10 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from draftattention.draftattn_core.backends.call_kind import Problem
+from draftattention.draftattn_core.backends.call_kind import CallKind
 from draftattention.draftattn_core.backends.registry import NoBackendError, backends, choose_backend, prepare_backend
-from draftattention.draftattn_core.backends.triton import door
-from draftattention.draftattn_core.backends.triton import hopper as triton_hopper
-from draftattention.draftattn_core.backends.triton.hopper import hopper_refuses, run_hopper
+from draftattention.draftattn_core.backends.triton import machine
+from draftattention.draftattn_core.backends.triton.hopper import HOPPER, UNPROVEN
 from draftattention.draftattn_core.backends.triton.trust import Trust
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
@@ -25,21 +24,22 @@ from draftattention.kernels import attend_hopper
 from draftattention.kernels.attend_hopper import SPECIALISED_WARPS, WARPS
 from draftattention.kernels.configs import attend_config, hopper_config
 from draftattention.kernels.runtime import FUSED
+from tests.kernels.calls import run_call
 from tests.kernels.launches import Launches
 from tools.aot.cases import attend_case
 from tools.aot.cases_hopper import CLAIMS, all_cases, listed_case, representative_cases, tail_case
 from tools.aot.compile import Case, Planned, compile_case
 from tools.aot.judge import judge
 
-GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
+GPU = CallKind(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
 
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 as far as refusals look at it, whose kernels pass their check."""
-    monkeypatch.setattr(door, "architecture", lambda device: "sm_90")
-    monkeypatch.setattr(triton_hopper, "_TRUST", Trust("its kernels for Hopper"))
-    monkeypatch.setattr(triton_hopper, "check", lambda problem, variant: None)
+    monkeypatch.setattr(machine, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(HOPPER, "trust", Trust("its kernels for Hopper"))
+    monkeypatch.setattr(HOPPER, "check", lambda kind, variant: None)
 
 
 @pytest.mark.parametrize("planned", representative_cases(), ids=lambda planned: planned.case.name)
@@ -90,13 +90,13 @@ def test_auto_never_takes_it() -> None:
     ],
 )
 def test_what_has_no_kernel_is_named(hopper: None, change: dict[str, object], reason: str) -> None:
-    assert hopper_refuses(GPU) is None
-    assert reason in str(hopper_refuses(replace(GPU, **change)))  # type: ignore[arg-type]
+    assert HOPPER.refuses(GPU) is None
+    assert reason in str(HOPPER.refuses(replace(GPU, **change)))  # type: ignore[arg-type]
 
 
 def test_other_gpus_are_sent_to_the_other_kernels(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "architecture", lambda device: "sm_120")
-    assert hopper_refuses(GPU) == "its kernels run on Hopper GPUs (sm_90), this is sm_120: use backend 'triton'"
+    monkeypatch.setattr(machine, "architecture", lambda device: "sm_120")
+    assert HOPPER.refuses(GPU) == "its kernels run on Hopper GPUs (sm_90), this is sm_120: use backend 'triton'"
 
 
 @pytest.mark.parametrize(("version", "reason"), [("3.5.1", "3.6 or newer is needed"), ("3.6.0", None), ("4.0", None)])
@@ -104,22 +104,22 @@ def test_a_triton_that_cannot_specialise_is_named(
     hopper: None, monkeypatch: pytest.MonkeyPatch, version: str, reason: str | None
 ) -> None:
     monkeypatch.setattr(attend_hopper, "triton", SimpleNamespace(__version__=version))
-    found = hopper_refuses(GPU)
+    found = HOPPER.refuses(GPU)
     assert found is None if reason is None else reason in str(found)
 
 
 def test_a_triton_that_breaks_over_its_kernels_is_a_reason(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attend_hopper, "triton", SimpleNamespace())
-    assert "cannot be imported: AttributeError" in str(hopper_refuses(GPU))
+    assert "cannot be imported: AttributeError" in str(HOPPER.refuses(GPU))
 
 
 def test_it_says_that_it_is_unproven_and_a_failed_check_is_its_reason(
     hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert hopper_refuses(GPU) is None and hopper_refuses(GPU) is None
-    assert [record.message for record in caplog.records] == [f"DraftAttention: {triton_hopper.UNPROVEN}"]
-    monkeypatch.setattr(triton_hopper, "check", lambda problem, variant: "its output is off by 1.0")
-    assert hopper_refuses(replace(GPU, k_block=128)) == "its output is off by 1.0"
+    assert HOPPER.refuses(GPU) is None and HOPPER.refuses(GPU) is None
+    assert [record.message for record in caplog.records] == [f"DraftAttention: {UNPROVEN}"]
+    monkeypatch.setattr(HOPPER, "check", lambda kind, variant: "its output is off by 1.0")
+    assert HOPPER.refuses(replace(GPU, k_block=128)) == "its output is off by 1.0"
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "does without its kernels for Hopper: its output is off by 1.0" in caplog.records[1].message
 
@@ -135,7 +135,8 @@ def test_one_binary_per_kernel_for_all_shapes_and_it_is_the_one_compiled_here(
     for grid, before, after, heads, batch in SHAPES:
         layout = Layout(TokenGrid(*grid), before, after)
         q, k, v = torch.empty(3, batch, layout.tokens, heads, 128, dtype=torch.bfloat16).transpose(2, 3)
-        run_hopper(q, k, v, build_tables(layout), Policy(density=0.4, tail=tail), torch.zeros(1, layout.extra), 0.1)
+        bias = torch.zeros(1, layout.extra)
+        run_call(q, k, v, build_tables(layout), Policy(density=0.4, tail=tail), bias, backend=HOPPER)
     ours = {key for key in launches.binaries if key[0] in ("tail_kernel", "listed_kernel")}
     assert ours == {
         key_of(listed_case(128, tail=tail != "none")),
@@ -155,10 +156,10 @@ def key_of(case: Case) -> tuple[str, str]:
 
 
 def test_it_is_compiled_before_a_run_and_that_is_said(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_hopper, "_TRUST", Trust("its kernels for Hopper"))
-    problem, told = replace(GPU, device=torch.device("cpu")), []
+    monkeypatch.setattr(HOPPER, "trust", Trust("its kernels for Hopper"))
+    kind, told = replace(GPU, device=torch.device("cpu")), []
     for _ in range(2):
-        prepare_backend("triton_hopper", problem, ("none",), report=told.append)
+        prepare_backend("triton_hopper", kind, ("none",), report=told.append)
     assert [name for name, _ in launches.keys].count("listed_kernel") == 2
     assert [message.partition(",")[0] for message in told] == [
         "DraftAttention compiles and checks its kernels for Hopper"

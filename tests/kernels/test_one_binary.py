@@ -14,13 +14,14 @@ if importlib.util.find_spec("triton") is None:
 import triton
 import triton.language as tl
 
-from draftattention.draftattn_core.backends.triton import door
-from draftattention.draftattn_core.backends.triton.pointer import run_triton
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
 from draftattention.draftattn_core.method.policy import Policy, TailName
-from draftattention.kernels.geometry import Geometry
+from draftattention.kernels.attend_pointer import constexprs
+from draftattention.kernels.configs import attend_config
 from draftattention.kernels.select import lists_of
+from draftattention.kernels.types import AttendInputs, Geometry, Selected
+from tests.kernels.calls import run_call
 from tests.kernels.launches import Launches
 
 # Grid, extra tokens before and after, heads, batch: numbers that are 1, odd, and multiples of 16, in turns.
@@ -38,7 +39,7 @@ def call(shape: tuple[tuple[int, int, int], int, int, int, int], policy: Policy)
     layout = Layout(TokenGrid(*grid), before, after)
     qkv = torch.empty(3, batch, layout.tokens, heads, 128, dtype=torch.bfloat16).transpose(2, 3)
     bias = torch.zeros(1, layout.extra)
-    run_triton(*qkv.unbind(), build_tables(layout), policy, bias, 0.1)
+    run_call(*qkv.unbind(), build_tables(layout), policy, bias, 0.1)
 
 
 @pytest.mark.parametrize("tail", ["none", "mean", "linear1"])
@@ -69,16 +70,20 @@ def test_a_batch_of_one_beyond_two_to_the_31_elements(launches: Launches) -> Non
         return x.as_strided(x.shape, (1 << 33, *x.stride()[1:]))
 
     for inputs in ((q, k, v), (long(q), long(k), long(v))):
-        run_triton(*inputs, build_tables(layout), Policy(density=0.4), None, 0.1)
+        run_call(*inputs, build_tables(layout), Policy(density=0.4), None, 0.1)
     assert len(launches.binaries) == len({name for name, _ in launches.binaries})
 
 
 def test_nothing_of_a_binary_depends_on_the_layout_but_its_blocks() -> None:
     """Compile-time constants of `attend` come from sizes that a user sets, not from what a resolution brings."""
     perm = torch.arange(999)
-    config = door.kernel_module("configs").attend_config("sm_90", 128, 1)
-    constants = door.kernel_module("attend_pointer").constexprs
-    known = [constants(Geometry(n, n - 7, 128, 64, perm), 128, config, None, False, False, True) for n in (999, 640)]
+    config = attend_config("sm_90", 128, 1)
+    q = torch.empty(1, 1, 1, 128)
+    selected = Selected(perm, perm, perm)
+    known = [
+        constexprs(AttendInputs(q, q, q, Geometry(n, n - 7, 128, 64, perm), selected, None, None, 0.1), config, False)
+        for n in (999, 640)
+    ]
     assert known[0] == known[1]
 
 

@@ -14,19 +14,19 @@ import torch
 
 from draftattention.draftattn_core.attention import attend
 from draftattention.draftattn_core.backends import registry
-from draftattention.draftattn_core.backends.call_kind import Problem, Variant
+from draftattention.draftattn_core.backends.call_kind import CallKind, Variant
 from draftattention.draftattn_core.backends.registry import Backend, NoBackendError, attend_torch, choose_backend
 from draftattention.draftattn_core.backends.request import BackendFailure
-from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.triton import machine
 from draftattention.draftattn_core.backends.triton import op as ops
-from draftattention.draftattn_core.backends.triton import pointer as triton_backend
-from draftattention.draftattn_core.backends.triton.pointer import triton_missing, triton_refuses
+from draftattention.draftattn_core.backends.triton.machine import triton_missing
+from draftattention.draftattn_core.backends.triton.pointer import POINTER
 from draftattention.draftattn_core.backends.triton.trust import Trust
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout
 from draftattention.draftattn_core.method.policy import Policy
 
-GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
+GPU = CallKind(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -34,16 +34,16 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """An H200 as far as refusals look at it, whose kernels pass their check."""
-    monkeypatch.setattr(door, "architecture", lambda device: "sm_90")
-    monkeypatch.setattr(triton_backend, "_TRUST", Trust("kernels"))
-    monkeypatch.setattr(triton_backend, "check", lambda problem, variant: None)
+    monkeypatch.setattr(machine, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(POINTER, "trust", Trust("kernels"))
+    monkeypatch.setattr(POINTER, "check", lambda kind, variant: None)
 
 
 def test_the_cpu_is_refused_and_auto_does_not_import_triton_for_it() -> None:
-    problem = replace(GPU, device=torch.device("cpu"))
-    assert choose_backend("auto", problem).name == "torch"
+    kind = replace(GPU, device=torch.device("cpu"))
+    assert choose_backend("auto", kind).name == "torch"
     with pytest.raises(NoBackendError, match="run on NVIDIA and AMD GPUs, not on cpu"):
-        choose_backend("triton", problem)
+        choose_backend("triton", kind)
 
 
 @pytest.mark.parametrize(("version", "reason"), [(None, "not installed"), ("3.2.1", "3.2.1 is too old: 3.3")])
@@ -52,7 +52,7 @@ def test_a_missing_or_old_triton_is_named(monkeypatch: pytest.MonkeyPatch, versi
     monkeypatch.setitem(sys.modules, "triton", found)
     triton_missing.cache_clear()
     try:
-        assert reason in str(triton_refuses(GPU))
+        assert reason in str(POINTER.refuses(GPU))
     finally:
         triton_missing.cache_clear()
 
@@ -76,7 +76,7 @@ def test_a_triton_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     triton_missing.cache_clear()
     try:
-        assert f"installed but broken: {type(error).__name__}: {error}" in str(triton_refuses(GPU))
+        assert f"installed but broken: {type(error).__name__}: {error}" in str(POINTER.refuses(GPU))
     finally:
         triton_missing.cache_clear()
 
@@ -85,7 +85,7 @@ def test_a_triton_without_a_version_is_a_reason(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
     triton_missing.cache_clear()
     try:
-        assert "installed but broken: AttributeError" in str(triton_refuses(GPU))
+        assert "installed but broken: AttributeError" in str(POINTER.refuses(GPU))
     finally:
         triton_missing.cache_clear()
 
@@ -94,11 +94,11 @@ def test_a_triton_without_a_version_is_a_reason(monkeypatch: pytest.MonkeyPatch)
 def test_without_a_triton_that_works_the_op_is_the_reference_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(name: str) -> ModuleType:
+    def fail() -> bool:
         raise error
 
-    monkeypatch.setattr(door, "kernel_module", fail)
-    assert not door.runs_on(torch.zeros(1))
+    monkeypatch.setattr(machine, "interpreted", fail)
+    assert not machine.runs_on(torch.zeros(1))
 
 
 @needs_triton
@@ -111,27 +111,27 @@ def test_without_a_triton_that_works_the_op_is_the_reference_on_the_cpu(
     ],
 )
 def test_what_has_no_kernel_is_named(hopper: None, change: dict[str, object], reason: str) -> None:
-    assert triton_refuses(GPU) is None
-    assert reason in str(triton_refuses(replace(GPU, **change)))  # type: ignore[arg-type]
+    assert POINTER.refuses(GPU) is None
+    assert reason in str(POINTER.refuses(replace(GPU, **change)))  # type: ignore[arg-type]
 
 
 @needs_triton
 def test_an_unknown_architecture_is_named(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "architecture", lambda device: "sm_75")
-    assert "no kernel configuration for sm_75" in str(triton_refuses(GPU))
+    monkeypatch.setattr(machine, "architecture", lambda device: "sm_75")
+    assert "no kernel configuration for sm_75" in str(POINTER.refuses(GPU))
 
 
 @needs_triton
 def test_a_failed_check_is_the_reason_and_runs_once_per_kernel(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Problem] = []
+    asked: list[CallKind] = []
 
-    def check(problem: Problem, variant: Variant) -> str:
-        asked.append(problem)
+    def check(kind: CallKind, variant: Variant) -> str:
+        asked.append(kind)
         return "its output is off by 1.0"
 
-    monkeypatch.setattr(triton_backend, "check", check)
+    monkeypatch.setattr(POINTER, "check", check)
     second_gpu = replace(GPU, device=torch.device("cuda", 1))
-    assert [triton_refuses(p) for p in (GPU, GPU, second_gpu)] == ["its output is off by 1.0"] * 3
+    assert [POINTER.refuses(p) for p in (GPU, GPU, second_gpu)] == ["its output is off by 1.0"] * 3
     assert asked == [GPU, second_gpu]
 
 
@@ -157,8 +157,10 @@ def test_a_kernel_that_fails_later_hands_the_call_to_the_next_backend(monkeypatc
 @needs_triton
 def test_kernels_are_found_beside_the_pack_whatever_its_name(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, pack.__name__.split(".")[0], ModuleType("host"))
-    door = importlib.import_module(f"{pack.__name__}.draftattn_core.backends.triton.door")
-    assert door.kernel_module("configs").__name__ == f"{pack.__name__}.kernels.configs"
+    name = f"{pack.__name__}.kernels.attend_pointer"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    assert not importlib.import_module(f"{pack.__name__}.draftattn_core.backends.triton.machine").interpreted()
+    assert name in sys.modules
 
 
 def test_two_copies_of_the_pack_have_ops_of_their_own(pack: ModuleType) -> None:

@@ -25,14 +25,13 @@ from triton.runtime.errors import OutOfResources
 
 from draftattention.draftattn_core.attention import Attention, attend
 from draftattention.draftattn_core.backends import registry
-from draftattention.draftattn_core.backends.call_kind import Problem, Variant
+from draftattention.draftattn_core.backends.call_kind import CallKind, Variant
 from draftattention.draftattn_core.backends.registry import NoBackendError
-from draftattention.draftattn_core.backends.request import BackendFailure
-from draftattention.draftattn_core.backends.triton import door
-from draftattention.draftattn_core.backends.triton import hopper as triton_hopper
-from draftattention.draftattn_core.backends.triton import pointer as triton_backend
-from draftattention.draftattn_core.backends.triton.pointer import check, run_triton, triton_refuses
-from draftattention.draftattn_core.backends.triton.trust import OUT_OF_MEMORY, Trust, kernel_key
+from draftattention.draftattn_core.backends.request import OUT_OF_MEMORY, BackendFailure
+from draftattention.draftattn_core.backends.triton import launch
+from draftattention.draftattn_core.backends.triton.hopper import HOPPER
+from draftattention.draftattn_core.backends.triton.pointer import POINTER
+from draftattention.draftattn_core.backends.triton.trust import Trust, kernel_key
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
 from draftattention.draftattn_core.method.policy import Policy
@@ -42,10 +41,11 @@ from draftattention.draftattn_core.run.schedule import constant
 from draftattention.draftattn_core.run.settings import Settings
 from draftattention.kernels import attend_pointer, prepare, select
 from draftattention.kernels.runtime import on_device
+from tests.kernels.calls import run_call
 from tests.kernels.launches import Launches
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), q_block=16, k_block=16)
-GPU = Problem(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
+GPU = CallKind(torch.device("cuda", 0), torch.bfloat16, 128, 128, 64)
 
 ERRORS = {
     "compile error": CompilationError("the source", None, "no"),
@@ -59,14 +59,14 @@ ERRORS = {
 def trust(monkeypatch: pytest.MonkeyPatch) -> Trust:
     """No verdicts yet, and none left to other tests."""
     fresh = Trust("its Triton kernels")
-    monkeypatch.setattr(triton_backend, "_TRUST", fresh)
+    monkeypatch.setattr(POINTER, "trust", fresh)
     return fresh
 
 
 @pytest.fixture
 def first_choice(trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` takes the kernels on the CPU, as it does on a GPU."""
-    known = [replace(x, by_name_on=()) if x.name == "triton" else x for x in registry.backends()]
+    known = [replace(x, not_automatic_on=()) if x.name == "triton" else x for x in registry.backends()]
     monkeypatch.setattr(registry, "backends", lambda: tuple(known))
 
 
@@ -101,17 +101,17 @@ def test_an_error_that_is_not_the_compilers_is_not_hidden(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr(door, "select", fail)
+    monkeypatch.setattr(select, "select", fail)
     with pytest.raises(ValueError, match="a bug of ours"):
         call(backend="triton")
-    assert triton_refuses(replace(GPU, device=torch.device("cpu"))) is None
+    assert POINTER.refuses(replace(GPU, device=torch.device("cpu"))) is None
 
 
 def test_memory_of_a_failed_call_is_free_when_the_next_backend_starts(
     launches: Launches, first_choice: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Tensor]] = []
-    prepared = door.prepare
+    prepared = launch.prepare
 
     def remember(*args: Any, **options: Any) -> Any:
         found = prepared(*args, **options)
@@ -129,8 +129,8 @@ def test_memory_of_a_failed_call_is_free_when_the_next_backend_starts(
         for x in registry.backends()
     ]
     monkeypatch.setattr(registry, "backends", lambda: tuple(chosen))
-    monkeypatch.setattr(door, "prepare", remember)
-    monkeypatch.setattr(door, "attend", fail)
+    monkeypatch.setattr(launch, "prepare", remember)
+    monkeypatch.setattr(POINTER, "launch", fail)
     assert call().backend == "torch"
     assert len(made) == 2 and alive == [0]
 
@@ -159,9 +159,9 @@ def test_short_memory_leaves_the_check_as_what_it_is(
     def short(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(door, "prepare", short)
+    monkeypatch.setattr(launch, "prepare", short)
     with pytest.raises(OUT_OF_MEMORY):
-        check(replace(GPU, device=torch.device("cpu")), Variant())
+        POINTER.check(replace(GPU, device=torch.device("cpu")), Variant())
 
 
 @pytest.mark.parametrize("backend", ["triton", "triton_hopper"])
@@ -172,7 +172,7 @@ def test_short_memory_during_a_launch_is_not_the_compilers(
     def short(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(triton_hopper, "_TRUST", trust)
+    monkeypatch.setattr(HOPPER, "trust", trust)
     monkeypatch.setattr(Launches, "run", short)
     with pytest.raises(OUT_OF_MEMORY):
         call(backend=backend)
@@ -260,8 +260,8 @@ def test_launches_go_to_the_device_of_their_tensors_and_its_current_stream(
     )
     tables = build_tables(Layout(TokenGrid(2, 8, 16)))
     q, k, v = torch.zeros(3, 1, 2, 256, 128, dtype=torch.bfloat16)
-    _, request = run_triton(q, k, v, tables, Policy(density=0.4, method="head"), None, 0.1)
-    triton_backend.attend_triton(request)
+    _, request = run_call(q, k, v, tables, Policy(density=0.4, method="head"))
+    POINTER.attend(request)
     # Every kernel of both calls: two that prepare, the selection's, the list's, `attend` twice.
     assert len({name for name, _ in launches.keys}) == len(launches.binaries) - 1 == 9 and all(launched)
     entered = on_device(SimpleNamespace(device=torch.device("cuda", 1)))  # type: ignore[arg-type]
@@ -271,7 +271,7 @@ def test_launches_go_to_the_device_of_their_tensors_and_its_current_stream(
 def test_small_values_reach_the_device_without_a_copy_that_waits(
     launches: Launches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Equal for all heads, they are filled in on the device; else they go by pinned memory (`transfer.per_head`)."""
+    """Equal for all heads, they are filled in on the device; else they go by pinned memory (`per_head`)."""
     tables = build_tables(LAYOUT)
     q, k, v = torch.zeros(3, 1, 2, LAYOUT.tokens, 64, dtype=torch.bfloat16)
 
@@ -280,7 +280,7 @@ def test_small_values_reach_the_device_without_a_copy_that_waits(
 
     monkeypatch.setattr(torch, "tensor", from_the_host)
     for method in ("row", "head", "top_p", "draft"):
-        run_triton(q, k, v, tables, Policy(density=0.4, method=method), None, 0.1)
+        run_call(q, k, v, tables, Policy(density=0.4, method=method))
 
 
 def test_a_failure_says_which_kernel_and_why(launches: Launches, trust: Trust, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,8 +290,8 @@ def test_a_failure_says_which_kernel_and_why(launches: Launches, trust: Trust, m
     monkeypatch.setattr(Launches, "run", fail)
     q, k, v = torch.zeros(3, 1, 2, LAYOUT.tokens, 64, dtype=torch.bfloat16)
     with pytest.raises(BackendFailure, match=r"does not run on cpu: OutOfResources: .*shared memory"):
-        run_triton(q, k, v, build_tables(LAYOUT), Policy(), None, 0.1)
-    reason = check(replace(GPU, device=torch.device("cpu")), Variant())
+        run_call(q, k, v, build_tables(LAYOUT), Policy())
+    reason = POINTER.check(replace(GPU, device=torch.device("cpu")), Variant())
     assert reason is not None and reason.startswith("a kernel does not run on cpu: OutOfResources")
 
 
@@ -299,12 +299,12 @@ def test_each_variant_is_judged_by_itself(
     launches: Launches, trust: Trust, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A tail whose kernels fail takes those of no other tail with it, mid-run included."""
-    problem = replace(GPU, device=torch.device("cpu"))
+    kind = replace(GPU, device=torch.device("cpu"))
     asked: list[Variant] = []
-    monkeypatch.setattr(triton_backend, "under_test", lambda device: False)
-    monkeypatch.setattr(triton_backend, "check", lambda problem, variant: asked.append(variant))
-    tails = [replace(problem, variants=(Variant(tail=tail),)) for tail in ("mean", "linear2")]
-    assert [triton_refuses(x) for x in (*tails, *tails)] == [None] * 4
+    monkeypatch.setattr(POINTER, "under_test", lambda device: False)
+    monkeypatch.setattr(POINTER, "check", lambda kind, variant: asked.append(variant))
+    tails = [replace(kind, variants=(Variant(tail=tail),)) for tail in ("mean", "linear2")]
+    assert [POINTER.refuses(x) for x in (*tails, *tails)] == [None] * 4
     assert asked == [Variant(tail="mean"), Variant(tail="linear2")]
 
     def fail(*_: object, **__: object) -> None:
@@ -314,26 +314,26 @@ def test_each_variant_is_judged_by_itself(
     layout = Layout(TokenGrid(2, 8, 16))
     q, k, v = torch.zeros(3, 1, 2, layout.tokens, 128, dtype=torch.bfloat16)
     with pytest.raises(BackendFailure):
-        run_triton(q, k, v, build_tables(layout), Policy(tail=("mean", "linear2")), None, 0.1)
-    assert triton_refuses(tails[0]) is None and "shared memory" in str(triton_refuses(tails[1]))
+        run_call(q, k, v, build_tables(layout), Policy(tail=("mean", "linear2")))
+    assert POINTER.refuses(tails[0]) is None and "shared memory" in str(POINTER.refuses(tails[1]))
     assert len(caplog.records) == 1 and asked == [Variant(tail="mean"), Variant(tail="linear2")]
 
 
 def test_kernels_that_gather_are_checked_when_they_are_asked_for_and_take_no_others_with_them(
     launches: Launches, trust: Trust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_backend, "under_test", lambda device: False)
+    monkeypatch.setattr(POINTER, "under_test", lambda device: False)
     checked: list[Variant] = []
 
-    def wrong(problem: Problem, variant: Variant) -> str:
+    def wrong(kind: CallKind, variant: Variant) -> str:
         checked.append(variant)
         return "its output is off by 1.0"
 
-    monkeypatch.setattr(triton_backend, "check_gathered", wrong)
+    monkeypatch.setattr(POINTER, "check_gathered", wrong)
     result = call(backend="triton")
     assert "list_kernel" not in {name for name, _ in launches.keys} and not checked
     for _ in range(2):
         with pytest.raises(BackendFailure, match="off by 1.0"):
-            triton_backend.attend_triton(result.request)
+            POINTER.attend(result.request)
     assert checked == [Variant("head", "linear1")]
     assert call(backend="triton").backend == "triton"

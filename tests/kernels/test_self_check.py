@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattention.draftattn_core.backends.call_kind import Problem, Variant, variants_of
+from draftattention.draftattn_core.backends.call_kind import CallKind, Variant, variants_of
 from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.backends.triton.self_check import check_gathered, judge, small_policy, small_request
 from draftattention.draftattn_core.method.draft import Draft, draft_logits, make_draft
-from draftattention.draftattn_core.method.policy import METHODS, TAILS, Method, Policy, TailName
+from draftattention.draftattn_core.method.policy import TAILS, Method, Policy, TailName
 from draftattention.draftattn_core.method.selection import select_blocks
-from draftattention.draftattn_core.method.tail.expand import Tail
+from draftattention.kernels.types import Tail
+from tests.core.cases import RANKED
 
-SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
+SMALL = CallKind(torch.device("cpu"), torch.float32, 64, 128, 64)
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Computed:
 
 def computed(variant: Variant) -> Computed:
     request, policy = small_request(SMALL, variant), small_policy(variant)
-    draft = make_draft(request.q, request.k, request.tables, spread=policy.spreads(2))
+    draft = make_draft(request.q, request.k, request.tables, spread=policy.of(2).spreads)
     return Computed(attend_reference(request), request, draft)
 
 
 @pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 @pytest.mark.parametrize("biased", [False, True])
 def test_every_variant_has_something_to_check_and_passes_if_right(method: Method, tail: TailName, biased: bool) -> None:
     variant = Variant(method, tail, biased)
@@ -106,21 +107,21 @@ def test_a_tail_where_none_was_asked_for_is_seen() -> None:
 def test_a_policy_has_a_variant_for_each_of_its_tails() -> None:
     policy = Policy(method="row", tail=("linear1", "none", "linear1"))
     assert variants_of(policy, True) == (Variant("row", "none", True), Variant("row", "linear1", True))
-    problem = replace(SMALL, variants=variants_of(policy, True))
-    assert problem.with_tail("linear2").variants == (Variant("row", "linear2", True),)
+    kind = replace(SMALL, variants=variants_of(policy, True))
+    assert kind.with_tail("linear2").variants == (Variant("row", "linear2", True),)
     q = torch.zeros(1, 2, 5, 64)
-    assert Problem.of(q, 128, 64, policy, biased=True) == problem
+    assert CallKind.of(q, 128, 64, policy, biased=True) == kind
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 def test_rounding_cannot_change_the_selection_of_a_small_call(method: Method, dtype: torch.dtype) -> None:
     """A GPU's exp and another order of summation move scores by 1e-6; no small call has two that near a threshold."""
     for dim, q_block, k_block in itertools.product((64, 128), repeat=3):
-        problem = Problem(torch.device("cpu"), dtype, dim, q_block, k_block)
+        kind = CallKind(torch.device("cpu"), dtype, dim, q_block, k_block)
         variant = Variant(method, "mean")
-        request, policy = small_request(problem, variant), small_policy(variant)
-        draft = make_draft(request.q, request.k, request.tables, spread=policy.spreads(2))
+        request, policy = small_request(kind, variant), small_policy(variant)
+        draft = make_draft(request.q, request.k, request.tables, spread=policy.of(2).spreads)
         scores = draft_logits(draft, request.tables, request.scale)
         noise = torch.randn(8, *scores.shape, generator=torch.Generator().manual_seed(1)) * 1e-5
         for moved in scores + noise:

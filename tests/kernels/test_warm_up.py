@@ -17,33 +17,35 @@ if importlib.util.find_spec("triton") is None:
 from triton.runtime.errors import OutOfResources
 
 from draftattention.draftattn_core.backends import registry
-from draftattention.draftattn_core.backends.call_kind import Problem, Variant, variants_of
+from draftattention.draftattn_core.backends.call_kind import CallKind, Variant, variants_of
 from draftattention.draftattn_core.backends.registry import passed_over, prepare_backend, tails_served
-from draftattention.draftattn_core.backends.triton import pointer as triton_backend
-from draftattention.draftattn_core.backends.triton.pointer import run_triton
-from draftattention.draftattn_core.backends.triton.trust import OUT_OF_MEMORY, Trust
+from draftattention.draftattn_core.backends.request import OUT_OF_MEMORY
+from draftattention.draftattn_core.backends.triton.pointer import POINTER
+from draftattention.draftattn_core.backends.triton.trust import Trust
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
-from draftattention.draftattn_core.method.policy import METHODS, TAILS, Method, Policy
+from draftattention.draftattn_core.method.policy import TAILS, Method, Policy
 from draftattention.draftattn_core.run.events import Waiting
 from draftattention.draftattn_core.run.report import DenseReason, Position
 from draftattention.draftattn_core.run.run import Run
 from draftattention.draftattn_core.run.schedule import constant
 from draftattention.draftattn_core.run.settings import Settings
+from tests.core.cases import RANKED
+from tests.kernels.calls import run_call
 from tests.kernels.launches import Launches
 
-PROBLEM = Problem(torch.device("cpu"), torch.bfloat16, 64, 128, 64)
+PROBLEM = CallKind(torch.device("cpu"), torch.bfloat16, 64, 128, 64)
 
 
 @pytest.fixture(autouse=True)
 def trust(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> Trust:
     """Kernels that nobody has used yet, and that are noted instead of run."""
     fresh = Trust("its Triton kernels")
-    monkeypatch.setattr(triton_backend, "_TRUST", fresh)
+    monkeypatch.setattr(POINTER, "trust", fresh)
     return fresh
 
 
-def of(policy: Policy, biased: bool = False) -> Problem:
+def of(policy: Policy, biased: bool = False) -> CallKind:
     return replace(PROBLEM, variants=variants_of(policy, biased))
 
 
@@ -51,11 +53,11 @@ def call(policy: Policy, heads: int, biased: bool) -> None:
     layout = Layout(TokenGrid(5, 8, 11), 3, 60)
     q, k, v = torch.zeros(3, 1, layout.tokens, heads, 64, dtype=torch.bfloat16).transpose(2, 3)
     bias = torch.zeros(1, layout.extra) if biased else None
-    run_triton(q, k, v, build_tables(layout), policy, bias, 0.1)
+    run_call(q, k, v, build_tables(layout), policy, bias, 0.1)
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANKED)
 def test_nothing_is_left_to_compile(launches: Launches, method: Method, biased: bool) -> None:
     policy = Policy(density=0.3, method=method)
     prepare_backend("triton", of(policy, biased), TAILS)
@@ -94,39 +96,39 @@ def test_kernels_that_do_not_compile_are_said_so_once(
     monkeypatch.setattr(Launches, "run", fail)
     prepare_backend("triton", of(Policy()), TAILS)
     assert len(caplog.records) == 1
-    assert "shared memory" in str(triton_backend.triton_refuses(of(Policy())))
+    assert "shared memory" in str(POINTER.refuses(of(Policy())))
 
 
-def refusing(wrong: Variant) -> Callable[[Problem, Variant], str | None]:
-    return lambda problem, variant: f"its output is off by 1.0 ({variant})" if variant == wrong else None
+def refusing(wrong: Variant) -> Callable[[CallKind, Variant], str | None]:
+    return lambda kind, variant: f"its output is off by 1.0 ({variant})" if variant == wrong else None
 
 
 def test_a_tail_that_fails_is_not_offered_and_the_others_serve(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(triton_backend, "check", refusing(Variant("head", "linear0")))
-    problem, told = of(Policy()), []
-    prepare_backend("triton", problem, TAILS, report=told.append)
-    assert len(told) == len(TAILS) and triton_backend.triton_refuses(problem) is None
-    assert tails_served("triton", problem, TAILS) == ("none", "mean", "linear1", "linear2")
+    monkeypatch.setattr(POINTER, "check", refusing(Variant("head", "linear0")))
+    kind, told = of(Policy()), []
+    prepare_backend("triton", kind, TAILS, report=told.append)
+    assert len(told) == len(TAILS) and POINTER.refuses(kind) is None
+    assert tails_served("triton", kind, TAILS) == ("none", "mean", "linear1", "linear2")
     # Where heads have tails of their own, one that fails is one too many.
     mixed = of(Policy(tail=("mean", "linear0")))
-    assert "tail linear0" in str(triton_backend.triton_refuses(mixed))
+    assert "tail linear0" in str(POINTER.refuses(mixed))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert tails_served("torch", problem, TAILS) == TAILS
+    assert tails_served("torch", kind, TAILS) == TAILS
 
 
 def test_a_run_whose_own_tail_fails_compiles_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "check", refusing(Variant("head", "linear1")))
+    monkeypatch.setattr(POINTER, "check", refusing(Variant("head", "linear1")))
     told: list[str] = []
     prepare_backend("triton", of(Policy()), TAILS, report=told.append)
-    assert len(told) == 1 and "off by 1.0" in str(triton_backend.triton_refuses(of(Policy())))
-    assert triton_backend.triton_refuses(of(Policy(tail="mean"))) is None
+    assert len(told) == 1 and "off by 1.0" in str(POINTER.refuses(of(Policy())))
+    assert POINTER.refuses(of(Policy(tail="mean"))) is None
 
 
 def test_the_probe_chooses_among_the_tails_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     served = ("none", "mean", "linear0", "linear1")
-    monkeypatch.setattr("draftattention.draftattn_core.run.run.tails_served", lambda name, problem, tails: served)
+    monkeypatch.setattr("draftattention.draftattn_core.run.run.tails_served", lambda name, kind, tails: served)
     run = Run(Settings(schedule=constant(0.3), auto_tail=True))
     serve(run, 0.0)
     assert tuple(run.report.tail_errors[0]) == served
@@ -156,7 +158,7 @@ def test_a_run_waits_before_its_first_block_though_that_is_dense(
     before = launches.binaries
     assert before
     serve(run, 0.1)
-    run_triton(*torch.zeros(3, 1, 2, 351, 64), build_tables(Layout(TokenGrid(3, 9, 13))), Policy(), None, 0.1)
+    run_call(*torch.zeros(3, 1, 2, 351, 64), build_tables(Layout(TokenGrid(3, 9, 13))), Policy(), None, 0.1)
     assert launches.binaries == before and len(told) == 1
 
 
@@ -168,14 +170,14 @@ def test_a_run_that_will_not_use_the_kernels_does_not_wait(launches: Launches, c
 
 
 def test_a_preparation_without_memory_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[Problem] = []
+    tried: list[CallKind] = []
 
-    def prepare(name: str, problem: Problem, *_: object, **__: object) -> None:
-        tried.append(problem)
+    def prepare(name: str, kind: CallKind, *_: object, **__: object) -> None:
+        tried.append(kind)
         if len(tried) == 1:
             raise OUT_OF_MEMORY("none left")
 
-    monkeypatch.setattr("draftattention.draftattn_core.run.run.prepare_backend", prepare)
+    monkeypatch.setattr("draftattention.draftattn_core.run.ready.prepare_backend", prepare)
     run = Run(Settings(schedule=constant(0.3, warmup=0.5), min_tokens=0))
     for _ in range(3):
         serve(run, 0.0)
@@ -186,7 +188,7 @@ def test_a_preparation_that_fails_is_left_to_the_calls(monkeypatch: pytest.Monke
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no such device")
 
-    monkeypatch.setattr("draftattention.draftattn_core.run.run.prepare_backend", fail)
+    monkeypatch.setattr("draftattention.draftattn_core.run.ready.prepare_backend", fail)
     run = Run(Settings(schedule=constant(0.3)))
     serve(run, 0.0)
     assert run.report.calls_sparse == 1

@@ -92,3 +92,14 @@ def test_the_predicted_saving_counts_pairs_and_the_work_of_the_tails(part) -> No
 
 def test_without_a_tail_it_says_where_the_error_is_measured(told) -> None:
     assert "it is where skipped blocks have a tail" in told(lambda add, report: add(0, density=0.2, seconds=0.1))
+
+
+def test_cross_attention_is_not_told_among_dense_calls(part, told) -> None:
+    core = part("draftattn_core.run.report")
+
+    def run(add, report):
+        add(0, reason="schedule", seconds=1.0)
+        report.add(core.Call(None, None, core.DenseReason.CROSS_ATTENTION, 0.0, lambda: 0.0))
+
+    text = told(run)
+    assert "  1 schedule\n" in text and "not self-attention" not in text

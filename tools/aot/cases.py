@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from draftattention.kernels.attend_pointer import attend_kernel
 from draftattention.kernels.configs import ATTEND, AttendConfig, PrepareConfig, attend_config, prepare_config
 from draftattention.kernels.prepare import means_kernel, prepare_keys_kernel
-from draftattention.kernels.select import METHODS, ROW_BLOCK, ROW_WARPS
+from draftattention.kernels.select import FORMS, ROW_BLOCK, ROW_WARPS
 from draftattention.kernels.select_heads import head_threshold_kernel, histogram_kernel, tie_kernel
 from draftattention.kernels.select_lists import emit_kernel, list_kernel
 from draftattention.kernels.select_rows import row_kernel
@@ -32,7 +32,7 @@ def attend_case(
     data = f"*{dtype}"
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr", "k_mean_ptr", "v_mean_ptr"), data)
     types |= dict.fromkeys(("cov_ptr", "u_ptr", "w_ptr"), data)
-    types |= {"lse_ptr": "*fp32", "bias_ptr": "*fp32", "log_count_ptr": "*fp32", "scale": "fp32"}
+    types |= {"lse_ptr": "*fp32", "bias_ptr": "*fp32", "log_weight_ptr": "*fp32", "scale": "fp32"}
     types |= {"perm_ptr": "*i64", "list_ptr": "*i32", "count_ptr": "*i32", "words_ptr": "*i32"}
     strides = [f"{x}_{axis}" for x in "qkvo" for axis in "bhn"]
     types |= dict.fromkeys(strides, "i32")
@@ -124,7 +124,7 @@ def select_cases() -> Iterator[Case]:
     types |= {
         f"{name}_ptr": "*i32" for name in ("count", "threshold", "tie", "need", "list", "list_count", "words", "bins")
     }
-    for name, method in METHODS.items():
+    for name, method in FORMS.items():
         yield Case(f"select rows, {name}", row_kernel, types, {"METHOD": method, "BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
     yield Case("select head histogram", histogram_kernel, types, {"BLOCK": 4 * ROW_BLOCK}, 2 * ROW_WARPS, 3)
     yield Case("select head threshold", head_threshold_kernel, types, {}, ROW_WARPS, 3)

@@ -19,7 +19,7 @@ _STRIDES = ("o_b", "o_h", "o_n")
 _LENGTHS = ("heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "slot_stride")
 _TYPES = {
     **dict.fromkeys((*_STRIDES, *_LENGTHS), "i32"),
-    **dict.fromkeys(("lse_ptr", "log_count_ptr", "slot_ptr"), "*fp32"),
+    **dict.fromkeys(("lse_ptr", "log_weight_ptr", "slot_ptr"), "*fp32"),
     **dict.fromkeys(("list_ptr", "count_ptr", "words_ptr"), "*i32"),
     "perm_ptr": "*i64",
     "scale": "fp32",

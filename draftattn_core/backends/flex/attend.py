@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from ...geometry.blocks import statistics_dtype
 from ...geometry.layout import LayoutTables
-from ..call_kind import Problem
+from ..call_kind import CallKind
 from ..request import AttendRequest, new_output
 from ..slots import key_slot_bias, query_slots, slot_tokens
 from ..tail_pass import merge_tail
@@ -36,22 +36,22 @@ _CHUNK_BYTES = 1 << 30
 Flex = Callable[..., Any]
 
 
-def flex_refuses(problem: Problem) -> str | None:
-    """Why FlexAttention cannot serve a problem on this machine; None if it can."""
-    device = problem.device.type
+def flex_refuses(kind: CallKind) -> str | None:
+    """Why FlexAttention cannot serve a kind of call on this machine; None if it can."""
+    device = kind.device.type
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7):
         return f"FlexAttention is used from torch 2.7 on, this is {torch.__version__}"
     if device not in ("cpu", "cuda", "xpu"):
         return f"FlexAttention is used on cpu, cuda and xpu only, not on {device}"
-    if problem.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"FlexAttention does not compute in {problem.dtype}"
-    if not 16 <= problem.head_dim <= 256:
-        return f"FlexAttention takes head sizes from 16 to 256, this one is {problem.head_dim}"
+    if kind.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"FlexAttention does not compute in {kind.dtype}"
+    if not 16 <= kind.head_dim <= 256:
+        return f"FlexAttention takes head sizes from 16 to 256, this one is {kind.head_dim}"
     if device == "cpu":
         if _compiler() is None:
             return "torch.compile needs a C++ compiler on the CPU and none was found (g++, clang++, or $CXX)"
-    elif problem.q_block % 64 or problem.k_block % 64:
-        return f"FlexAttention needs blocks that are multiples of 64, got {problem.q_block}/{problem.k_block}"
+    elif kind.q_block % 64 or kind.k_block % 64:
+        return f"FlexAttention needs blocks that are multiples of 64, got {kind.q_block}/{kind.k_block}"
     elif importlib.util.find_spec("triton") is None:
         return "torch.compile needs the package triton on this device"
     # Last, because asking loads the compiler's front end, which takes seconds.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...method.tail.expand import Tail
+from ....kernels.types import Tail
 
 SCRATCH_BYTES = 64 << 20
 
@@ -32,7 +32,7 @@ def sink_levels(queries: Tensor, tail: Tail) -> Tensor:
     """
     batch, heads, _, _ = queries.shape
     at_once = max(1, SCRATCH_BYTES // (batch * heads * tail.k_mean.shape[2] * 2 * queries.element_size()))
-    pooled, offset = tail.k_mean.transpose(-1, -2), tail.log_count[None, :, None]
+    pooled, offset = tail.k_mean.transpose(-1, -2), tail.log_weight[None, :, None]
     parts = torch.split(queries, at_once, dim=2)
     levels = [torch.matmul(rows, pooled).add_(offset).logsumexp(-1) for rows in parts]
     return torch.cat(levels, dim=-1).clamp_min(torch.finfo(queries.dtype).min)

@@ -14,13 +14,15 @@ from ...geometry.grid import TokenGrid
 from ...geometry.layout import Layout, build_tables
 from ...method.draft import Draft, make_draft
 from ...method.policy import Policy, tail_rank
+from ...method.rules import rule_of
+from ...method.rules.call import RuleCall
 from ...method.selection import select_from_draft
-from ...method.tail.expand import expand_blocks, make_tail
-from ..call_kind import Problem, Variant
+from ...method.tail.expand import expand_blocks
+from ..call_kind import GIVEN, CallKind, Variant
 from ..reference import attend_reference
-from ..request import AttendRequest, new_output
-from .trust import OUT_OF_MEMORY, in_short, short_of_memory
-from .whole_call import AttendListed, attend_group
+from ..request import OUT_OF_MEMORY, AttendRequest, new_output
+from .computed import Computed
+from .trust import in_short, short_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,10 @@ LIMIT = 2e-2
 _SEED = 2
 
 
-def check(attend: AttendListed, problem: Problem, variant: Variant) -> str | None:
+def check(group: Callable[..., Computed], kind: CallKind, variant: Variant) -> str | None:
     """Compute a small call with the kernels of `variant` and judge it; what is wrong, or None.
+
+    `group` computes a call into an output, with the selection where kernels do not select (`TritonBackend.group`).
 
     Raises:
         OUT_OF_MEMORY: where memory is short: that says nothing about the kernels.
@@ -39,22 +43,22 @@ def check(attend: AttendListed, problem: Problem, variant: Variant) -> str | Non
     policy = small_policy(variant)
 
     def compute() -> str | None:
-        asked = small_request(problem, variant)
-        out, heads = new_output(asked.q), slice(0, asked.q.shape[1])
-        inputs = asked.q, asked.k, asked.v, asked.tables, policy, asked.key_bias, asked.scale
-        return judge(out, *attend_group(attend, out, *inputs, heads), policy)
+        call = small_call(kind, variant)
+        out, given = new_output(call.q), variant.method == GIVEN
+        done = group(call, out, rule_of(policy.method).select(call)) if given else group(call, out)
+        return judge(out, done.request, done.draft, policy)
 
-    return _verdict(compute, problem, variant)
+    return _verdict(compute, kind, variant)
 
 
-def check_gathered(attend: Callable[[AttendRequest], Tensor], problem: Problem, variant: Variant) -> str | None:
+def check_gathered(attend: Callable[[AttendRequest], Tensor], kind: CallKind, variant: Variant) -> str | None:
     """The same for kernels that take a request made elsewhere; the method of `variant` does not matter."""
 
     def compute() -> str | None:
-        request = small_request(problem, variant)
+        request = small_request(kind, variant)
         return _off_by([_off(attend(request), attend_reference(request))])
 
-    return _verdict(compute, problem, variant)
+    return _verdict(compute, kind, variant)
 
 
 def small_layout(q_block: int, k_block: int) -> Layout:
@@ -64,22 +68,29 @@ def small_layout(q_block: int, k_block: int) -> Layout:
 
 def small_policy(variant: Variant) -> Policy:
     """A policy that takes the kernels of `variant` and skips some blocks of a small call."""
-    return Policy(density=0.4, method=variant.method, tail=variant.tail, top_p=0.5)
+    method = "head" if variant.method == GIVEN else variant.method
+    return Policy(density=0.4, method=method, tail=variant.tail, top_p=0.5)
 
 
-def small_request(problem: Problem, variant: Variant) -> AttendRequest:
-    """A small random call, draft, selection and tail by the core."""
-    layout, policy = small_layout(problem.q_block, problem.k_block), small_policy(variant)
-    tables, scale = build_tables(layout, problem.device), float(problem.head_dim) ** -0.5
-    shape = (3, 1, 2, layout.tokens, problem.head_dim)
-    q, k, v = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED)).to(problem.device, problem.dtype)
-    key_bias = torch.linspace(-2, 0, layout.extra, device=problem.device)[None] if variant.biased else None
-    keep = select_from_draft(make_draft(q, k, tables, spread=policy.spreads(2)), tables, policy, scale)
-    return AttendRequest(q, k, v, tables, keep, make_tail(k, v, tables, policy.tail), key_bias, scale)
+def small_call(kind: CallKind, variant: Variant) -> RuleCall:
+    """A small random call of a kind."""
+    layout = small_layout(kind.q_block, kind.k_block)
+    tables, scale = build_tables(layout, kind.device), float(kind.head_dim) ** -0.5
+    shape = (3, 1, 2, layout.tokens, kind.head_dim)
+    q, k, v = torch.randn(shape, generator=torch.Generator().manual_seed(_SEED)).to(kind.device, kind.dtype)
+    key_bias = torch.linspace(-2, 0, layout.extra, device=kind.device)[None] if variant.biased else None
+    policy = small_policy(variant)
+    return RuleCall(q, k, v, tables, policy, policy.of(2), scale, key_bias)
+
+
+def small_request(kind: CallKind, variant: Variant) -> AttendRequest:
+    """The same with draft, selection and tail by the core."""
+    call = small_call(kind, variant)
+    return AttendRequest.of(call, rule_of(call.policy.method).select(call), call.tail)
 
 
 def judge(out: Tensor, request: AttendRequest, draft: Draft, policy: Policy) -> str | None:
-    """What is wrong with a call that kernels computed, or None: each step by what the one before it left.
+    """What is wrong with a call that kernels computed, or None. Each stage is checked on the previous one's own output.
 
     Args:
         out: (B, H, L, D).
@@ -92,17 +103,17 @@ def judge(out: Tensor, request: AttendRequest, draft: Draft, policy: Policy) -> 
     return _off_by([off, *_draft_errors(request, draft, policy), *_tail_errors(request, policy)])
 
 
-def _verdict(compute: Callable[[], str | None], problem: Problem, variant: Variant) -> str | None:
+def _verdict(compute: Callable[[], str | None], kind: CallKind, variant: Variant) -> str | None:
     try:
         # Not as the caller of the first call has it: the verdict is for all of them.
-        with without_autocast(problem.device), torch.no_grad():
+        with without_autocast(kind.device), torch.no_grad():
             wrong = compute()
     except Exception as error:
         if short_of_memory(error):
             raise OUT_OF_MEMORY(str(error)) from error
         log.debug("DraftAttention's check of %s", variant, exc_info=error)
-        return f"a kernel does not run on {problem.device}: {in_short(error)} ({variant})"
-    return None if wrong is None else f"{wrong} on {problem.device} ({variant})"
+        return f"a kernel does not run on {kind.device}: {in_short(error)} ({variant})"
+    return None if wrong is None else f"{wrong} on {kind.device} ({variant})"
 
 
 def _off_by(errors: list[float]) -> str | None:
@@ -118,7 +129,7 @@ def _off(found: Tensor, expected: Tensor) -> float:
 
 def _draft_errors(request: AttendRequest, draft: Draft, policy: Policy) -> list[float]:
     """How far block means and spreads are from the core's."""
-    expected = make_draft(request.q, request.k, request.tables, spread=policy.spreads(request.q.shape[1]))
+    expected = make_draft(request.q, request.k, request.tables, spread=policy.of(request.q.shape[1]).spreads)
     errors = [_off(draft.q_mean, expected.q_mean), _off(draft.k_mean, expected.k_mean)]
     if draft.k_spread is not None and expected.k_spread is not None:
         errors.append(_off(draft.k_spread, expected.k_spread))

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 
-from ..request import BackendFailure
+from ..request import OUT_OF_MEMORY, BackendFailure
 
 log = logging.getLogger(__name__)
-
-_Variant = TypeVar("_Variant", bound=Hashable)
-
-# Older torch has it under `cuda` only.
-OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 @dataclass
@@ -43,16 +36,6 @@ class Trust:
             if kernel not in self.verdicts:
                 self._pass(kernel, check())
             return self.verdicts[kernel]
-
-    def reason_against_any(
-        self, kernel: tuple[Hashable, ...], variants: Iterable[_Variant], check: Callable[[_Variant], str | None]
-    ) -> str | None:
-        """The first reason against one of the variants of a kernel; each has a verdict of its own."""
-        for variant in variants:
-            reason = self.reason_against((*kernel, variant), functools.partial(check, variant))
-            if reason is not None:
-                return reason
-        return None
 
     def knows(self, kernel: Hashable) -> bool:
         """Whether there is a verdict already."""

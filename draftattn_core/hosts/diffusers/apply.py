@@ -65,6 +65,7 @@ _FAMILIES: Mapping[str, _Family] = {
     "WanTransformer3DModel": _WAN,
     "WanVACETransformer3DModel": _WAN,
     "WanAnimateTransformer3DModel": _WAN,
+    "SkyReelsV2Transformer3DModel": _WAN,
     "HunyuanVideoTransformer3DModel": _HUNYUAN,
     "HunyuanVideo15Transformer3DModel": _HUNYUAN,
 }
@@ -265,7 +266,8 @@ def apply_draft_attention(
 
     Args:
         transformer: a WanTransformer3DModel, WanVACETransformer3DModel (its VACE layers count after the others),
-            WanAnimateTransformer3DModel, HunyuanVideoTransformer3DModel or HunyuanVideo15Transformer3DModel; wrapped by
+            WanAnimateTransformer3DModel, SkyReelsV2Transformer3DModel, HunyuanVideoTransformer3DModel or
+            HunyuanVideo15Transformer3DModel; wrapped by
             `torch.compile` too.
         settings: None takes `Settings()`.
         scheduler: the pipeline's scheduler.

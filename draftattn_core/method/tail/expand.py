@@ -10,12 +10,14 @@ and average the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ....kernels.types import Tail
 from ...geometry.blocks import (
     block_means,
     block_means_and_spread,
@@ -31,41 +33,6 @@ from ..policy import TailName, head_gains, head_tails, tail_rank
 POWER_ITERATIONS = 2
 # Rows iterated beyond the ranks wanted: far cheaper than more iterations for the same accuracy.
 OVERSAMPLING = 2
-
-
-@dataclass(frozen=True)
-class Tail:
-    """Expansion of every video key block; float32 (float64 for float64 inputs).
-
-    Attributes:
-        log_count: (H, g) log n_j plus the head's log gain, -inf for heads whose tail is `none`.
-        k_mean, v_mean: (B, H, g, D).
-        cov: (B, H, D, D) average cross-covariance of what the ranks leave, keys x values; zero for heads without a
-            linear term; None where no head has one.
-        u, w: (B, H, g, ranks, D) singular pairs, the singular value folded into w; zero where a head uses fewer ranks;
-            None where no head uses any.
-    """
-
-    log_count: Tensor
-    k_mean: Tensor
-    v_mean: Tensor
-    cov: Tensor | None = None
-    u: Tensor | None = None
-    w: Tensor | None = None
-
-    @property
-    def ranks(self) -> int:
-        return 0 if self.u is None else self.u.shape[-2]
-
-    def of_heads(self, part: slice) -> Tail:
-        """The same for some of the heads, as views."""
-        cov, u, w = (None if x is None else x[:, part] for x in (self.cov, self.u, self.w))
-        return Tail(self.log_count[part], self.k_mean[:, part], self.v_mean[:, part], cov, u, w)
-
-    def of_batch(self, batch: int, heads: int | slice) -> Tail:
-        """The same for one batch element and one or some of the heads, as views without the axes indexed away."""
-        cov, u, w = (None if x is None else x[batch, heads] for x in (self.cov, self.u, self.w))
-        return Tail(self.log_count[heads], self.k_mean[batch, heads], self.v_mean[batch, heads], cov, u, w)
 
 
 @dataclass(frozen=True)
@@ -228,12 +195,11 @@ def tail_from(
     names = head_tails(tail if isinstance(tail, str) else tuple(tail), heads)
     if all(name == "none" for name in names):
         return None
-    drops = per_head([name == "none" for name in names], device, torch.bool)
-    log_count = log_counts(expansion.counts, gain, heads).masked_fill(drops.unsqueeze(1), -torch.inf)
+    log_weight = log_weights(expansion.counts.log(), names, head_gains(gain, heads))
     k_mean, v_mean = expansion.k_mean, expansion.v_mean
     linear = [name.startswith("linear") for name in names]
     if not any(linear) or expansion.total is None:
-        return Tail(log_count, k_mean, v_mean)
+        return Tail(log_weight, k_mean, v_mean)
 
     total, ranks = expansion.total, max(tail_rank(name) for name in names)
     u = w = None
@@ -245,14 +211,13 @@ def tail_from(
         weighted = u * expansion.counts[:, None, None]
         total = total - torch.matmul(weighted.flatten(2, 3).transpose(-1, -2), w.flatten(2, 3))
     cov = total / expansion.counts.sum() * per_head(linear, device, total.dtype)[None, :, None, None]
-    return Tail(log_count, k_mean, v_mean, cov, u, w)
+    return Tail(log_weight, k_mean, v_mean, cov, u, w)
 
 
-def log_counts(counts: Tensor, gain: float | tuple[float, ...], heads: int) -> Tensor:
-    """(H, g): log of counts (g,) plus the log gain of each head."""
-    if gain == 0.0:
-        return counts.log().expand(heads, -1)
-    return counts.log() + per_head(head_gains(gain, heads), counts.device, counts.dtype).unsqueeze(1)
+def log_weights(log_counts: Tensor, tails: Sequence[TailName], gains: Sequence[float]) -> Tensor:
+    """`Tail.log_weight` (H, g) from the logs of the blocks' token counts (g,)."""
+    offsets = [-math.inf if name == "none" else gain for name, gain in zip(tails, gains)]
+    return log_counts + per_head(offsets, log_counts.device, log_counts.dtype)[:, None]
 
 
 def make_tail(
@@ -278,13 +243,3 @@ def make_tail(
     if all(name == "none" for name in names):
         return None
     return tail_from(expand_blocks(k, v, tables, names, k_mean=k_mean), names, gain)
-
-
-def tail_key_equivalents(tail: TailName, blocks: int, dim: int) -> float:
-    """What a tail costs per query row, in keys computed exactly (one key = one dot product and one value added).
-
-    The pooled keys count once, each rank once more (one product with u, one with w), the average matrix dim / 2.
-    """
-    if tail == "none":
-        return 0.0
-    return blocks * (1 + tail_rank(tail)) + (dim / 2 if tail.startswith("linear") else 0.0)

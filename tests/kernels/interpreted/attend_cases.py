@@ -12,6 +12,7 @@ from torch import Tensor
 from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.kernels.attend_pointer import attend_pointer
 from draftattention.kernels.configs import AttendConfig
+from draftattention.kernels.types import AttendInputs
 from tests.kernels.bfloat16 import right_bfloat16_products
 from tests.kernels.problems import (
     LIMITS,
@@ -35,20 +36,10 @@ def run(problem: Problem, config: AttendConfig = TINY, *, in_order: bool = False
     k, v = request.k, request.v
     if in_order:
         k, v = (x[:, :, request.tables.perm] for x in (k, v))
-    return attend_pointer(
-        request.q,
-        k,
-        v,
-        problem.geometry,
-        *lists_of(request.keep),
-        problem.tail,
-        request.key_bias,
-        request.scale,
-        config,
-        in_order=in_order,
-        out=poisoned_output(request),
-        lse=lse,
-    )
+    rest = problem.geometry, lists_of(request.keep), problem.tail, request.key_bias, request.scale
+    out = poisoned_output(request)
+    attend_pointer(AttendInputs(request.q, k, v, *rest, in_order), config, out, lse)
+    return out
 
 
 @pytest.mark.parametrize(
@@ -119,18 +110,9 @@ def test_keys_in_block_order_have_to_be_contiguous() -> None:
     problem = make_problem(heads=1)
     spread = torch.zeros(*problem.request.k.shape[:3], 2 * problem.request.k.shape[3])[..., ::2]
     with pytest.raises(ValueError, match="contiguous"):
-        attend_pointer(
-            problem.request.q,
-            spread,
-            problem.request.v,
-            problem.geometry,
-            *lists_of(problem.request.keep),
-            None,
-            None,
-            problem.request.scale,
-            TINY,
-            in_order=True,
-        )
+        request = problem.request
+        rest = problem.geometry, lists_of(request.keep), None, None, request.scale, True
+        attend_pointer(AttendInputs(request.q, spread, request.v, *rest), TINY, poisoned_output(request))
 
 
 def test_the_blocks_and_tiles_that_are_shipped() -> None:
@@ -160,7 +142,7 @@ def test_lse_is_the_log_of_the_denominator_tail_included() -> None:
     logits = request.scale * request.q.double() @ request.k.double().transpose(-1, -2)
     logits[..., -5:] += request.key_bias[:, None, None].double()
     logits = logits.masked_fill(~request.keep[:, :, q_block][..., k_block], -torch.inf)
-    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_count[:, None]
+    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_weight[:, None]
     pooled = pooled.masked_fill(request.keep[:, :, q_block, : tables.k.video], -torch.inf)
     expected = torch.cat([logits, pooled], -1).logsumexp(-1)
     assert torch.allclose(lse.double(), expected, rtol=0, atol=3e-6)

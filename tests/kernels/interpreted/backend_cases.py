@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from draftattention.draftattn_core.attention import attend
-from draftattention.draftattn_core.backends.call_kind import Problem, Variant
+from draftattention.draftattn_core.backends.call_kind import CallKind, Variant
 from draftattention.draftattn_core.backends.reference import attend_reference
-from draftattention.draftattn_core.backends.request import Listed
 from draftattention.draftattn_core.backends.triton import head_groups
-from draftattention.draftattn_core.backends.triton import pointer as triton_backend
 from draftattention.draftattn_core.backends.triton.op import call_op
+from draftattention.draftattn_core.backends.triton.pointer import POINTER
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.kernels import attend_pointer, prepare
-from tests.kernels.problems import lists_of, scatter
+from draftattention.kernels.configs import AttendConfig
+from draftattention.kernels.types import AttendInputs
+from tests.kernels.problems import scatter
 
 LAYOUT = Layout(TokenGrid(3, 5, 7), 3, 18, 32, 16)
-SMALL = Problem(torch.device("cpu"), torch.float32, 64, 128, 64)
+SMALL = CallKind(torch.device("cpu"), torch.float32, 64, 128, 64)
 
 
 @pytest.mark.parametrize("tail", ["none", "linear1"])
@@ -64,14 +64,12 @@ def test_selections_and_tables_with_strides_are_read_right() -> None:
     layout = Layout(TokenGrid(2, 4, 6), 0, 5, 32, 16)
     q, k, v = torch.randn(3, 1, 2, layout.tokens, 64)
     request = attend(q, k, v, layout, Policy(density=0.4, tail="mean"), backend="reference").request
-    lists = lists_of(request.keep)
     perm = request.tables.perm.repeat_interleave(2)[::2]
-    keep, *strided_lists = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (request.keep, *lists))
+    keep = request.keep.transpose(1, 2).contiguous().transpose(1, 2)
     strided = replace(request, keep=keep, tables=replace(request.tables, perm=perm))
-    assert not any(x.is_contiguous() for x in (perm, keep, *strided_lists))
+    assert not any(x.is_contiguous() for x in (perm, keep))
     truth = attend_reference(request)
-    for out in (call_op(strided, listed=Listed(*strided_lists)), call_op(strided)):
-        assert (out - truth).norm() < 1e-6 * truth.norm()
+    assert (call_op(strided) - truth).norm() < 1e-6 * truth.norm()
 
 
 VARIANTS = [
@@ -84,18 +82,19 @@ VARIANTS = [
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_the_one_time_check_passes(variant: Variant) -> None:
-    assert triton_backend.check(SMALL, variant) is None
+    assert POINTER.check(SMALL, variant) is None
 
 
 def test_the_one_time_check_of_kernels_that_gather_passes() -> None:
-    assert triton_backend.check_gathered(SMALL, Variant("row", "linear1", True)) is None
+    assert POINTER.check_gathered(SMALL, Variant("row", "linear1", True)) is None
 
 
 def scaled_output(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attend_pointer.attend_pointer
 
-    def wrong(*arguments: Any, **options: Any) -> Tensor:
-        return right(*arguments, **options).mul_(1.05)
+    def wrong(inputs: AttendInputs, config: AttendConfig, out: Tensor) -> None:
+        right(inputs, config, out)
+        out.mul_(1.05)
 
     monkeypatch.setattr(attend_pointer, "attend_pointer", wrong)
 
@@ -117,10 +116,10 @@ def test_the_one_time_check_sees_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, patch: Callable[[pytest.MonkeyPatch], None], variant: Variant, reason: str
 ) -> None:
     patch(monkeypatch)
-    found = str(triton_backend.check(SMALL, variant))
+    found = str(POINTER.check(SMALL, variant))
     assert reason in found and found.endswith(f"on cpu ({variant})")
 
 
 def test_the_one_time_check_of_kernels_that_gather_sees_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     scaled_output(monkeypatch)
-    assert "off by 5.0e-02" in str(triton_backend.check_gathered(SMALL, Variant("row", "none")))
+    assert "off by 5.0e-02" in str(POINTER.check_gathered(SMALL, Variant("row", "none")))

@@ -19,13 +19,11 @@ from benchmarks.kernels.plan import Shape
 from benchmarks.kernels.row import Row
 from benchmarks.kernels.timing import Clock, Timing
 from benchmarks.kernels.variants import VARIANTS, Variant
-from draftattention.draftattn_core import Policy
 from draftattention.draftattn_core.backends.reference import attend_reference
-from draftattention.draftattn_core.backends.request import AttendRequest, BackendFailure, Listed
-from draftattention.draftattn_core.backends.triton import door
-from draftattention.draftattn_core.method.draft import make_draft
-from draftattention.draftattn_core.method.selection import select_from_draft
-from draftattention.draftattn_core.method.tail.expand import make_tail
+from draftattention.draftattn_core.backends.request import AttendRequest, BackendFailure
+from draftattention.draftattn_core.method.rules import rule_of
+from draftattention.draftattn_core.method.rules.call import RuleCall
+from draftattention.kernels.types import Selected
 
 CPU = torch.device("cpu")
 SHAPE = Shape("tiny", (2, 5, 9), 21, 1, 64, 32, 16)
@@ -49,10 +47,8 @@ def by_reference(request: AttendRequest, *_: object) -> Tensor:
     return attend_reference(request)
 
 
-def run_by_reference(*arguments: Any) -> tuple[Tensor, AttendRequest]:
-    q, k, v, tables, policy, bias, scale = arguments
-    keep = select_from_draft(make_draft(q, k, tables, spread=True), tables, policy, scale)
-    request = AttendRequest(q, k, v, tables, keep, make_tail(k, v, tables, policy.tail), bias, scale)
+def run_by_reference(call: RuleCall) -> tuple[Tensor, AttendRequest]:
+    request = AttendRequest.of(call, rule_of(call.policy.method).select(call), call.tail)
     return attend_reference(request), request
 
 
@@ -103,8 +99,8 @@ def test_a_check_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None
     (row,) = check_rows(check, CPU)
     assert row.status == "unmeasured" and row.off is not None and row.off < 2e-6
 
-    def forgets_the_text(request: object, listed: Listed, in_order: object) -> Tensor:
-        return right.attend(request, listed._replace(counts=listed.counts - 1), in_order)  # type: ignore[arg-type]
+    def forgets_the_text(request: object, selected: Selected, in_order: object) -> Tensor:
+        return right.attend(request, selected._replace(counts=selected.counts - 1), in_order)  # type: ignore[arg-type]
 
     monkeypatch.setitem(VARIANTS, "pointer", replace(right, attend=forgets_the_text))
     (row,) = check_rows(check, CPU)
@@ -113,16 +109,16 @@ def test_a_check_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_selection_that_is_wrong_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head trades its first kept pair for its first skipped one: exact counts, wrong pairs."""
-    right = door.select_scores
+    right = ours.select_scores
 
     def wrong(*arguments: Any, **options: Any) -> Any:
-        selected = right(*arguments, **options)
-        head = selected.keep[0, 0, :4, :8].flatten()
+        keep, selected = right(*arguments, **options)
+        head = keep[0, 0, :4, :8].flatten()
         pairs = torch.stack([head.nonzero()[0, 0], (~head).nonzero()[0, 0]])
-        selected.keep[0, 0, pairs // 8, pairs % 8] ^= True
-        return selected
+        keep[0, 0, pairs // 8, pairs % 8] ^= True
+        return keep, selected
 
-    monkeypatch.setattr(door, "select_scores", wrong)
+    monkeypatch.setattr(ours, "select_scores", wrong)
     assert rows_of(QUICK)[names.SELECT].status == "wrong"
     monkeypatch.setitem(VARIANTS, "pointer", QUICK)
     (row,) = check_rows(Check("pointer", 64, "float32", 64, "none"), CPU)
@@ -130,10 +126,10 @@ def test_a_selection_that_is_wrong_is_red(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_raises_in_the_middle_costs_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(q: Tensor, k: Tensor, v: Tensor, tables: object, policy: Policy, *rest: object) -> Any:
-        if policy.tail == "linear2":
+    def run(call: RuleCall) -> tuple[Tensor, AttendRequest]:
+        if call.policy.tail == "linear2":
             raise BackendFailure("out of resources")
-        return run_by_reference(q, k, v, tables, policy, *rest)
+        return run_by_reference(call)
 
     def no_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory for shuffled lists")

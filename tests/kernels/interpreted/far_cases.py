@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftattention.draftattn_core.backends.triton import door
-from draftattention.draftattn_core.backends.triton.pointer import attend_triton, run_triton
+from draftattention.draftattn_core.backends.triton import launch
+from draftattention.draftattn_core.backends.triton.pointer import POINTER
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.kernels.attend_pointer import attend_pointer
+from draftattention.kernels.types import AttendInputs
+from tests.kernels.calls import call_of, run_call
 from tests.kernels.far import move_programs_far, reserved
 from tests.kernels.problems import LIMITS, TINY, lists_of, make_problem, poisoned_output, relative_error, truth_of
 
@@ -21,18 +23,18 @@ def test_a_whole_call_on_far_heads_gives_the_same_bits(monkeypatch: pytest.Monke
     request = make_problem(**SMALL).request
     arguments = (request.q, request.k, request.v, request.tables)
     policy = Policy(density=0.4, method=method, tail=tail)
-    out, near = run_triton(*arguments, policy, request.key_bias, request.scale)
+    out, near = run_call(*arguments, policy, request.key_bias, request.scale)
     move_programs_far(monkeypatch)
-    far_out, far = run_triton(*arguments, policy, request.key_bias, request.scale)
+    far_out, far = run_call(*arguments, policy, request.key_bias, request.scale)
     assert torch.equal(far.keep, near.keep)
     assert torch.equal(far_out, out)
 
 
 def test_lists_of_a_map_on_far_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_problem(**SMALL).request
-    out = attend_triton(request)
+    out = POINTER.attend(request)
     move_programs_far(monkeypatch)
-    assert torch.equal(attend_triton(request), out)
+    assert torch.equal(POINTER.attend(request), out)
 
 
 def test_an_access_that_misses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,22 +42,22 @@ def test_an_access_that_misses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_problem(**SMALL).request
     lists = lists_of(request.keep)
     move_programs_far(monkeypatch)
-    geometry = door.geometry_of(request.tables)
+    geometry = request.tables.geometry
     lse = torch.empty(2, 1, geometry.tokens + 1)
-    rest = (None, request.key_bias, request.scale, TINY)
+    inputs = AttendInputs(request.q, request.k, request.v, geometry, lists, None, request.key_bias, request.scale)
     with pytest.raises(Exception, match="outside every tensor"):
-        attend_pointer(request.q, request.k, request.v, geometry, *lists, *rest, lse=lse)
+        attend_pointer(inputs, TINY, poisoned_output(request), lse)
 
 
 def test_log_sum_exp_of_far_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_problem(**SMALL).request
     lists = lists_of(request.keep)
-    geometry = door.geometry_of(request.tables)
+    geometry = request.tables.geometry
+    inputs = AttendInputs(request.q, request.k, request.v, geometry, lists, None, request.key_bias, request.scale)
     found = []
     for _ in range(2):
         lse = torch.full((2, 1, geometry.tokens), torch.nan)
-        rest = (None, request.key_bias, request.scale, TINY)
-        attend_pointer(request.q, request.k, request.v, geometry, *lists, *rest, lse=lse)
+        attend_pointer(inputs, TINY, poisoned_output(request), lse)
         found.append(lse)
         move_programs_far(monkeypatch)
     assert torch.equal(*found)
@@ -67,16 +69,16 @@ def test_attend_reads_and_writes_rows_that_lie_far_apart() -> None:
     tensors = (request.q, request.k, request.v, poisoned_output(request))
     q, k, v, out = (reserved(x, gap) for x, gap in zip(tensors, GAPS))
     lists = lists_of(request.keep)
-    attend_pointer(q, k, v, problem.geometry, *lists, None, None, request.scale, TINY, out=out)
+    attend_pointer(AttendInputs(q, k, v, problem.geometry, lists, None, None, request.scale), TINY, out)
     assert relative_error(out, truth_of(request)) < LIMITS[torch.float16]
 
 
 def test_prepare_reads_rows_that_lie_far_apart() -> None:
     request = make_problem(grid=(1, 5, 7), after=5, heads=1, dtype=torch.float16).request
     policy = Policy(tail="linear1")
-    near = door.prepare(request.q, request.k, request.v, request.tables, policy, copy=True)
+    near = launch.prepare(call_of(request.q, request.k, request.v, request.tables, policy), copy=True)
     q, k, v = (reserved(x, gap) for x, gap in zip((request.q, request.k, request.v), GAPS))
-    far = door.prepare(q, k, v, request.tables, policy, copy=True)
+    far = launch.prepare(call_of(q, k, v, request.tables, policy), copy=True)
     for found, expected in zip(far, near):
         for name, x in vars(expected).items() if not isinstance(expected, tuple) else enumerate(expected):
             y = getattr(found, name) if isinstance(name, str) else found[name]

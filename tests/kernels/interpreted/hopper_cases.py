@@ -11,6 +11,7 @@ from torch import Tensor
 
 from draftattention.kernels.attend_hopper import attend_hopper, key_slots
 from draftattention.kernels.configs import HopperConfig, hopper_config
+from draftattention.kernels.types import AttendInputs
 from tests.kernels.bfloat16 import right_bfloat16_products
 from tests.kernels.far import move_programs_far, reserved
 from tests.kernels.problems import LIMITS, Problem, lists_of, make_problem, poisoned_output, relative_error, truth_of
@@ -27,20 +28,12 @@ def run(
     problem: Problem, config: HopperConfig = SMALL, *, lse: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
     request = problem.request
-    launched = attend_hopper(
-        request.q,
-        *(x.index_select(2, request.tables.perm) for x in (request.k, request.v)),
-        problem.geometry,
-        *lists_of(request.keep),
-        problem.tail,
-        request.key_bias,
-        request.scale,
-        config,
-        out=poisoned_output(request) if out is None else out,
-        lse=lse,
-    )
-    assert launched.warps == (None,) * (1 + (problem.tail is not None))
-    return launched.out
+    out = poisoned_output(request) if out is None else out
+    k, v = (x.index_select(2, request.tables.perm) for x in (request.k, request.v))
+    rest = problem.geometry, lists_of(request.keep), problem.tail, request.key_bias, request.scale, True
+    warps = attend_hopper(AttendInputs(request.q, k, v, *rest), config, out, lse)
+    assert warps == (None,) * (1 + (problem.tail is not None))
+    return out
 
 
 @pytest.mark.parametrize(
@@ -114,7 +107,7 @@ def test_lse_is_the_log_of_the_denominator_tail_included() -> None:
     logits = request.scale * request.q.double() @ request.k.double().transpose(-1, -2)
     logits[..., -5:] += request.key_bias[:, None, None].double()
     logits = logits.masked_fill(~request.keep[:, :, q_block][..., k_block], -torch.inf)
-    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_count[:, None]
+    pooled = request.scale * request.q.double() @ tail.k_mean.double().transpose(-1, -2) + tail.log_weight[:, None]
     pooled = pooled.masked_fill(request.keep[:, :, q_block, : tables.k.video], -torch.inf)
     expected = torch.cat([logits, pooled], -1).logsumexp(-1)
     assert torch.allclose(lse.double(), expected, rtol=0, atol=3e-6)
@@ -201,7 +194,8 @@ def test_keys_that_are_not_in_block_order_memory_are_refused() -> None:
     request, geometry = (problem := make_problem(heads=2, interleaved=True)).request, problem.geometry
     lists = lists_of(request.keep)
     with pytest.raises(ValueError, match="contiguous"):
-        attend_hopper(request.q, request.k, request.v, geometry, *lists, None, None, request.scale, SMALL)
+        inputs = AttendInputs(request.q, request.k, request.v, geometry, lists, None, None, request.scale, True)
+        attend_hopper(inputs, SMALL, poisoned_output(request))
 
 
 def test_slots_hold_zeros_biases_and_minus_infinity_behind_short_blocks() -> None:

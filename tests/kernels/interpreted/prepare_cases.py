@@ -9,11 +9,12 @@ import torch
 import triton
 from torch import Tensor
 
-from draftattention.draftattn_core.backends.triton import door
+from draftattention.draftattn_core.backends.triton import launch
 from draftattention.draftattn_core.method.draft import make_draft
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.draftattn_core.method.tail.expand import expand_blocks, make_tail
 from tests.kernels.bfloat16 import right_bfloat16_products
+from tests.kernels.calls import call_of
 from tests.kernels.problems import make_problem
 
 
@@ -40,7 +41,9 @@ def off(found: Tensor, expected: Tensor) -> float:
 def test_means_spread_and_copies(case: dict[str, Any]) -> None:
     request = make_problem(**case).request
     tables = request.tables
-    draft, tail, copies = door.prepare(request.q, request.k, request.v, tables, Policy(tail="mean"), copy=True)
+    draft, tail, copies = launch.prepare(
+        call_of(request.q, request.k, request.v, tables, Policy(tail="mean")), copy=True
+    )
     expected = make_draft(request.q, request.k, tables, spread=True)
     assert off(draft.q_mean, expected.q_mean) < 1e-6
     assert off(draft.k_mean, expected.k_mean) < 1e-6
@@ -52,7 +55,7 @@ def test_means_spread_and_copies(case: dict[str, Any]) -> None:
     eps = torch.finfo(request.q.dtype).eps
     expected_tail = make_tail(request.k, request.v, tables, "mean")
     assert expected_tail is not None
-    assert torch.equal(tail.log_count, expected_tail.log_count)
+    assert torch.equal(tail.log_weight, expected_tail.log_weight)
     assert off(tail.v_mean, expected_tail.v_mean) < max(eps, 1e-6)
 
 
@@ -71,7 +74,7 @@ def test_ranks_and_average_add_up_to_the_whole_covariance(
 ) -> None:
     request = make_problem(grid=(2, 4, 7), dtype=dtype, after=3, batch=2, scattered=True).request
     tables = request.tables
-    _, tail, _ = door.prepare(request.q, request.k, request.v, tables, Policy(tail=tails), copy=False)
+    _, tail, _ = launch.prepare(call_of(request.q, request.k, request.v, tables, Policy(tail=tails)), copy=False)
     total = expand_blocks(request.k, request.v, tables, ["linear0"]).total
     assert tail is not None and tail.cov is not None and total is not None
     counts = tables.k.counts[: tables.k.video].double()
@@ -84,18 +87,20 @@ def test_ranks_and_average_add_up_to_the_whole_covariance(
 def test_the_tail_gain_of_each_head_is_in_its_log_counts() -> None:
     request = make_problem(after=3).request
     policy = Policy(tail=("linear1", "mean"), tail_gain=(0.75, -0.5))
-    _, tail, _ = door.prepare(request.q, request.k, request.v, request.tables, policy, copy=False)
+    _, tail, _ = launch.prepare(call_of(request.q, request.k, request.v, request.tables, policy), copy=False)
     expected = make_tail(request.k, request.v, request.tables, policy.tail, gain=policy.tail_gain)
     assert tail is not None and expected is not None
-    assert torch.equal(tail.log_count, expected.log_count)
-    assert not torch.equal(tail.log_count[0], tail.log_count[1])
+    assert torch.equal(tail.log_weight, expected.log_weight)
+    assert not torch.equal(tail.log_weight[0], tail.log_weight[1])
 
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_the_ranks_are_leading_singular_pairs(rank: int) -> None:
     request = make_problem(heads=1).request
     tables = request.tables
-    _, tail, _ = door.prepare(request.q, request.k, request.v, tables, Policy(tail=f"linear{rank}"), copy=False)
+    _, tail, _ = launch.prepare(
+        call_of(request.q, request.k, request.v, tables, Policy(tail=f"linear{rank}")), copy=False
+    )
     assert tail is not None and tail.u is not None and tail.w is not None
     identity = torch.eye(rank).expand(tail.u.shape[:3] + (rank, rank))
     assert torch.allclose(tail.u @ tail.u.transpose(-1, -2), identity, atol=1e-5)
@@ -112,9 +117,9 @@ def test_the_ranks_are_leading_singular_pairs(rank: int) -> None:
 def test_heads_take_only_the_terms_they_ask_for() -> None:
     request = make_problem(heads=3).request
     policy = Policy(tail=("none", "mean", "linear1"))
-    _, tail, _ = door.prepare(request.q, request.k, request.v, request.tables, policy, copy=False)
+    _, tail, _ = launch.prepare(call_of(request.q, request.k, request.v, request.tables, policy), copy=False)
     assert tail is not None and tail.cov is not None and tail.u is not None and tail.w is not None
-    assert (tail.log_count[0] == -torch.inf).all() and tail.log_count[1:].isfinite().all()
+    assert (tail.log_weight[0] == -torch.inf).all() and tail.log_weight[1:].isfinite().all()
     for head, linear in enumerate((False, False, True)):
         for x in (tail.cov, tail.u, tail.w):
             assert bool(x[:, head].any()) is linear
@@ -126,10 +131,10 @@ def test_what_is_not_finite_reaches_its_own_block_and_the_average_of_its_head(va
         pytest.skip("the interpreter of Triton 3.9 raises at the argmax of a row that is nothing but NaN")
     request = make_problem(grid=(2, 4, 7), before=2, after=3, heads=3).request
     policy = Policy(tail="linear1")
-    clean_draft, clean, _ = door.prepare(request.q, request.k, request.v, request.tables, policy, copy=False)
+    clean_draft, clean, _ = launch.prepare(call_of(request.q, request.k, request.v, request.tables, policy), copy=False)
     key, value_at = (0, 0, 9, 3), (0, 1, 50, 5)
     request.k[key], request.v[value_at] = value, value
-    draft, tail, copies = door.prepare(request.q, request.k, request.v, request.tables, policy, copy=True)
+    draft, tail, copies = launch.prepare(call_of(request.q, request.k, request.v, request.tables, policy), copy=True)
     assert tail is not None and clean is not None and copies is not None
     of_key, of_value = (
         (at[0], at[1], int(request.tables.k.of_token[request.tables.inverse[at[2]]])) for at in (key, value_at)
@@ -161,7 +166,7 @@ def test_what_is_not_finite_reaches_its_own_block_and_the_average_of_its_head(va
 def test_tokens_that_are_all_alike_have_no_ranks() -> None:
     request = make_problem(heads=1).request
     k, v = (x[:, :, :1].expand_as(x) for x in (request.k, request.v))
-    _, tail, _ = door.prepare(request.q, k, v, request.tables, Policy(tail="linear2"), copy=False)
+    _, tail, _ = launch.prepare(call_of(request.q, k, v, request.tables, Policy(tail="linear2")), copy=False)
     assert tail is not None and tail.cov is not None and tail.u is not None and tail.w is not None
     assert tail.w.abs().max() < 1e-5 and tail.cov.abs().max() < 1e-6
     assert tail.u.isfinite().all()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattention.draftattn_core.backends.triton import door
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
 from draftattention.draftattn_core.method.policy import Density, Policy
 from draftattention.draftattn_core.method.selection import forced_blocks, select_blocks
 from draftattention.kernels.select import head_thresholds, lists_of
+from tests.kernels.calls import select_scores
 from tests.kernels.problems import words_of
 
 # Two chunks of columns, the second one short, and extra blocks behind the video's.
@@ -41,9 +41,9 @@ def scores_of(tables: LayoutTables, kind: str) -> Tensor:
 def check(scores: Tensor, policy: Policy, tables: LayoutTables = TABLES) -> None:
     # As the core's own draft hands them over: NaN ranks last, beside what is infinitely small.
     expected = select_blocks(scores.where(scores == scores, -math.inf), tables, policy)
-    selected = door.select_scores(scores, tables, policy, block=BLOCK)
+    keep, selected = select_scores(scores, tables, policy, BLOCK)
     # As bytes: any byte but 0 is true, one that was never written too.
-    assert torch.equal(selected.keep.view(torch.uint8), expected.view(torch.uint8))
+    assert torch.equal(keep.view(torch.uint8), expected.view(torch.uint8))
     assert torch.equal(selected.counts, expected.sum(-1, dtype=torch.int32))
     assert torch.equal(selected.words, words_of(expected, filler=False))
     for found, kept, count in zip(selected.lists.flatten(0, 2), expected.flatten(0, 2), selected.counts.flatten()):
@@ -121,10 +121,10 @@ def test_infinite_scores_push_out_nothing_that_is_promised(method: str, tail: st
     scores[0, 1, 0, ::2] = -math.inf
     scores[0, 1, 0, 1] = math.inf
     policy = Policy(density=0.3, method=method, tail=tail)
-    selected = door.select_scores(scores, TABLES, policy, block=BLOCK)
-    video = selected.keep[..., : TABLES.q.video, : TABLES.k.video]
+    keep, selected = select_scores(scores, TABLES, policy, BLOCK)
+    video = keep[..., : TABLES.q.video, : TABLES.k.video]
     assert (video | ~forced_blocks(TABLES, policy)).all()
-    assert torch.equal(selected.counts, selected.keep.sum(-1, dtype=torch.int32))
+    assert torch.equal(selected.counts, keep.sum(-1, dtype=torch.int32))
     assert video.any(-1).all()
 
 

@@ -1,0 +1,1 @@
+"""``python run.py bench frontier``: what a user gets for his waiting time, every lever at equal work."""

@@ -1,0 +1,132 @@
+"""``python run.py bench frontier [--quick]``: quality against work for every lever and pair of levers.
+
+Units go to `raw/` as soon as they are measured; a second call goes on where the first one stopped, `--shard 1/2` and
+`--shard 2/2` share the rounds between two processes, `--report` writes table and plots of what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.frontier.page import page
+from benchmarks.frontier.plan import CHECKPOINTS, CONVERGED_STEPS, Scenario, scenarios
+from benchmarks.frontier.plot import plot
+from benchmarks.frontier.report import Table, rows, tabulate
+from benchmarks.frontier.rounds import References, measure, whole_rounds
+from benchmarks.frontier.work import SHARES
+from benchmarks.quality.end_to_end import attention_share
+from benchmarks.quality.plan import Clock
+from benchmarks.quality.raw import WHOLE, Raw, Shard, model_sha
+from demo import checkpoint
+from draftattention.draftattn_core import TokenGrid
+
+OUT = Path(__file__).parents[1] / "results" / "frontier"
+SCHEMA = 1
+# Raised when the bench measures something else under the same name.
+VERSION = 1
+QUICK_MINUTES = 20.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and report; 0, or 2 for bad input."""
+    arguments = parse(argv)
+    clock = Clock(arguments.minutes if arguments.minutes is not None else QUICK_MINUTES if arguments.quick else 1e9)
+    threads = torch.get_num_threads() if arguments.threads is None else arguments.threads
+    torch.set_num_threads(threads)
+    wanted = [s for s in scenarios(arguments.quick) if arguments.only is None or arguments.only in s.name]
+    if not wanted:
+        names = "; ".join(s.name for s in scenarios(arguments.quick))
+        print(f"no scenario is called {arguments.only!r}; there are: {names}", file=sys.stderr)
+        return 2
+    if not arguments.report:
+        for scenario in wanted:
+            path = CHECKPOINTS[scenario.model]
+            if path.is_file() and clock.left() > 0:
+                references = References(arguments.out / "raw" / "clips", model_sha(path))
+                measure(
+                    checkpoint.load(path),
+                    scenario,
+                    raw_of(arguments.out, path),
+                    references,
+                    clock,
+                    shard=arguments.shard,
+                    converged=arguments.converged,
+                )
+    write(arguments.out, scenarios(arguments.quick))
+    return 0
+
+
+def raw_of(out: Path, path: Path) -> Raw:
+    return Raw(out / "raw" / "units.jsonl", {"version": VERSION, "model": model_sha(path), "device": "cpu"})
+
+
+def write(out: Path, wanted: Sequence[Scenario]) -> None:
+    """frontier.json, frontier.md and the plots, of the whole rounds there are."""
+    found: list[dict[str, object]] = []
+    tables: list[tuple[Table, str | None]] = []
+    missing = [
+        "ComfyUI's own EasyCache, budgets of issue F, anchoring and a denser last step are no rows yet.",
+    ]
+    for scenario in wanted:
+        path = CHECKPOINTS[scenario.model]
+        if not path.is_file():
+            missing.append(f"{scenario.name}: the checkpoint {path.name} is not here.")
+            continue
+        model, records = checkpoint.load(path), raw_of(out, path).records()
+
+        def share_of(grid: str, model: torch.nn.Module = model) -> float:
+            t, h, w = map(int, grid.split("x"))
+            return attention_share(model, TokenGrid(t, h, w).tokens)
+
+        whole = len(whole_rounds(scenario, records))
+        if whole < len(scenario.rounds):
+            missing.append(f"{scenario.name}: {whole} of {len(scenario.rounds)} rounds are whole.")
+        found += rows(scenario, records, share_of)
+        for share in SHARES.values():
+            table = tabulate(scenario, records, share, share_of)
+            if table is None:
+                continue
+            picture = None
+            if share is None:
+                picture = scenario.name.replace(", ", "-").replace(" ", "-") + ".png"
+                plot(table, out / picture)
+            tables.append((table, picture))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "frontier.json").write_text(json.dumps({"schema": SCHEMA, "rows": found}, indent=1) + "\n", encoding="utf-8")
+    conditions = [
+        "Tiny trained video DiT (calm: the demo's; lively: faster and finer videos), float32 on CPU, no guidance, "
+        "shift 5, through the diffusers host of this pack.",
+        "PSNR, SSIM and flicker are those of decoded frames against the dense Euler run of the scenario's steps from "
+        f"the same noise; the converged path is {CONVERGED_STEPS} Euler steps.",
+        "Work counts multiplications beside that dense run: exact pairs, the tails' keys, the rest of the model at its "
+        "share; answered evaluations are free. Draft, selection and probe are not counted.",
+        "A family's value at a work is read off its front, linear between points; bold is the best of all families.",
+        "Compositions were chosen on every second round; the verdicts use the other rounds.",
+    ]
+    (out / "frontier.md").write_text(page(tables, conditions, missing), encoding="utf-8")
+    print(f"{len(found)} rows, {len(tables)} tables in {out}")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run.py bench frontier", description="Quality at equal work, all levers.")
+    parser.add_argument("--quick", action="store_true", help=f"one small grid, {QUICK_MINUTES:.0f} minutes at most")
+    parser.add_argument("--minutes", type=float, help="stop measuring after this time; a later call goes on")
+    parser.add_argument("--only", metavar="TEXT", help="only scenarios whose name holds this text")
+    parser.add_argument(
+        "--shard", type=Shard.parse, default=WHOLE, metavar="I/N", help="every N-th round from the I-th"
+    )
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--converged", action="store_true", help="also compare with 200 Euler steps")
+    parser.add_argument("--report", action="store_true", help="measure nothing, write what there is")
+    parser.add_argument("--out", type=Path, default=OUT)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Fronts: the best quality of a family at a given work, from the points it was measured at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method's means over the rounds of a scenario.
+
+    Attributes:
+        method: its name.
+        family: the line it belongs to.
+        work: share of the dense run's multiplications.
+        psnr, ssim, flicker: against the dense run of the scenario's steps, same seed.
+        converged: PSNR against the converged path; None where it was not measured.
+        acts: for a composition, whether both levers act (see `report.acts`); True for all others.
+    """
+
+    method: str
+    family: str
+    work: float
+    psnr: float
+    ssim: float
+    flicker: float
+    converged: float | None = None
+    acts: bool = True
+
+
+def front(points: Iterable[Point], quality: str) -> list[Point]:
+    """The points that no other of them beats in both work and quality, by rising work."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.work, -getattr(p, quality))):
+        if not best or getattr(point, quality) > getattr(best[-1], quality):
+            best.append(point)
+    return best
+
+
+def at_work(points: Iterable[Point], work: float, quality: str) -> float | None:
+    """Quality of the family at `work`, linear between neighbours of its front; None outside of it.
+
+    A family is never credited with a point beyond its own: below its cheapest point it has nothing to offer, above
+    its dearest one it keeps that point's quality.
+    """
+    line = front(points, quality)
+    if not line or work < line[0].work:
+        return None
+    for left, right in zip(line, line[1:]):
+        if left.work <= work <= right.work:
+            part = (work - left.work) / (right.work - left.work)
+            return float((1 - part) * getattr(left, quality) + part * getattr(right, quality))
+    return float(getattr(line[-1], quality))
+
+
+def by_family(points: Sequence[Point]) -> Mapping[str, list[Point]]:
+    families: dict[str, list[Point]] = {}
+    for point in points:
+        families.setdefault(point.family, []).append(point)
+    return families
+
+
+def envelope(points: Sequence[Point], work: float, quality: str) -> tuple[str, float] | None:
+    """The family that is best at `work`, and its quality there; None if none reaches it."""
+    found = {family: at_work(members, work, quality) for family, members in by_family(points).items()}
+    reached = {family: value for family, value in found.items() if value is not None}
+    if not reached:
+        return None
+    family = max(reached, key=reached.__getitem__)
+    return family, reached[family]

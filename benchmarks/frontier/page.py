@@ -1,0 +1,68 @@
+"""The page: what was measured, one table and one plot a scenario, the verdicts, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.frontier.fronts import at_work, by_family, envelope
+from benchmarks.frontier.report import WORKS, Table, verdicts
+
+
+def page(tables: Sequence[tuple[Table, str | None]], conditions: Sequence[str], missing: Sequence[str]) -> str:
+    """Markdown.
+
+    Args:
+        tables: with the name of its plot, None where it has none.
+        conditions: what holds for all of them, a sentence each.
+        missing: what is not measured, a sentence each.
+    """
+    lines = [
+        "# The frontier: quality at equal work",
+        "",
+        "Written by `python run.py bench frontier`. [docs/frontier.md](../../../docs/frontier.md) says how to read it.",
+        "",
+        *(f"- {sentence}" for sentence in conditions),
+    ]
+    for table, picture in tables:
+        lines += ["", f"## {_title(table)}", ""]
+        lines += _one(table, picture)
+    lines += ["", "## Not measured", "", *(f"- {sentence}" for sentence in missing or ("Nothing is missing.",)), ""]
+    return "\n".join(lines)
+
+
+def _title(table: Table) -> str:
+    share = "" if table.share is None else f", attention reweighed to {table.share:.0%} of an evaluation"
+    return f"{table.scenario.name}{share}"
+
+
+def _one(table: Table, picture: str | None) -> list[str]:
+    rounds = ", ".join(f"({grid}, {seed})" for grid, seed in table.rounds)
+    lines = [f"{len(table.rounds)} rounds (grid, seed): {rounds}.", ""]
+    if picture is not None:
+        lines += [f"![Quality against work]({picture})", ""]
+    families = by_family(table.points)
+    for quality, unit, digits in (("psnr", "PSNR, dB", 1), ("ssim", "SSIM", 3)):
+        lines += [f"{unit} at a given work, from each family's front:", ""]
+        lines += ["| family | " + " | ".join(f"{work:g}" for work in WORKS) + " |", "|---" * (len(WORKS) + 1) + "|"]
+        for family, members in families.items():
+            cells = []
+            for work in WORKS:
+                value, best = at_work(members, work, quality), envelope(table.points, work, quality)
+                text = "-" if value is None else f"{value:.{digits}f}"
+                cells.append(f"**{text}**" if best is not None and best[0] == family else text)
+            lines.append(f"| {family} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += ["| target | met | found |", "|---|---|---|"]
+    for verdict in verdicts(table):
+        met = {True: "met", False: "**missed**", None: "not measured"}[verdict.met]
+        lines.append(f"| {verdict.target} | {met} | {verdict.found} |")
+    lines += ["", "<details><summary>Every method</summary>", ""]
+    lines += ["| method | work | PSNR dB | SSIM | flicker | PSNR to the converged path |", "|---|---|---|---|---|---|"]
+    for point in sorted(table.points, key=lambda p: (p.family, p.work)):
+        converged = "-" if point.converged is None else f"{point.converged:.1f}"
+        idle = "" if point.acts else " (one lever idle)"
+        lines.append(
+            f"| {point.family}: {point.method}{idle} | {point.work:.3f} | {point.psnr:.1f} | {point.ssim:.3f} | "
+            f"{point.flicker:.4f} | {converged} |"
+        )
+    return [*lines, "", "</details>"]

@@ -1,0 +1,62 @@
+"""One picture for a scenario: quality against work, a line for each family, the envelope marked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.frontier.fronts import by_family, envelope, front
+from benchmarks.frontier.report import Table
+
+# Lines of one kind share a colour: dense grey, skipping blue, sparse orange, compositions red.
+_COLOURS = {
+    "dense, Euler": ("#555555", "-"),
+    "dense, dpmpp_2m": ("#888888", "--"),
+    "dense, unipc": ("#aaaaaa", ":"),
+    "easycache": ("#7fb2e5", "--"),
+    "forecast": ("#1f6fc4", "-"),
+    "sparse, ours": ("#e58a1f", "-"),
+    "sparse, paper": ("#f0b96f", "--"),
+    "sparse, sol": ("#f0b96f", ":"),
+    "easycache x sparse, ours": ("#d96a6a", "--"),
+    "forecast x sparse, ours": ("#c01818", "-"),
+    "forecast x sparse, paper": ("#b888d8", "--"),
+    "forecast x sparse, sol": ("#b888d8", ":"),
+}
+_GRID = tuple(0.12 + 0.005 * i for i in range(115))
+
+
+def plot(table: Table, path: Path) -> None:
+    """Write the picture: PSNR above, 1 - SSIM below, over work from 0.12 to 0.7."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 1, figsize=(9, 10), sharex=True, constrained_layout=True)
+    for axis, quality in zip(axes, ("psnr", "ssim")):
+        shown = (lambda value: value) if quality == "psnr" else (lambda value: max(1e-4, 1 - value))
+        best = [(work, found[1]) for work in _GRID if (found := envelope(table.points, work, quality)) is not None]
+        axis.plot(*zip(*[(w, shown(v)) for w, v in best]), color="#ffe08a", linewidth=9, zorder=0, label="envelope")
+        for family, members in by_family(table.points).items():
+            colour, style = _COLOURS.get(family, ("#000000", "-."))
+            line = front(members, quality)
+            axis.plot(
+                [p.work for p in line],
+                [shown(getattr(p, quality)) for p in line],
+                color=colour,
+                linestyle=style,
+                marker="o",
+                markersize=4,
+                label=family,
+            )
+        axis.grid(alpha=0.3, which="both")
+        axis.set_xlim(0.12, 0.7)
+    axes[0].set_ylabel("PSNR against the dense run, dB")
+    axes[1].set_ylabel("1 - SSIM (lower is better)")
+    axes[1].set_yscale("log")
+    axes[1].set_xlabel("work (share of the dense run's multiplications)")
+    axes[0].legend(fontsize=8, ncols=2)
+    share = "as this model has it" if table.share is None else f"{table.share:.0%} of an evaluation"
+    axes[0].set_title(f"{table.scenario.name}: {len(table.rounds)} rounds; attention {share}", fontsize=10)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

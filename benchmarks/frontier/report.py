@@ -1,0 +1,215 @@
+"""From units to the frontier's table: means over whole rounds, fronts by family, the verdicts on its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.frontier.fronts import Point, at_work, by_family, envelope
+from benchmarks.frontier.methods import MOST_DENSITY, methods
+from benchmarks.frontier.plan import Scenario
+from benchmarks.frontier.rounds import whole_rounds
+from benchmarks.frontier.work import Ledger
+from benchmarks.quality.raw import Record
+
+WORKS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
+LEAST_SKIPPED = 0.2
+
+
+@dataclass(frozen=True)
+class Table:
+    """One scenario under one attention share.
+
+    Attributes:
+        scenario: what was measured.
+        rounds: (grid, seed) of the whole rounds it stands on.
+        share: attention's share of a dense evaluation: one number, or None for each grid's own.
+        points: a mean for every method.
+        chosen: for each family of compositions, its points on the rounds that did not choose them (see `held_out`).
+    """
+
+    scenario: Scenario
+    rounds: tuple[tuple[str, int], ...]
+    share: float | None
+    points: tuple[Point, ...]
+    chosen: tuple[Point, ...]
+
+
+def acts(record: Record) -> bool:
+    """Whether both levers act in a composition: density at most `MOST_DENSITY`, a fifth of the evaluations skipped."""
+    does, ledger = record["unit"][5], record["ledger"]
+    if does["sparse"] is None or does["skip"] is None:
+        return True
+    asked = ledger["computed"] + ledger["answered"]
+    return does["density"] <= MOST_DENSITY and ledger["answered"] >= LEAST_SKIPPED * asked
+
+
+def rows(scenario: Scenario, records: list[Record], share_of: Callable[[str], float]) -> list[dict[str, object]]:
+    """The rows of frontier.json: one per method and whole round.
+
+    Args:
+        share_of: attention's share of a dense evaluation on a grid.
+    """
+    found = []
+    for (grid, seed), units in whole_rounds(scenario, records).items():
+        for record in units:
+            found.append(
+                {
+                    "model": scenario.model,
+                    "method": record["name"],
+                    "family": record["family"],
+                    "steps": scenario.steps,
+                    "work": round(Ledger(**record["ledger"]).work(scenario.steps, share_of(grid)), 4),
+                    **record["scores"],
+                    "psnr_converged_db": record["converged"],
+                    "grid": grid,
+                    "seed": seed,
+                    "attention_share": round(share_of(grid), 4),
+                    "evaluations_computed": record["ledger"]["computed"],
+                    "evaluations_answered": record["ledger"]["answered"],
+                    "acts": acts(record),
+                }
+            )
+    return found
+
+
+def tabulate(
+    scenario: Scenario, records: list[Record], share: float | None, share_of: Callable[[str], float]
+) -> Table | None:
+    """Means over the whole rounds; None if there is none.
+
+    Args:
+        share: attention's share for all grids; None takes that of `share_of`.
+    """
+    rounds = whole_rounds(scenario, records)
+    if not rounds:
+        return None
+    of = share_of if share is None else (lambda grid: share)
+    points = _means(scenario, rounds, list(rounds), of)
+    first, second = list(rounds)[::2], list(rounds)[1::2]
+    chosen: tuple[Point, ...] = ()
+    if second:
+        chosen = held_out(_means(scenario, rounds, first, of), _means(scenario, rounds, second, of))
+    return Table(scenario, tuple(rounds), share, tuple(points), chosen)
+
+
+def _means(
+    scenario: Scenario,
+    rounds: dict[tuple[str, int], list[Record]],
+    of: Sequence[tuple[str, int]],
+    share_of: Callable[[str], float],
+) -> list[Point]:
+    points = []
+    for index, method in enumerate(methods(scenario.steps)):
+        records = [(grid, rounds[grid, seed][index]) for grid, seed in of]
+
+        def mean(value: Callable[[str, Record], float]) -> float:
+            return sum(value(grid, record) for grid, record in records) / len(records)  # noqa: B023
+
+        converged = None
+        if all(record["converged"] is not None for _, record in records):
+            converged = mean(lambda _, record: record["converged"])
+        points.append(
+            Point(
+                method.name,
+                method.family,
+                mean(lambda grid, record: Ledger(**record["ledger"]).work(scenario.steps, share_of(grid))),
+                mean(lambda _, record: record["scores"]["psnr_db"]),
+                mean(lambda _, record: record["scores"]["ssim"]),
+                mean(lambda _, record: record["scores"]["flicker"]),
+                converged,
+                all(acts(record) for _, record in records),
+            )
+        )
+    return points
+
+
+def held_out(choosing: Sequence[Point], reporting: Sequence[Point]) -> tuple[Point, ...]:
+    """Of every family of compositions, the points that are on its front on one half of the rounds, as the other half
+    measures them. A composition in which one lever does nothing is left out."""
+    kept = []
+    for family, members in by_family(choosing).items():
+        if " x " not in family:
+            continue
+        acting = [point for point in members if point.acts]
+        names = {
+            point.method for point in acting if not any(o.work <= point.work and o.psnr > point.psnr for o in acting)
+        }
+        kept += [point for point in reporting if point.method in names]
+    return tuple(kept)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target, whether it was met, and the number that says so; `met` is None where it could not be measured."""
+
+    target: str
+    met: bool | None
+    found: str
+
+
+def verdicts(table: Table) -> list[Verdict]:
+    """The targets of this table's scenario, each with its number."""
+    found = [_forecast_beats_easycache(table)]
+    if table.scenario.steps >= 20:
+        found += [_composition_on_envelope(table, quality) for quality in ("psnr", "ssim")]
+        found.append(_beats_fewer_steps(table))
+    else:
+        found.append(_not_below_sparse(table))
+    return found
+
+
+def _forecast_beats_easycache(table: Table) -> Verdict:
+    families = by_family(table.points)
+    gains = []
+    for work in (0.3, 0.4, 0.5):
+        ours, theirs = (at_work(families.get(name, ()), work, "psnr") for name in ("forecast", "easycache"))
+        if ours is not None and theirs is not None:
+            gains.append(ours - theirs)
+    target = "forecast at least 5 dB over EasyCache at works 0.3, 0.4, 0.5"
+    if not gains:
+        return Verdict(target, None, "no common work")
+    return Verdict(target, min(gains) >= 5.0, ", ".join(f"{gain:+.1f}" for gain in gains) + " dB")
+
+
+def _composition_on_envelope(table: Table, quality: str) -> Verdict:
+    singles = [point for point in table.points if " x " not in point.family]
+    behind = {}
+    for work in (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5):
+        best, ours = envelope(singles, work, quality), at_work(table.chosen, work, quality)
+        if best is not None:
+            behind[work] = None if ours is None else ours - best[1]
+    target = f"the best composition on or above every single method in {quality.upper()} at works 0.2 to 0.5"
+    if not behind or not table.chosen:
+        return Verdict(target, None, "too few rounds to choose on one half and report on the other")
+    digits = 1 if quality == "psnr" else 3
+    words = ", ".join(
+        f"{work:g}: {'not reached' if gain is None else f'{gain:+.{digits}f}'}" for work, gain in behind.items()
+    )
+    return Verdict(target, all(gain is not None and gain >= 0.0 for gain in behind.values()), words)
+
+
+def _beats_fewer_steps(table: Table) -> Verdict:
+    dense = [point for point in table.points if point.family.startswith("dense")]
+    target = "at work 0.3, against the best sampler with fewer steps: PSNR + 2 dB and 1 - SSIM at most half"
+    best_psnr, best_ssim = (envelope(dense, 0.3, quality) for quality in ("psnr", "ssim"))
+    ours_psnr, ours_ssim = (at_work(table.chosen, 0.3, quality) for quality in ("psnr", "ssim"))
+    if best_psnr is None or best_ssim is None or ours_psnr is None or ours_ssim is None:
+        return Verdict(target, None, "not reached")
+    gain, part = ours_psnr - best_psnr[1], (1 - ours_ssim) / (1 - best_ssim[1])
+    words = f"{gain:+.1f} dB ({best_psnr[0]}), {part:.2f} of 1 - SSIM ({best_ssim[0]})"
+    return Verdict(target, gain >= 2.0 and part <= 0.5, words)
+
+
+def _not_below_sparse(table: Table) -> Verdict:
+    families = by_family(table.points)
+    ours = [p for p in (table.chosen or table.points) if " x sparse, ours" in p.family]
+    target = "compositions never below sparse alone"
+    gains = []
+    for work in WORKS:
+        alone, together = at_work(families.get("sparse, ours", ()), work, "psnr"), at_work(ours, work, "psnr")
+        if alone is not None and together is not None:
+            gains.append(together - alone)
+    if not gains:
+        return Verdict(target, None, "no common work")
+    return Verdict(target, min(gains) >= 0.0, f"at worst {min(gains):+.1f} dB")

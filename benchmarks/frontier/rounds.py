@@ -1,0 +1,136 @@
+"""Measuring: every method of a scenario in every round, each unit written down as soon as it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.frontier.methods import Method, methods
+from benchmarks.frontier.plan import CONVERGED_STEPS, Scenario
+from benchmarks.frontier.runs import run
+from benchmarks.quality.capture import prompt_of
+from benchmarks.quality.plan import Clock
+from benchmarks.quality.raw import Raw, Record, Shard, significant
+from draftattention.draftattn_core import TokenGrid
+from draftattention.draftattn_core.views.metrics import flicker, psnr, ssim
+
+# What PSNR says of equal clips, so that means stay finite.
+EQUAL_DB = 100.0
+
+
+class References:
+    """The clips that others are compared with, kept on disk: the converged path alone takes ten dense runs.
+
+    Args:
+        folder: where they are kept.
+        model: identity of the weights.
+    """
+
+    def __init__(self, folder: Path, model: str) -> None:
+        self.folder, self.model = folder, model
+
+    def get(self, grid: TokenGrid, seed: int, steps: int, make: Callable[[], Tensor]) -> Tensor:
+        """Frames uint8 (T, H, W, 3) of the dense Euler run of `steps`."""
+        words = f"{self.model} {grid} {seed} {prompt_of(seed)} {steps}"
+        path = self.folder / f"{hashlib.sha256(words.encode()).hexdigest()[:20]}.pt"
+        if path.is_file():
+            kept: Tensor = torch.load(path, weights_only=True)
+            return kept
+        frames = make()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{time.time_ns()}")
+        torch.save(frames, partial)
+        partial.replace(path)
+        return frames
+
+
+def unit(scenario: Scenario, grid: TokenGrid, seed: int, method: Method) -> list[object]:
+    """What a unit's figures depend on, beside the weights."""
+    return [scenario.model, scenario.steps, str(grid), seed, prompt_of(seed), asdict(method) | {"family": ""}]
+
+
+def measure(
+    model: WanTransformer3DModel,
+    scenario: Scenario,
+    raw: Raw,
+    references: References,
+    clock: Clock,
+    *,
+    shard: Shard,
+    converged: bool,
+) -> bool:
+    """Every unit of a scenario that `raw` lacks, as long as the clock has time.
+
+    Args:
+        converged: also compare with the converged path, where its clip is at hand or there is time to make it.
+
+    Returns:
+        Whether all of this shard is done.
+    """
+    wanted = methods(scenario.steps)
+    rounds = shard.pick(scenario.rounds)
+    with tqdm(total=len(rounds) * len(wanted), unit="run", desc=scenario.name) as bar:
+        for grid, seed in rounds:
+            known = [record["unit"] for record in raw.records()]
+            missing = [method for method in wanted if unit(scenario, grid, seed, method) not in known]
+            bar.update(len(wanted) - len(missing))
+            if not missing:
+                continue
+            if clock.left() < 0:
+                return False
+            dense = Method("", steps=scenario.steps)
+            twin = references.get(grid, seed, scenario.steps, lambda: run(model, dense, grid, seed).frames)  # noqa: B023
+            path = None
+            if converged:
+                exact = Method("", steps=CONVERGED_STEPS)
+                path = references.get(grid, seed, CONVERGED_STEPS, lambda: run(model, exact, grid, seed).frames)  # noqa: B023
+            for method in missing:
+                if clock.left() < 0:
+                    return False
+                since = time.monotonic()
+                made = run(model, method, grid, seed)
+                raw.append(
+                    {
+                        "unit": unit(scenario, grid, seed, method),
+                        "family": method.family,
+                        "name": method.name,
+                        "ledger": asdict(made.ledger),
+                        "scores": scores(made.frames, twin),
+                        "converged": None if path is None else scores(made.frames, path)["psnr_db"],
+                        "took": round(time.monotonic() - since, 2),
+                    }
+                )
+                bar.update()
+    return True
+
+
+def scores(frames: Tensor, reference: Tensor) -> dict[str, float]:
+    """PSNR (dB, at most `EQUAL_DB`), SSIM and flicker of a clip beside its reference."""
+    mine, other = frames.float() / 255, reference.float() / 255
+    ratio = psnr(mine, other)
+    return {
+        "psnr_db": significant(EQUAL_DB if math.isinf(ratio) else min(ratio, EQUAL_DB)),
+        "ssim": significant(ssim(mine, other)),
+        "flicker": significant(flicker(mine, other)),
+    }
+
+
+def whole_rounds(scenario: Scenario, records: list[Record]) -> dict[tuple[str, int], list[Record]]:
+    """Records by round, of those rounds only in which every method was measured: all rows stand on the same."""
+    wanted = methods(scenario.steps)
+    found: dict[tuple[str, int], list[Record]] = {}
+    for grid, seed in scenario.rounds:
+        by_unit = {str(record["unit"]): record for record in records}
+        here = [by_unit.get(str(unit(scenario, grid, seed, method))) for method in wanted]
+        if all(record is not None for record in here):
+            found[str(grid), seed] = [record for record in here if record is not None]
+    return found

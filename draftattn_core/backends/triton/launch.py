@@ -1,0 +1,88 @@
+"""The core's way to its kernels: from a call or a request to their arguments. `kernels` is imported on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ....kernels.types import AttendInputs, Tail
+from ...geometry.per_head import per_head
+from ...method.draft import Draft, log_block_counts, spread_of_heads
+from ...method.policy import tail_rank
+from ...method.rules.call import RuleCall
+from ...method.tail.expand import log_weights
+from . import machine
+
+# Plain power iterations in the kernel, where the core iterates with more rows: it takes more of them to get as close.
+POWER_ITERATIONS = 6
+
+Pair = tuple[Tensor, Tensor]
+Warps = tuple["int | None", ...]
+
+
+def launch_pointer(inputs: AttendInputs, out: Tensor) -> Warps:
+    """Launch the pointer form into `out` (B, H, L, D). Its warps do not matter."""
+    from ....kernels import attend_pointer, configs
+
+    name, ranks = machine.architecture(inputs.q.device), 0 if inputs.tail is None else inputs.tail.ranks
+    attend_pointer.attend_pointer(inputs, configs.attend_config(name, inputs.q.shape[3], ranks), out)
+    return ()
+
+
+def launch_hopper(inputs: AttendInputs, out: Tensor) -> Warps:
+    """Launch the warp-specialised form, which cannot gather K and V; the warps of its binaries."""
+    from ....kernels import attend_hopper, configs
+
+    if not inputs.in_order:
+        k, v = (x.index_select(2, inputs.geometry.perm) for x in (inputs.k, inputs.v))
+        inputs = replace(inputs, k=k, v=v, in_order=True)
+    ranks = 0 if inputs.tail is None else inputs.tail.ranks
+    config = configs.hopper_config(inputs.q.shape[3], inputs.geometry.k_block, ranks)
+    return attend_hopper.attend_hopper(inputs, config, out)
+
+
+LAUNCHES: dict[str, Callable[[AttendInputs, Tensor], Warps]] = {
+    "triton": launch_pointer,
+    "triton_hopper": launch_hopper,
+}
+"""Name of a backend -> its form of `attend`."""
+
+
+def prepare(call: RuleCall, *, copy: bool) -> tuple[Draft, Tail | None, Pair | None]:
+    """Draft, tail (its products' operands in the dtype of q) and, if asked, K and V in block order."""
+    from ....kernels import configs, prepare
+
+    config, geometry = configs.prepare_config(machine.architecture(call.q.device)), call.tables.geometry
+    values = call.heads
+    log_weight = _log_weight(call) if call.policy.has_tail else None
+    ranks = None
+    if values.linear:
+        used = [tail_rank(name) if name.startswith("linear") else -1 for name in values.tails]
+        ranks = per_head(used, call.q.device, torch.int32)
+    keys = prepare.prepare_keys(
+        call.k,
+        call.v,
+        geometry,
+        config,
+        log_weight=log_weight,
+        ranks=ranks,
+        most_ranks=values.ranks,
+        copy=copy,
+        iterations=POWER_ITERATIONS,
+    )
+    q_mean = prepare.prepare_queries(call.q, geometry, config)
+    draft = Draft(q_mean, keys.k_mean, spread_of_heads(keys.spread, values.spreads))
+    return draft, keys.tail, None if keys.k is None or keys.v is None else (keys.k, keys.v)
+
+
+def _log_weight(call: RuleCall) -> Tensor:
+    """(H, g) float32, see `Tail.log_weight`; kept from call to call."""
+    tables, tails, gains = call.tables, call.heads.tails, call.heads.gains
+
+    def make() -> Tensor:
+        return log_weights(log_block_counts(tables, torch.float32), tails, gains)
+
+    return tables.constant(("tail log weights", tails, gains), make)

@@ -1,0 +1,63 @@
+"""What the process and its devices can do with kernels. Triton is imported when one of these is first asked."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import torch
+from torch import Tensor
+
+from .trust import in_short
+
+OLDEST_TRITON = (3, 3)
+
+
+@functools.cache
+def triton_missing() -> str | None:
+    """Why Triton cannot be used in this process, or None."""
+    try:
+        import triton
+
+        version = str(triton.__version__)
+    except ModuleNotFoundError as error:
+        if error.name == "triton":
+            return "Triton is not installed (on Windows: pip install triton-windows)"
+        return f"Triton is installed but broken: {in_short(error)}"
+    except Exception as error:
+        return f"Triton is installed but broken: {in_short(error)}"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON:
+        return f"Triton {version} is too old: {'.'.join(map(str, OLDEST_TRITON))} or newer is needed"
+    try:
+        from ....kernels import attend_pointer  # noqa: F401
+    except Exception as error:
+        return f"the kernels cannot be imported: {in_short(error)}"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels (TRITON_INTERPRET): they then run on CPU tensors, for tests."""
+    from ....kernels import attend_pointer, runtime
+
+    return runtime.interpreted(attend_pointer.attend_kernel)
+
+
+def runs_on(x: Tensor) -> bool:
+    """Whether kernels can run where x is."""
+    if x.device.type == "cuda":
+        return True
+    try:
+        return interpreted()
+    except Exception:
+        # Whatever a Triton that is missing or broken raises.
+        return False
+
+
+def architecture(device: torch.device) -> str:
+    """The device's row in the configuration table."""
+    from ....kernels.configs import architecture_of
+
+    if device.type != "cuda":
+        return "sm_80"
+    gcn = torch.cuda.get_device_properties(device).gcnArchName if torch.version.hip else None
+    return architecture_of(torch.cuda.get_device_capability(device), gcn)

@@ -1,0 +1,372 @@
+"""The step cache of one run: which evaluations are skipped, and what stands in for them.
+
+An *evaluation* is one visit of the sampler to one noise level, however many calls of the model it takes: conditions
+stacked in a batch are one call, split ones are several. A *stream* is what has a history of its own: one expert on one
+context window. Every evaluation of a stream is decided once, at its first call, from the state of the branch that
+decides: the condition itself, or the first branch where the host names none. The others obey, each with a prediction
+of its own; one that has nothing to predict from is computed, and so is one that the last evaluation left out.
+
+EasyCache's code for Wan 2.2 lets one state run on from the high-noise expert into the low-noise one, whose first
+evaluations are then answered with the other's output. Here a new expert begins without history.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..evaluation import Answer, Evaluation, Outcome
+from ..prediction import Prediction
+from .easycache import EasyCacheState
+from .flow import flow_latent, flow_velocity, joined, kind_of, prediction_of, split
+from .forecast import ForecastState
+from .latents import Parts, relative_error
+from .log import Decision, OpenDecision, Reading, Reason
+from .settings import StepCacheSettings
+
+log = logging.getLogger(__name__)
+
+MAX_ERRORS = 3
+# Windows that come round in turns meet again after a few evaluations; a stream idle for longer is freed.
+IDLE = 4
+
+_State: TypeAlias = "EasyCacheState | ForecastState"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What must not change while a branch's history is of use."""
+
+    kind: Prediction
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    devices: tuple[torch.device, ...]
+
+    @classmethod
+    def of(cls, parts: Parts, kind: Prediction) -> _Form:
+        return cls(kind, *zip(*((part.shape, part.dtype, part.device) for part in parts), strict=True))
+
+
+@dataclass(eq=False)
+class _Branch:
+    """What is kept of one branch.
+
+    Attributes:
+        dtype: of the predictions it is given.
+    """
+
+    form: _Form
+    dtype: torch.dtype
+    state: _State
+
+
+@dataclass(eq=False)
+class _Stream:
+    """One expert on one context window.
+
+    Attributes:
+        branches: by key.
+        decider: key of the branch that decides this evaluation; None at the first.
+        decision: about this evaluation, or the last one there was.
+        served: branches answered in that evaluation, in order, and whether each is the condition itself.
+        in_a_row: evaluations skipped since the last computed one.
+    """
+
+    branches: dict[Hashable, _Branch] = field(default_factory=dict)
+    decider: Hashable = None
+    decision: OpenDecision | None = None
+    served: dict[Hashable, bool] = field(default_factory=dict)
+    in_a_row: int = 0
+
+
+class RunStepCache:
+    """Step cache of one sampling run (see `StepCache`). Thread-safe. Raises nothing: what fails here is computed.
+
+    Holds copies: three latents of the branch that decides by EasyCache, two of every other. Waits for its device for
+    one number per evaluation at most.
+    """
+
+    def __init__(self, settings: StepCacheSettings) -> None:
+        self.settings = settings
+        self._streams: dict[tuple[Hashable, Hashable], _Stream] = {}
+        self._log: list[OpenDecision] = []
+        self._index = -1
+        self._level = 0.0
+        self._errors = 0
+        self._lock = threading.RLock()
+
+    def answer(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
+        """What stands in for a call of the model; None to have it computed.
+
+        Args:
+            x: (B, C, ...) bare latent.
+            evaluation: what is asked for.
+        """
+        with self._lock:
+            return self._safely(lambda: self._answer(x, evaluation), evaluation)
+
+    def store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> None:
+        """Take in a call that was computed.
+
+        Args:
+            x: as given to `answer`.
+            prediction: the model's own, of the shape of x.
+            evaluation: as given to `answer`.
+        """
+        with self._lock:
+            self._safely(lambda: self._store(x, prediction, evaluation), evaluation)
+
+    def clear(self) -> None:
+        """Free the latents. What was decided stays known."""
+        with self._lock:
+            self._streams.clear()
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What was decided so far, in order. Waits for errors that are still on their device."""
+        with self._lock:
+            return tuple(decision.closed() for decision in self._log)
+
+    @property
+    def computed(self) -> int:
+        """Evaluations computed; those of several windows count one by one, as in `decisions`."""
+        return self._count(Outcome.COMPUTED)
+
+    @property
+    def reused(self) -> int:
+        return self._count(Outcome.REUSED)
+
+    @property
+    def forecast(self) -> int:
+        return self._count(Outcome.FORECAST)
+
+    @property
+    def errors(self) -> int:
+        """How often something failed in here. After `MAX_ERRORS` the rest of the run is computed."""
+        return self._errors
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the latents held."""
+        with self._lock:
+            states = [branch.state for stream in self._streams.values() for branch in stream.branches.values()]
+            return sum({t.data_ptr(): t.nbytes for state in states for t in state.tensors()}.values())
+
+    def _count(self, outcome: Outcome) -> int:
+        with self._lock:
+            return sum(decision.outcome is outcome for decision in self._log)
+
+    def _safely(self, act: Callable[[], Answer | None], evaluation: Evaluation) -> Answer | None:
+        try:
+            return act()
+        except Exception as error:
+            self._errors += 1
+            log.warning(
+                "step cache: an evaluation is computed after %s: %s", type(error).__name__, error, exc_info=True
+            )
+            # A state that failed half-way is none to go on from.
+            stream = self._streams.setdefault((evaluation.expert, evaluation.window), _Stream())
+            stream.branches.clear()
+            stream.in_a_row = 0
+            self._open(stream, evaluation, evaluation.level).compute(Reason.ERROR)
+            return None
+
+    def _answer(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
+        if self.settings.rule == "off":
+            return None
+        stream, kind = self._enter(evaluation), kind_of(evaluation)
+        if kind is None or self._errors >= MAX_ERRORS:
+            reason = Reason.STOOD_ASIDE if self._errors >= MAX_ERRORS else Reason.PREDICTION
+            self._open(stream, evaluation, evaluation.level).compute(reason)
+            return None
+        level = kind.level(evaluation.level)
+        latents = split(flow_latent(x, evaluation, kind), evaluation)
+        decision = self._current(stream) or self._decide(stream, latents, evaluation, kind, level)
+        if not decision.skips:
+            return None
+        predicted = self._predict(stream, latents, evaluation, kind, level)
+        if predicted is None:
+            if any(branch.key == stream.decider for branch in evaluation.branches):
+                decision.compute(Reason.BRANCH)
+                stream.in_a_row = 0
+            return None
+        velocity = joined([parts for parts, _ in predicted], evaluation)
+        prediction = prediction_of(x, velocity, evaluation, kind).to(predicted[0][1])
+        decision.branches_skipped += len(predicted)
+        _serve(stream, evaluation)
+        return Answer(prediction, decision.outcome)
+
+    def _store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> None:
+        if self.settings.rule == "off":
+            return
+        stream, kind = self._enter(evaluation), kind_of(evaluation)
+        if kind is not None and self._errors < MAX_ERRORS:
+            self._learn(stream, x, prediction, evaluation, kind)
+        self._open(stream, evaluation, evaluation.level).branches_computed += len(evaluation.branches)
+        _serve(stream, evaluation)
+
+    def _learn(self, stream: _Stream, x: Tensor, prediction: Tensor, evaluation: Evaluation, kind: Prediction) -> None:
+        """Give every branch of a computed call its part, and measure the prediction that the call made needless."""
+        if prediction.shape != x.shape:
+            raise ValueError(f"the prediction is {tuple(prediction.shape)}, its latent {tuple(x.shape)}")
+        level = kind.level(evaluation.level)
+        decision = self._open(stream, evaluation, level)
+        latents = split(flow_latent(x, evaluation, kind), evaluation)
+        velocities = split(flow_velocity(x, prediction, evaluation, kind), evaluation)
+        for branch, y, v in zip(evaluation.branches, latents, velocities, strict=True):
+            kept = self._kept(stream, branch.key, _Form.of(y, kind))
+            if kept is None:
+                kept = stream.branches[branch.key] = _Branch(_Form.of(y, kind), prediction.dtype, self._new_state())
+            decides, state = branch.key == stream.decider, kept.state
+            predicted = _predicted(state, y, level) if decides else None
+            if predicted is not None:
+                decision.error = Reading(relative_error(predicted, v))
+                if isinstance(state, ForecastState):
+                    state.measured(decision.error, level)
+            if isinstance(state, ForecastState):
+                state.store(y, v, level)
+            else:
+                state.store(y, v, decides)
+
+    def _enter(self, evaluation: Evaluation) -> _Stream:
+        """The stream of a call. An evaluation begins at another noise level, or where a branch is asked for again."""
+        key = evaluation.expert, evaluation.window
+        stream = self._streams.get(key)
+        again = (
+            stream is not None
+            and self._current(stream) is not None
+            and any(branch.key in stream.served for branch in evaluation.branches)
+        )
+        if self._index < 0 or evaluation.level != self._level or again:
+            self._index += 1
+            self._level = evaluation.level
+            for other, idle in list(self._streams.items()):
+                if other != key and (idle.decision is None or idle.decision.index < self._index - IDLE):
+                    del self._streams[other]
+        return self._streams.setdefault(key, _Stream())
+
+    def _current(self, stream: _Stream) -> OpenDecision | None:
+        """The decision about the evaluation that goes on, None before there is one."""
+        decision = stream.decision
+        return decision if decision is not None and decision.index == self._index else None
+
+    def _open(self, stream: _Stream, evaluation: Evaluation, level: float) -> OpenDecision:
+        """The decision about the evaluation that goes on; to compute it unless something else was decided."""
+        decision = self._current(stream)
+        if decision is None:
+            decision = OpenDecision(self._index, evaluation.expert, evaluation.window, level, evaluation.progress)
+            self._log.append(decision)
+            stream.decision, stream.served = decision, {}
+        return decision
+
+    def _decide(
+        self, stream: _Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction, level: float
+    ) -> OpenDecision:
+        before, served = stream.decision, stream.served
+        if served:
+            stream.decider = next((key for key, conditional in served.items() if conditional), next(iter(served)))
+            stream.branches = {key: branch for key, branch in stream.branches.items() if key in served}
+        rose = before is not None and level > before.level
+        if rose:
+            stream.branches.clear()
+        decision = self._open(stream, evaluation, level)
+        decider, x, reason = self._decider(stream, latents, evaluation, kind)
+        reason = self._ruled_out(stream, evaluation) or (Reason.LEVEL_UP if rose else reason)
+        if decider is not None:
+            decision.estimate, reason = self._estimate(decider, x, level, reason)
+        if reason is None:
+            assert decision.estimate is not None and decider is not None
+            reason = Reason.BELOW if decision.estimate < self.settings.threshold else Reason.ABOVE
+        if reason is Reason.BELOW:
+            decision.outcome = Outcome.FORECAST if self.settings.rule == "forecast" else Outcome.REUSED
+            if isinstance(decider, ForecastState) and decision.estimate is not None:
+                decider.skipped(decision.estimate)
+        decision.reason = reason
+        stream.in_a_row = stream.in_a_row + 1 if decision.skips else 0
+        return decision
+
+    def _decider(
+        self, stream: _Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction
+    ) -> tuple[_State | None, Parts, Reason | None]:
+        """State of the branch that decides, the latent it sees (all branches see one), or why it cannot decide."""
+        keys = [branch.key for branch in evaluation.branches]
+        x = latents[keys.index(stream.decider)] if stream.decider in keys else latents[0]
+        branch = stream.branches.get(stream.decider)
+        if branch is None:
+            return None, x, Reason.HISTORY
+        form = _Form.of(x, kind)
+        if stream.decider not in keys:
+            # Conditions may be split over devices.
+            form = replace(form, devices=branch.form.devices)
+        same = branch.form == form
+        return (branch.state, x, None) if same else (None, x, Reason.LATENT)
+
+    def _ruled_out(self, stream: _Stream, evaluation: Evaluation) -> Reason | None:
+        """Why an evaluation is computed whatever its estimate."""
+        settings = self.settings
+        if evaluation.is_last:
+            return Reason.LAST
+        if settings.in_first(self._index, evaluation.steps, evaluation.progress):
+            return Reason.FIRST
+        if not settings.in_window(evaluation.progress):
+            return Reason.WINDOW
+        if settings.max_skips is not None and stream.in_a_row >= settings.max_skips:
+            return Reason.IN_A_ROW
+        return None
+
+    def _estimate(
+        self, state: _State, x: Parts, level: float, reason: Reason | None
+    ) -> tuple[float | None, Reason | None]:
+        """What is held against the threshold, or why there is nothing to hold."""
+        if isinstance(state, EasyCacheState):
+            estimate = state.change(x, forced=reason is not None)
+        elif reason is not None:
+            return None, reason
+        elif state.level == level:
+            return None, Reason.SAME_LEVEL
+        elif state.reach(level) > self.settings.max_reach:
+            return None, Reason.REACH
+        else:
+            estimate = state.error(level)
+        return estimate, (reason or Reason.HISTORY) if estimate is None else None
+
+    def _predict(
+        self, stream: _Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction, level: float
+    ) -> list[tuple[Parts, torch.dtype]] | None:
+        """Velocity of every branch of a call and the dtype it is wanted in; None if one of them has no history."""
+        found = []
+        for branch, x in zip(evaluation.branches, latents, strict=True):
+            kept = self._kept(stream, branch.key, _Form.of(x, kind))
+            predicted = None if kept is None else _predicted(kept.state, x, level)
+            if kept is None or predicted is None:
+                return None
+            found.append((predicted, kept.dtype))
+        return found
+
+    def _kept(self, stream: _Stream, key: Hashable, form: _Form) -> _Branch | None:
+        """What is kept of a branch; dropped if its latent has another form now."""
+        branch = stream.branches.get(key)
+        if branch is not None and branch.form != form:
+            del stream.branches[key]
+            return None
+        return branch
+
+    def _new_state(self) -> _State:
+        if self.settings.rule == "forecast":
+            return ForecastState(self.settings.quantity, self.settings.offload)
+        return EasyCacheState(self.settings.offload)
+
+
+def _predicted(state: _State, x: Parts, level: float) -> Parts | None:
+    return state.predict(x, level) if isinstance(state, ForecastState) else state.predict(x)
+
+
+def _serve(stream: _Stream, evaluation: Evaluation) -> None:
+    for index, branch in enumerate(evaluation.branches):
+        stream.served[branch.key] = index == evaluation.conditional

@@ -1,0 +1,116 @@
+"""Log of a run's evaluations: computed, reused or forecast, why, and by how much a prediction errs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+from ..evaluation import Outcome
+
+
+class Reason(str, Enum):
+    """Why an evaluation was computed or skipped. The closed list: nothing else appears in a log."""
+
+    BELOW = "below the threshold"
+    ABOVE = "threshold reached"
+    FIRST = "first evaluations"
+    LAST = "last evaluation"
+    WINDOW = "outside the windows"
+    HISTORY = "no history"
+    BRANCH = "a branch without history"
+    IN_A_ROW = "as many skipped in a row as allowed"
+    REACH = "too far from the computed evaluations"
+    SAME_LEVEL = "computed noise level again"
+    LEVEL_UP = "noise level went up"
+    LATENT = "another latent"
+    PREDICTION = "nobody says what the model predicts"
+    ERROR = "error"
+    STOOD_ASIDE = "stood aside after errors"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Reading:
+    """A number that may still be on its device: the first reading waits for it, later ones cost nothing."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value: Tensor | float = value
+
+    def read(self) -> float:
+        if isinstance(self._value, Tensor):
+            self._value = float(self._value.item())
+        return self._value
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about one evaluation of one stream of a run (see `cache`).
+
+    Attributes:
+        index: of the evaluation in the run, from 0.
+        expert, window: the stream.
+        level: noise level t of the flow, 0..1.
+        progress: 0 at the noisiest end of sampling, 1 at the clean end.
+        outcome: computed, reused or forecast; a branch that could not be predicted was computed all the same.
+        reason: why.
+        estimate: what the rule held against its threshold; None if another reason came first.
+        error: of the prediction that would have stood in for this evaluation, measured because it was computed: norm of
+            the error of the velocity over that of the velocity, worst of parts and batch entries. None if it was
+            skipped or there was nothing to predict it from.
+        branches_computed, branches_skipped: how many branches were answered either way.
+    """
+
+    index: int
+    expert: Hashable
+    window: Hashable
+    level: float
+    progress: float
+    outcome: Outcome
+    reason: Reason
+    estimate: float | None
+    error: float | None
+    branches_computed: int
+    branches_skipped: int
+
+
+@dataclass(eq=False)
+class OpenDecision:
+    """A decision while its evaluation goes on."""
+
+    index: int
+    expert: Hashable
+    window: Hashable
+    level: float
+    progress: float
+    outcome: Outcome = Outcome.COMPUTED
+    reason: Reason = Reason.HISTORY
+    estimate: float | None = None
+    error: Reading | None = None
+    branches_computed: int = 0
+    branches_skipped: int = 0
+
+    @property
+    def skips(self) -> bool:
+        return self.outcome is not Outcome.COMPUTED
+
+    def compute(self, reason: Reason) -> None:
+        self.outcome, self.reason = Outcome.COMPUTED, reason
+
+    def closed(self) -> Decision:
+        return Decision(
+            self.index,
+            self.expert,
+            self.window,
+            self.level,
+            self.progress,
+            self.outcome,
+            self.reason,
+            self.estimate,
+            None if self.error is None else self.error.read(),
+            self.branches_computed,
+            self.branches_skipped,
+        )

@@ -1,0 +1,171 @@
+"""The frontier's figures: work, fronts, what a composition may claim, and that a stopped run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.frontier import rounds
+from benchmarks.frontier.fronts import Point, at_work, envelope, front
+from benchmarks.frontier.methods import CHOICES, Method, composed, methods
+from benchmarks.frontier.plan import Scenario
+from benchmarks.frontier.report import acts, held_out, rows, tabulate, verdicts
+from benchmarks.frontier.rounds import References, measure, unit, whole_rounds
+from benchmarks.frontier.runs import Made, run
+from benchmarks.frontier.work import Ledger
+from benchmarks.quality.plan import Clock
+from benchmarks.quality.raw import WHOLE, Raw, Record
+from demo.checkpoint import new_model
+from draftattention.draftattn_core import TokenGrid
+
+SCENARIO = Scenario("calm", 4, (TokenGrid(2, 4, 6),), (0, 1))
+
+
+def point(family: str, work: float, psnr: float, *, method: str = "", acts: bool = True) -> Point:
+    return Point(method or f"{family} {work}", family, work, psnr, psnr / 100, 0.0, None, acts)
+
+
+class TestWork:
+    def test_a_dense_run_of_all_steps_is_one(self) -> None:
+        assert Ledger(20, 0, 20.0).work(20, 0.7) == pytest.approx(1.0)
+
+    def test_an_answered_evaluation_is_free_and_a_sparse_one_pays_for_the_rest_of_the_model(self) -> None:
+        # 5 of 10 answered; of the others 2 dense, 3 with a tenth of the attention.
+        assert Ledger(5, 5, 2.3).work(10, 0.8) == pytest.approx((5 * 0.2 + 2.3 * 0.8) / 10)
+
+    def test_fewer_steps_are_counted_beside_the_reference(self) -> None:
+        assert Ledger(5, 0, 5.0).work(20, 0.3) == pytest.approx(0.25)
+
+
+class TestFronts:
+    def test_a_point_that_another_beats_in_both_is_not_on_it(self) -> None:
+        points = [point("a", 0.2, 20), point("a", 0.3, 19), point("a", 0.4, 30)]
+        assert [p.work for p in front(points, "psnr")] == [0.2, 0.4]
+
+    def test_between_two_points_it_is_linear_and_beyond_the_last_it_stays(self) -> None:
+        points = [point("a", 0.2, 20), point("a", 0.4, 30)]
+        assert at_work(points, 0.25, "psnr") == pytest.approx(22.5)
+        assert at_work(points, 0.9, "psnr") == 30
+
+    def test_below_its_cheapest_point_a_family_has_nothing(self) -> None:
+        assert at_work([point("a", 0.2, 20)], 0.19, "psnr") is None
+
+    def test_the_envelope_names_the_best_family_at_a_work(self) -> None:
+        points = [point("a", 0.1, 20), point("b", 0.3, 40)]
+        assert envelope(points, 0.2, "psnr") == ("a", 20.0)
+        assert envelope(points, 0.3, "psnr") == ("b", 40.0)
+        assert envelope(points, 0.05, "psnr") is None
+
+
+class TestCompositions:
+    def test_every_number_of_steps_has_some_of_each_rule(self) -> None:
+        for steps in CHOICES:
+            found = {method.skip for method in methods(steps) if composed(method)}
+            assert found == {"easycache", "forecast"}
+
+    def test_one_whose_second_lever_is_idle_does_not_act(self) -> None:
+        sparse = Method("f x sparse, ours", sparse="ours", density=0.3, skip="forecast", threshold=0.1)
+        assert acts(record(sparse, Ledger(16, 4, 9.0)))
+        assert not acts(record(sparse, Ledger(17, 3, 9.0)))
+        assert not acts(record(replace(sparse, density=0.7), Ledger(10, 10, 9.0)))
+
+    def test_they_are_chosen_on_one_half_and_reported_by_the_other(self) -> None:
+        choosing = [point("f x s", 0.2, 30, method="good"), point("f x s", 0.3, 25, method="bad")]
+        reporting = [point("f x s", 0.2, 10, method="good"), point("f x s", 0.3, 50, method="bad")]
+        assert [(p.method, p.psnr) for p in held_out(choosing, reporting)] == [("good", 10)]
+
+    def test_an_idle_one_is_never_chosen(self) -> None:
+        idle = point("f x s", 0.2, 30, method="idle", acts=False)
+        assert held_out([idle], [idle]) == ()
+
+
+def record(method: Method, ledger: Ledger, psnr: float = 20.0, seed: int = 0) -> Record:
+    return {
+        "unit": unit(SCENARIO, SCENARIO.grids[0], seed, method),
+        "family": method.family,
+        "name": method.name,
+        "ledger": asdict(ledger),
+        "scores": {"psnr_db": psnr, "ssim": psnr / 100, "flicker": 0.0},
+        "converged": None,
+    }
+
+
+class TestTables:
+    def test_a_round_that_lacks_one_method_is_left_out_of_every_row(self) -> None:
+        records = [record(method, Ledger(2, 2, 2.0), seed=seed) for seed in (0, 1) for method in methods(4)]
+        assert list(whole_rounds(SCENARIO, records)) == [("2x4x6", 0), ("2x4x6", 1)]
+        assert list(whole_rounds(SCENARIO, records[:-1])) == [("2x4x6", 0)]
+        assert len(rows(SCENARIO, records[:-1], lambda grid: 0.5)) == len(methods(4))
+
+    def test_reweighing_changes_the_work_of_sparse_rows_and_not_of_skipping_ones(self) -> None:
+        records = [
+            record(method, Ledger(4, 0, 1.0) if method.sparse else Ledger(2, 2, 2.0), seed=seed)
+            for seed in (0, 1)
+            for method in methods(4)
+        ]
+        tables = [tabulate(SCENARIO, records, share, lambda grid: 0.5) for share in (None, 0.9)]
+        works = []
+        for table in tables:
+            assert table is not None
+            works.append({p.family: p.work for p in table.points})
+        assert works[0]["forecast"] == works[1]["forecast"] == 0.5
+        assert works[0]["sparse, ours"] == pytest.approx(0.5 + 0.5 / 4)
+        assert works[1]["sparse, ours"] == pytest.approx(0.1 + 0.9 / 4)
+
+    @pytest.mark.parametrize(("ours", "met"), [(26.0, True), (24.9, False)])
+    def test_the_forecast_is_judged_at_equal_work(self, ours: float, met: bool) -> None:
+        quality = {"forecast": ours, "easycache": 20.0}
+        records = [
+            record(m, Ledger(1, 3, 1.0), quality.get(m.family, 10.0), seed) for seed in (0, 1) for m in methods(4)
+        ]
+        table = tabulate(SCENARIO, records, None, lambda grid: 0.5)
+        assert table is not None
+        assert verdicts(table)[0].met is met
+
+
+class TestMeasuring:
+    def test_a_stopped_run_goes_on_where_it_was(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        ran: list[str] = []
+        stopped: list[str] = []
+
+        def stand_in(model: object, method: Method, grid: TokenGrid, seed: int) -> Made:
+            name = f"{method.name} {seed}"
+            if len(ran) == 7 and not stopped:
+                stopped.append(name)
+                raise KeyboardInterrupt
+            ran.append(name)
+            return Made(torch.zeros(2, 8, 12, 3, dtype=torch.uint8), Ledger(4, 0, 4.0))
+
+        monkeypatch.setattr(rounds, "run", stand_in)
+        raw, references = Raw(tmp_path / "units.jsonl", {"model": "m"}), References(tmp_path / "clips", "m")
+
+        def go() -> bool:
+            return measure(
+                None,  # type: ignore[arg-type]
+                SCENARIO,
+                raw,
+                references,
+                Clock(1e9),
+                shard=WHOLE,
+                converged=False,
+            )
+
+        with pytest.raises(KeyboardInterrupt):
+            go()
+        assert go()
+        # Every method once in both rounds, and each round's dense run.
+        assert len(ran) == len(set(ran)) == 2 * (len(methods(4)) + 1)
+        assert set(stopped) < set(ran)
+        assert len(raw.records()) == 2 * len(methods(4))
+
+    @pytest.mark.parametrize("method", [Method("", steps=3), Method("", steps=3, sparse="ours", density=0.5, warm=1)])
+    def test_the_ledger_of_a_real_run_counts_every_evaluation(self, method: Method) -> None:
+        torch.manual_seed(0)
+        made = run(new_model(num_layers=2).eval(), method, TokenGrid(3, 8, 8), seed=0)
+        assert (made.ledger.computed, made.ledger.answered) == (3, 0)
+        dense = method.sparse is None
+        assert made.ledger.attention == 3.0 if dense else 1.0 < made.ledger.attention < 3.0
+        assert made.frames.shape == (3, 16, 16, 3)
