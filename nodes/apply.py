@@ -1,4 +1,4 @@
-"""Node: Apply DraftAttention."""
+"""Node: DraftAttention Sparse."""
 
 from __future__ import annotations
 
@@ -28,14 +28,26 @@ class ApplyDraftAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApplyDraftAttention",
-            display_name="Apply DraftAttention",
+            display_name="DraftAttention Sparse",
             category=CATEGORY,
             description=(
                 "Makes the self-attention of video models sparse: a draft map picks the blocks that are computed "
                 "exactly, every other block still counts through its mean and a linear term. Put it after LoRA and "
                 "attention nodes, before the sampler."
             ),
-            search_aliases=["sparse attention", "draft attention", "speed up video", "block sparse", "wan", "hunyuan"],
+            # The front end ranks by names first: this one begins with "draft" and has the word "sparse".
+            search_aliases=[
+                "draft",
+                "draft attention",
+                "apply draft attention",
+                "sparse",
+                "sparse attention",
+                "block sparse attention",
+                "speed up video",
+                "faster video",
+                "wan",
+                "hunyuan",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A video model: Wan, HunyuanVideo, Kandinsky 5 and others."),
                 io.Combo.Input(

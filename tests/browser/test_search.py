@@ -1,0 +1,27 @@
+"""Who looks for what this pack does finds its main node."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.canvas import Canvas
+
+MAIN = "DraftAttention Sparse"
+ROWS = "[...document.querySelectorAll('#results-list [role=option]')]"
+FOUND = f"() => {ROWS}.map((row) => row.innerText.split('\\n')[0])"
+
+
+@pytest.mark.parametrize(
+    ("words", "among"),
+    [("draft attention", 1), ("sparse attention", 1), ("speed up video", 1), ("draft", 3), ("sparse", 3)],
+)
+def test_the_main_node_is_found_first(canvas: Canvas, words: str, among: int) -> None:
+    canvas.js("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    field = canvas.page.locator("[aria-controls=results-list]")
+    field.fill(words)
+    canvas.page.wait_for_timeout(400)  # results follow the typing after a pause
+    canvas.until(f"() => ({FOUND})().includes('{MAIN}')")
+    found = canvas.js(FOUND)
+    canvas.page.keyboard.press("Escape")
+    field.wait_for(state="detached")
+    assert MAIN in found[:among], found[:8]
