@@ -1,4 +1,4 @@
-"""Node: DraftAttention Sparse."""
+"""Node: Apply DraftAttention."""
 
 from __future__ import annotations
 
@@ -28,18 +28,16 @@ class ApplyDraftAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApplyDraftAttention",
-            display_name="DraftAttention Sparse",
+            display_name="Apply DraftAttention",
             category=CATEGORY,
             description=(
                 "Makes the self-attention of video models sparse: a draft map picks the blocks that are computed "
                 "exactly, every other block still counts through its mean and a linear term. Put it after LoRA and "
                 "attention nodes, before the sampler."
             ),
-            # The front end ranks by names first: this one begins with "draft" and has the word "sparse".
             search_aliases=[
                 "draft",
                 "draft attention",
-                "apply draft attention",
                 "sparse",
                 "sparse attention",
                 "block sparse attention",

@@ -37,8 +37,8 @@ def capture_calls(model: Any, handle: ReportHandle, step: int, layer: int) -> tu
     """A clone of a patched model that keeps one sparse call of every run, and the handle of what it keeps.
 
     Args:
-        model: the host's ModelPatcher, after DraftAttention Sparse.
-        handle: DraftAttention Sparse's.
+        model: the host's ModelPatcher, after Apply DraftAttention.
+        handle: Apply DraftAttention's.
         step: from 0, negative for the last one.
         layer: from 0, negative from the end.
     """
@@ -69,12 +69,12 @@ class DraftAttentionCapture(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Keeps the draft map and the kept blocks of one attention call for DraftAttention Preview. Put it "
-                "between DraftAttention Sparse and the sampler. Costs one small copy per run."
+                "between Apply DraftAttention and the sampler. Costs one small copy per run."
             ),
             search_aliases=["capture attention", "attention map"],
             inputs=[
-                io.Model.Input("model", tooltip="From DraftAttention Sparse."),
-                Report.Input("report", tooltip="From the same DraftAttention Sparse."),
+                io.Model.Input("model", tooltip="From Apply DraftAttention."),
+                Report.Input("report", tooltip="From the same Apply DraftAttention."),
                 io.Int.Input(
                     "step",
                     default=-1,

@@ -10,7 +10,7 @@ const SCHEDULER = "SparsityScheduler"
 const greyed = new WeakMap()
 const sheet = addSheet()
 
-/** Why inputs of DraftAttention Sparse count for nothing, by input. */
+/** Why inputs of Apply DraftAttention count for nothing, by input. */
 function overruledOnApply(node) {
   const { by_preset = {}, by_schedule = [] } = hints(APPLY, "preset")
   const preset = widgetOf(node, "preset")?.value

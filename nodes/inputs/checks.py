@@ -21,7 +21,7 @@ CUSTOM_POINTS = CURVES[-1]
 def apply_problems(
     tile: str | None = None, blocks: str | None = None, dense_layers: str | None = None
 ) -> dict[str, str]:
-    """Problems of DraftAttention Sparse's widgets, by input."""
+    """Problems of Apply DraftAttention's widgets, by input."""
     found: dict[str, str] = {}
     if blocks is not None and blocks not in BLOCKS:
         found["blocks"] = f"blocks: {blocks!r} is not one of {', '.join(BLOCKS)}; choose one of them"
