@@ -14,6 +14,8 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +74,7 @@ class Run:
     started: bool = False
     finished: bool = False
     _checked: set[int] = field(default_factory=set)
+    _states: dict[tuple[int, str, int], dict[str, Any]] = field(default_factory=dict)
     _measured: MeasuredCalls = field(init=False)
     _ready: ReadyBackends = field(default_factory=ReadyBackends)
     _errors: int = 0
@@ -110,6 +113,7 @@ class Run:
                 return self.report
             self.finished = True
         self.cache.clear()
+        self._states.clear()
         if self.step_cache is not None:
             self.step_cache.clear()
         if isinstance(self.step_cache, RunStepCache):
@@ -320,8 +324,19 @@ class Run:
         key_bias: Tensor | None,
     ) -> Attention | None:
         """The sparse call; None if it is not finite, asked in every layer until one output was."""
-        result = attend(q, k, v, layout, policy, backend=self.settings.backend, key_bias=key_bias, cache=self.cache)
-        measured = self._measured.served(result, policy, position, self._again)
+        result = attend(
+            q,
+            k,
+            v,
+            layout,
+            policy,
+            backend=self.settings.backend,
+            key_bias=key_bias,
+            cache=self.cache,
+            position=position,
+            state=self._state_of(position),
+        )
+        measured = self._measured.served(result, policy, position, partial(self._again, position))
         if measured is not None:
             result = measured
         elif self.settings.probes and self.plan.found(position, q.shape[1]) is None:
@@ -359,9 +374,9 @@ class Run:
             }
         if found == asked:
             return result
-        return self._again(result, found.put_into(policy))
+        return self._again(position, result, found.put_into(policy))
 
-    def _again(self, result: Attention, policy: Policy) -> Attention:
+    def _again(self, position: Position, result: Attention, policy: Policy) -> Attention:
         """The same call under another policy."""
         request = result.request
         return attend(
@@ -374,7 +389,14 @@ class Run:
             key_bias=request.key_bias,
             scale=request.scale,
             cache=self.cache,
+            position=position,
+            state=self._state_of(position),
         )
+
+    def _state_of(self, position: Position) -> dict[str, Any]:
+        """What the selection rule keeps of these heads of a layer from call to call, for each condition by itself."""
+        with self._lock:
+            return self._states.setdefault((position.layer, position.branch, position.first_head), {})
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):

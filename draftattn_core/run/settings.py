@@ -9,6 +9,7 @@ from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout
 from ..geometry.order import Tile
 from ..method.policy import Policy
+from ..method.rules import rule_of
 from .profile import Profile
 from .schedule import Schedule
 from .step_cache.settings import StepCacheSettings
@@ -73,6 +74,10 @@ class Settings:
     @property
     def probes(self) -> bool:
         """Whether the error probe runs at the first sparse call of every layer."""
+        rule = rule_of(self.policy.method)
+        # What such a rule made of a call is not what the call's own rows can be measured by.
+        if rule.order is not None or rule.attend is not None:
+            return False
         return self.auto_tail or (self.auto_gain and self.policy.has_tail)
 
     def layout(self, grid: TokenGrid, extra_before: int = 0, extra_after: int = 0) -> Layout:

@@ -17,7 +17,7 @@ from draftattention.draftattn_core.attention import Attention, attend
 from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import DEFAULT_TILES
-from draftattention.draftattn_core.method.policy import TAILS, Policy
+from draftattention.draftattn_core.method.policy import METHODS, TAILS, Policy
 from draftattention.draftattn_core.run import run as run_module
 from draftattention.draftattn_core.run.events import CallDone
 from draftattention.draftattn_core.run.probe import best_tails, gains_of, probe_errors
@@ -352,3 +352,32 @@ def test_settings_are_checked_when_made(changes: dict[str, Any], message: str) -
 def test_policies_are_checked_when_made(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Policy(**changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_selection_rule_serves_a_run(method: str) -> None:
+    settings = replace(SETTINGS, policy=Policy(method=method), auto_gain=True)
+    if method == "svg":
+        settings = replace(settings, order="raster", tile=None)
+    run = Run(settings)
+    for step in range(3):
+        assert torch.isfinite(call(run, step=step, progress=step / 3)).all()
+    assert run.report.calls_sparse == 3 and not run.report.notes, run.report.notes
+
+
+def test_a_rules_state_lives_as_long_as_the_run_for_each_layer_and_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Any, Any]] = []
+
+    def spy(*arguments: Any, position: Position, state: dict[str, Any], **options: Any) -> Attention:
+        given.append((position, state))
+        return attend(*arguments, position=position, state=state, **options)
+
+    monkeypatch.setattr(run_module, "attend", spy)
+    run = Run(SETTINGS)
+    for step in range(2):
+        for layer in (0, 1):
+            for branch in ("cond", "uncond"):
+                call(run, step=step, position=Position(step, 0.5, layer, 4, branch))
+    assert [position.step for position, _ in given] == [0] * 4 + [1] * 4
+    assert all(first is again for (_, first), (_, again) in zip(given[:4], given[4:]))
+    assert len({id(state) for _, state in given}) == 4
