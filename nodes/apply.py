@@ -35,7 +35,17 @@ class ApplyDraftAttention(io.ComfyNode):
                 "exactly, every other block still counts through its mean and a linear term. Put it after LoRA and "
                 "attention nodes, before the sampler."
             ),
-            search_aliases=["sparse attention", "draft attention", "speed up video", "block sparse", "wan", "hunyuan"],
+            search_aliases=[
+                "draft",
+                "draft attention",
+                "sparse",
+                "sparse attention",
+                "block sparse attention",
+                "speed up video",
+                "faster video",
+                "wan",
+                "hunyuan",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A video model: Wan, HunyuanVideo, Kandinsky 5 and others."),
                 io.Combo.Input(

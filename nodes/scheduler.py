@@ -11,8 +11,16 @@ from .apply import CATEGORY, SparsitySchedule
 from .display.pictures import to_image
 from .host.layouts import layer_count
 from .host.runs import Trajectory
-from .inputs.checks import judgement, scheduler_problems
-from .inputs.curves import CURVES, SparsityCurve, parse_bands, parse_points
+from .inputs.checks import CUSTOM_POINTS, judgement, scheduler_problems
+from .inputs.curves import (
+    CURVES,
+    PRESET_SHAPES,
+    DrawnCurve,
+    SparsityCurve,
+    drawn_points,
+    parse_bands,
+    parse_points,
+)
 from .inputs.overruled import BY_CURVE
 from .inputs.presets import parse_layers
 
@@ -40,7 +48,7 @@ class SparsityScheduler(io.ComfyNode):
                     tooltip="quality: density 0.30 after a dense start of 15 %. balanced: 0.20 after 10 %. fast: 0.15 "
                     "after 5 %. Runs of 8 steps and fewer start at twice the density instead of a dense step. custom "
                     "points: the points below.",
-                    extra_dict={"draftattention": {"by_curve": BY_CURVE}},
+                    extra_dict={"draftattention": {"by_curve": BY_CURVE, "presets": PRESET_SHAPES}},
                 ),
                 io.Int.Input(
                     "steps",
@@ -109,6 +117,14 @@ class SparsityScheduler(io.ComfyNode):
                     optional=True,
                     tooltip="For the picture only: the sampler's sigmas, whose steps are marked. Needs the model too.",
                 ),
+                # Of newer hosts; the type is named, so that older ones load the node too. A socket, not a widget.
+                io.Custom("CURVE").Input(
+                    "drawn_curve",
+                    optional=True,
+                    tooltip="From ComfyUI's Curve Editor, in place of the curve here: to the right the denoising from "
+                    "noise to video, upwards the density.",
+                    extra_dict={"forceInput": True},
+                ),
             ],
             outputs=[
                 SparsitySchedule.Output(display_name="schedule", tooltip="For Apply DraftAttention."),
@@ -140,14 +156,19 @@ class SparsityScheduler(io.ComfyNode):
         dense_layers: str = "",
         model: Any = None,
         sigmas: Any = None,
+        drawn_curve: DrawnCurve | None = None,
     ) -> io.NodeOutput:
         problems = scheduler_problems(curve, points, layer_bands, dense_layers)
         if problems:  # values that came through links were not seen by validate_inputs
             raise ValueError("; ".join(problems.values()))
+        if drawn_curve is not None:
+            curve, chosen = CUSTOM_POINTS, drawn_points(drawn_curve)
+        else:
+            chosen = parse_points(points) if curve == CUSTOM_POINTS else ()
         spec = SparsityCurve(
             curve=curve,
             density=density,
-            points=parse_points(points) if curve == "custom points" else (),
+            points=chosen,
             end_share=end_share,
             end_density=end_density,
             dense_layers=parse_layers(dense_layers),
@@ -156,7 +177,10 @@ class SparsityScheduler(io.ComfyNode):
         progress, whole_steps, title = sampler_steps(steps, model, sigmas)
         layers = 0 if model is None else layer_count(model.model.diffusion_model)
         picture = to_image(schedule_curve(spec.resolve(whole_steps), progress, layers=layers, title=title))
-        return io.NodeOutput(spec, picture, ui=ui.PreviewImage(picture, cls=cls))
+        shown = ui.PreviewImage(picture, cls=cls).as_dict()
+        # Where the steps and the points stand, for the curve in the browser.
+        placed = {"steps": whole_steps, "places": list(progress), "points": list(chosen)}
+        return io.NodeOutput(spec, picture, ui={**shown, "draftattention_steps": [placed]})
 
 
 def sampler_steps(steps: int, model: Any, sigmas: Any) -> tuple[tuple[float, ...], int, str]:

@@ -148,7 +148,9 @@ export function asOneStep(change) {
     change()
   } finally {
     graph.afterChange?.()
-    app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.()
+    const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+    if (tracker?.captureCanvasState) tracker.captureCanvasState()
+    else tracker?.checkState?.()
   }
 }
 

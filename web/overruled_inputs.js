@@ -30,6 +30,7 @@ function overruledOnScheduler(node) {
   const curve = widgetOf(node, "curve")?.value
   const reason = by_curve[curve]?.includes("density") ? say("by_points") : say("by_curve", { curve })
   const found = new Map((by_curve[curve] ?? []).map((name) => [name, reason]))
+  if (isLinked(node, "drawn_curve")) for (const name of ["curve", "density", "points"]) found.set(name, say("by_drawn"))
   if (widgetOf(node, "end_share")?.value === 0) found.set("end_density", say("no_end"))
   const sampler = samplerOf(node)
   if (sampler) found.set("steps", sampler.reason)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from ...draftattn_core.run.schedule import PRESETS, LayerBand, Schedule, preset
+from ...draftattn_core.run.schedule import PRESET_DENSE_START, PRESET_DENSITY, PRESETS, LayerBand, Schedule, preset
 
 CURVES = (*PRESETS, "custom points")
+# For the picture that users edit in the browser.
+PRESET_SHAPES = {name: {"density": PRESET_DENSITY[name], "dense_start": PRESET_DENSE_START[name]} for name in PRESETS}
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,33 @@ class SparsityCurve:
         later = [(begin, max(curve.curve(begin), self.end_density))]
         later += [(x, max(y, self.end_density)) for x, y in points if x > begin]
         return (*kept, (begin, Schedule(points).curve(begin)), *later) if kept else tuple(later)
+
+
+class DrawnCurve(Protocol):
+    """ComfyUI's CURVE, as far as it is used here."""
+
+    @property
+    def points(self) -> Sequence[tuple[float, float]]: ...
+
+    def interp(self, x: float) -> float: ...
+
+
+def drawn_points(curve: DrawnCurve, samples: int = 33) -> tuple[tuple[float, float], ...]:
+    """Points of a curve that another node drew, progress to the right and density up, both kept within 0..1.
+
+    Straight lines keep their own points; a bent curve is followed at `samples` even places and at its points.
+
+    Raises:
+        ValueError: if the curve has no points.
+    """
+    own = [(float(x), float(y)) for x, y in curve.points]
+    if not own:
+        raise ValueError("drawn_curve: the curve has no points; draw at least one")
+    middles = [((x0 + x1) / 2, (y0 + y1) / 2) for (x0, y0), (x1, y1) in zip(own, own[1:]) if x1 > x0]
+    if any(abs(curve.interp(x) - y) > 1e-6 for x, y in middles):
+        places = sorted({*(step / (samples - 1) for step in range(samples)), *(x for x, _ in own)})
+        own = [(x, float(curve.interp(x))) for x in places]
+    return tuple((min(1.0, max(0.0, x)), min(1.0, max(0.0, y))) for x, y in own)
 
 
 def parse_points(text: str) -> tuple[tuple[float, float], ...]:

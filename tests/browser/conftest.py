@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,25 +30,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
 
 
-@pytest.fixture(scope="session", params=front_ends(), ids=lambda front: front.name)
-def server(request: pytest.FixtureRequest) -> Iterator[ComfyUIServer]:
-    """A host that serves one of the front ends."""
-    front: FrontEnd = request.param
-    why_not = NO_SECOND if front is ABSENT else missing()
-    if why_not:
-        pytest.skip(why_not)
-    install = find_comfyui()
-    assert install is not None
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    with ComfyUIServer(install, [CHECKPOINT], front.options, threads, pack=clone_into) as running:
-        yield running
+CELLS = [(front, renderer) for front in front_ends() for renderer in RENDERERS]
+
+
+class Hosts:
+    """One host at a time: asking for another front end stops the one before."""
+
+    def __init__(self) -> None:
+        self._front: FrontEnd | None = None
+        self._open = ExitStack()
+
+    def get(self, front: FrontEnd) -> ComfyUIServer:
+        if front != self._front:
+            self.close()
+            install = find_comfyui()
+            assert install is not None
+            threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+            started = ComfyUIServer(install, [CHECKPOINT], front.options, threads, pack=clone_into)
+            self._server = self._open.enter_context(started)
+            self._front = front
+        return self._server
+
+    def close(self) -> None:
+        self._front = None
+        self._open.close()
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Iterator[Hosts]:
+    made = Hosts()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    why_not = missing()
-    if why_not:
-        pytest.skip(why_not)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -56,11 +73,16 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-@pytest.fixture(scope="session", params=RENDERERS)
-def opened(request: pytest.FixtureRequest, server: ComfyUIServer, browser: Browser) -> Iterator[Canvas]:
+@pytest.fixture(scope="session", params=CELLS, ids=lambda cell: f"{cell[0].name}-{cell[1]}")
+def opened(request: pytest.FixtureRequest, hosts: Hosts) -> Iterator[Canvas]:
     """The page of one cell, loaded once."""
+    front, renderer = request.param
+    why_not = NO_SECOND if front is ABSENT else missing()
+    if why_not:
+        pytest.skip(why_not)
+    browser: Browser = request.getfixturevalue("browser")
     context = browser.new_context(viewport=WINDOW)  # type: ignore[arg-type]
-    canvas = Canvas(context.new_page(), server, RENDERERS[request.param])
+    canvas = Canvas(context.new_page(), hosts.get(front), RENDERERS[renderer])
     canvas.open()
     yield canvas
     context.close()

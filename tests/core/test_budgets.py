@@ -251,7 +251,7 @@ def test_a_large_model_is_solved_at_once() -> None:
     table = a_table(3, 60, 40)
     started = time.process_time()
     found = least_error(table, 0.25)
-    # 40 ms on one core of 2020; the limit leaves room for a busy machine.
+    # About 40 ms of one core; the limit leaves room for a busy machine.
     assert time.process_time() - started < 2.0
     assert found.mean_work == pytest.approx(0.25, abs=1e-12) and found.density.shape == (3, 60, 40)
 

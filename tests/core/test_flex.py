@@ -15,7 +15,7 @@ from draftattention.draftattn_core.attention import attend
 from draftattention.draftattn_core.backends import tail_pass
 from draftattention.draftattn_core.backends.call_kind import CallKind
 from draftattention.draftattn_core.backends.flex import attend as flex
-from draftattention.draftattn_core.backends.flex import folded as folding
+from draftattention.draftattn_core.backends.flex import on_cpu as folding
 from draftattention.draftattn_core.backends.flex.attend import attend_flex, flex_refuses
 from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.backends.registry import choose_backend
@@ -78,7 +78,7 @@ def test_rows_that_only_the_tail_serves(name: TailName) -> None:
 @pytest.mark.parametrize("factor", [1e3, -1e3, 30.0])
 @pytest.mark.parametrize("name", ["mean", ("none", "mean")], ids=str)
 def test_a_row_or_its_tail_that_underflows_beside_the_other(name: TailName, factor: float) -> None:
-    """The sink's level must lie near both folded, or a mass that counts is lost (folded.py)."""
+    """The sink's level must lie near both folded, or a mass that counts is lost (on_cpu.py)."""
     layout = small_layout((3, 5, 7), 0, 4)
     q, k, v = smooth_qkv(layout, dtype=torch.float32)
     request = make_request(q * factor, k, v, layout, Policy(density=0.3, tail=name))

@@ -71,3 +71,32 @@ def test_the_curve_is_what_apply_accepts(part, curves) -> None:
     assert isinstance(curve, presets.ScheduleSpec)
     settings = presets.Choices(schedule=curve, dense_layers=(0,)).settings(steps=20, tokens=30_000)
     assert settings.schedule == curve.resolve(20)
+
+
+class Drawn:
+    """A curve as ComfyUI hands it on."""
+
+    def __init__(self, points, bent=False) -> None:
+        self.points, self.bent = points, bent
+
+    def interp(self, x: float) -> float:
+        (x0, y0), (x1, y1) = next(pair for pair in zip(self.points, self.points[1:]) if pair[1][0] >= x)
+        share = (x - x0) / (x1 - x0)
+        return y0 + (y1 - y0) * (share * share if self.bent else share)
+
+
+def test_a_drawn_curve_of_straight_lines_keeps_its_points(curves) -> None:
+    assert curves.drawn_points(Drawn([(0.0, 1.0), (0.25, 0.5), (1.0, 0.1)])) == ((0.0, 1.0), (0.25, 0.5), (1.0, 0.1))
+
+
+def test_a_bent_curve_is_followed_closely(curves) -> None:
+    drawn = Drawn([(0.0, 1.0), (0.31, 0.5), (1.0, 0.1)], bent=True)
+    schedule = curves.SparsityCurve("custom points", points=curves.drawn_points(drawn)).resolve(20)
+    places = [step / 200 for step in range(201)]
+    assert [schedule.curve(x) for x in places] == pytest.approx([drawn.interp(x) for x in places], abs=2e-3)
+
+
+def test_a_drawn_curve_stays_within_bounds_and_needs_points(curves) -> None:
+    assert curves.drawn_points(Drawn([(-0.5, 1.5), (2.0, -0.25)])) == ((0.0, 1.0), (1.0, 0.0))
+    with pytest.raises(ValueError, match="drawn_curve: the curve has no points"):
+        curves.drawn_points(Drawn([]))

@@ -3,7 +3,7 @@
 Q, K and V are copied into block order with every block full (a slot without a token repeats one of its block's and is
 masked as a key, thrown away as a query); kept blocks become the lists of a `BlockMask`, built on the device with fixed
 shapes. Blocks with a key to hide or to bias go through the mask function, all others are taken whole; the tail is
-merged by the log-sum-exp that FlexAttention returns. The CPU has neither (folded.py).
+merged by the log-sum-exp that FlexAttention returns. The CPU has neither (on_cpu.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..call_kind import CallKind
 from ..request import AttendRequest, new_output
 from ..slots import key_slot_bias, query_slots, slot_tokens
 from ..tail_pass import merge_tail
-from .folded import fold, sink_levels, unfold
+from .on_cpu import fold, sink_levels, unfold
 
 # Copies of q, k, v and the block lists of one group of heads.
 _CHUNK_BYTES = 1 << 30

@@ -19,10 +19,10 @@ SCRATCH_BYTES = 64 << 20
 
 
 def sink_levels(queries: Tensor, tail: Tail) -> Tensor:
-    """A level for every row that neither its kept keys nor its tail can be missed beside: (B, H, rows), finite.
+    """Per row, a sink logit beside which neither kept keys nor tail underflow: (B, H, rows), finite.
 
-    It is the pooled log-sum-exp over all blocks, kept ones too: no less than that of the tail, and (but for the tail's
-    gain) no more than that of row and tail together, because a block's mean logit bounds the log-mean of its
+    The level is the pooled log-sum-exp over all blocks, kept ones too: no less than that of the tail, and (but for the
+    tail's gain) no more than that of row and tail together, because a block's mean logit bounds the log-mean of its
     exponentials from below. So a mass that underflows beside the sink's, on either side, would not count in the
     merged row either.
 
