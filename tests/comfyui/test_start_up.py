@@ -19,10 +19,11 @@ def test_loading_the_pack_imports_nothing_but_its_own_modules(
     install: ComfyUIInstall, tmp_path_factory: pytest.TempPathFactory, record_property: Callable[[str, object], None]
 ) -> None:
     found = start_up(install, tmp_path_factory.getbasetemp())
-    assert len(found["nodes"]) == 8
+    assert len(found["nodes"]) == 11
     assert found["imported"] == []
     assert "draft_pack.nodes.apply" in found["pack"]
-    assert not [name for name in found["pack"] if ".kernels" in name], "kernels import Triton"
+    kernels = {name for name in found["pack"] if ".kernels" in name}
+    assert kernels <= {"draft_pack.kernels", "draft_pack.kernels.types"}, "all others import Triton"
     assert "Traceback" not in found["complaints"]
     # The time is written into docs/compatibility.md; on a busy machine it would say more of the machine than of us.
     record_property("cpu_seconds", found["cpu_seconds"])
