@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -221,6 +222,7 @@ def test_layers_the_schedule_keeps_dense_stay_dense() -> None:
 
 def test_a_part_of_the_heads_reads_its_part_of_the_budgets() -> None:
     whole, parts = Run(SETTINGS), Run(SETTINGS)
+    gains: list[Any] = []
     for index in (0, 1):
         step(whole, index)
         for layer in range(LAYERS):
@@ -232,6 +234,21 @@ def test_a_part_of_the_heads_reads_its_part_of_the_budgets() -> None:
         low = parts.plan.at(Position(1, 0.1, layer, LAYERS, first_head=2, all_heads=HEADS), 2)
         assert isinstance(wanted, Policy) and isinstance(low, Policy)
         assert low.density == pytest.approx(wanted.density[2:], abs=1e-6)  # type: ignore[index]
+        assert low.tail_gain == pytest.approx(wanted.tail_gain[2:], abs=1e-6)  # type: ignore[index]
+        gains.append(low.tail_gain)
+    assert len(set(gains)) > 1
+
+
+def test_gains_are_those_of_each_heads_own_density() -> None:
+    made = a_profile()
+    run = Run(replace(SETTINGS, budgets="off", profile=made), model=NAME)
+    step(run, 0)
+    for layer in range(LAYERS):
+        policy = run.plan.at(Position(0, 0.0, layer, LAYERS), HEADS)
+        assert isinstance(policy, Policy) and isinstance(policy.density, tuple) and isinstance(policy.tail_gain, tuple)
+        for head, (density, gain) in enumerate(zip(policy.density, policy.tail_gain, strict=True)):
+            known = made.experts["main"].gains[0, layer, head].double().numpy()
+            assert gain == pytest.approx(float(np.interp(np.log(density), np.log(made.densities), known)), abs=1e-9)
 
 
 def test_a_dense_run_is_recorded_without_a_change() -> None:
