@@ -15,26 +15,26 @@ from draftattention.draftattn_core.method.policy import Method, TailName
 LAYOUT = Layout(TokenGrid(3, 5, 7), 2, 3, 16, 8, (2, 2, 4))
 # Method, tail, kept block pairs, and the output summed up under a wave.
 FIGURES: list[tuple[Method, TailName, int, float]] = [
-    ("head", "none", 264, -15.07119597),
-    ("head", "mean", 264, -12.44787398),
-    ("head", "linear0", 264, -16.5885549),
-    ("head", "linear1", 264, -16.18282635),
-    ("head", "linear2", 264, -17.24452816),
-    ("row", "none", 264, -15.07119597),
-    ("row", "mean", 264, -12.44787398),
-    ("row", "linear0", 264, -16.5885549),
-    ("row", "linear1", 264, -16.18282635),
-    ("row", "linear2", 264, -17.24452816),
-    ("top_p", "none", 368, -2.49037688),
-    ("top_p", "mean", 371, -2.9807552),
-    ("top_p", "linear0", 371, -4.77214132),
-    ("top_p", "linear1", 371, -5.04381565),
-    ("top_p", "linear2", 371, -6.12936567),
-    ("draft", "none", 326, -5.47370116),
-    ("draft", "mean", 324, -1.47652236),
-    ("draft", "linear0", 324, -3.94969219),
-    ("draft", "linear1", 324, -3.58286881),
-    ("draft", "linear2", 324, -5.35077078),
+    ("head", "none", 224, 10.60992727),
+    ("head", "mean", 224, 5.35855293),
+    ("head", "linear0", 224, 2.10194532),
+    ("head", "linear1", 224, 1.52735089),
+    ("head", "linear2", 224, -1.67463497),
+    ("row", "none", 228, -10.68584473),
+    ("row", "mean", 228, 2.09639707),
+    ("row", "linear0", 228, -1.77650634),
+    ("row", "linear1", 228, -0.78970513),
+    ("row", "linear2", 228, -4.06744534),
+    ("top_p", "none", 276, -1.62049722),
+    ("top_p", "mean", 278, 0.43905041),
+    ("top_p", "linear0", 278, -2.71828434),
+    ("top_p", "linear1", 278, -2.446929),
+    ("top_p", "linear2", 278, -3.77144028),
+    ("draft", "none", 281, -8.07135847),
+    ("draft", "mean", 280, 1.35057114),
+    ("draft", "linear0", 280, -1.97703232),
+    ("draft", "linear1", 280, -2.79803815),
+    ("draft", "linear2", 280, -4.83891474),
 ]
 
 
@@ -46,9 +46,7 @@ def test_selection_and_output_stay(
     wave = torch.arange(3 * 2 * 2 * LAYOUT.tokens * 16, dtype=torch.float64).view(3, 2, 2, LAYOUT.tokens, 16)
     noise = torch.randn(wave.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     q, k, v = torch.sin(wave * 0.011) + noise
-    policy = Policy(
-        density=(0.3, 0.2), method=method, tail=tail, tail_gain=(0.1, 0.0), top_p=0.6, keep_first_frame=True
-    )
+    policy = Policy(density=(0.4, 0.3), method=method, tail=tail, tail_gain=(0.1, 0.0), top_p=0.6)
     bias = torch.tensor([[0.0, -1.0, 0.5, -0.5, -torch.inf]])
     found = attend(q, k, v, LAYOUT, policy, backend=backend, key_bias=bias)
     weights = torch.cos(torch.arange(found.out.numel(), dtype=torch.float64) * 0.7).view(found.out.shape)
