@@ -133,7 +133,7 @@ def test_a_cancelled_run_says_how_far_it_came() -> None:
         report = run.finish(cancelled=True)
         assert report.cancelled is not None and report.to_dict()["cancelled"] == report.cancelled
         assert said[0].cancelled == report.cancelled and said[0].text == report.summary()
-        assert report.summary().startswith(f"DraftAttention: {report.cancelled}; 0 of 0")
+        assert report.summary().startswith(f"DraftAttention: {report.cancelled}; ")
         return report.cancelled
 
     between = Run(SETTINGS).start(steps=20)
