@@ -195,7 +195,7 @@ def _legend(table: list[list[Cell]], width: int) -> Image.Image:
             unseen |= cell.density is None and cell.reason is None and cell.answered is None
     entries = [(REASON_COLOURS[reason], f"dense: {reason} ({number})") for reason, number in counts.most_common()]
     skipped = Counter(row[0].answered for row in table if row[0].answered and not any(map(_has_calls, row)))
-    entries += [(SKIPPED, f"skipped: {answered} ({number} steps)") for answered, number in skipped.most_common()]
+    entries += [(SKIPPED, f"skipped: {answered} ({number})") for answered, number in skipped.most_common()]
     if unseen:
         entries.append((UNSEEN, "no call seen"))
     rows: list[list[tuple[Colour, str, int]]] = [[]]
