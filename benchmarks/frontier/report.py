@@ -162,15 +162,17 @@ def verdicts(table: Table) -> list[Verdict]:
 
 def _forecast_beats_easycache(table: Table) -> Verdict:
     families = by_family(table.points)
-    gains = []
+    gains: dict[float, float | None] = {}
     for work in (0.3, 0.4, 0.5):
         ours, theirs = (at_work(families.get(name, ()), work, "psnr") for name in ("forecast", "easycache"))
-        if ours is not None and theirs is not None:
-            gains.append(ours - theirs)
+        gains[work] = None if ours is None or theirs is None else ours - theirs
     target = "forecast at least 5 dB over EasyCache at works 0.3, 0.4, 0.5"
-    if not gains:
+    if all(gain is None for gain in gains.values()):
         return Verdict(target, None, "no common work")
-    return Verdict(target, min(gains) >= 5.0, ", ".join(f"{gain:+.1f}" for gain in gains) + " dB")
+    words = ", ".join(
+        f"{work:g}: {'not reached' if gain is None else f'{gain:+.1f} dB'}" for work, gain in gains.items()
+    )
+    return Verdict(target, all(gain is not None and gain >= 5.0 for gain in gains.values()), words)
 
 
 def _composition_on_envelope(table: Table, quality: str) -> Verdict:
