@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..draftattn_core.run.step_cache import StepCacheSettings
+from ..draftattn_core.run.step_cache.settings import PUBLISHED, PublishedModel
 from .apply import CATEGORY
 from .browser.server import instance
 from .host.adapter import apply_skip_steps
 
-RULES = ["forecast", "easycache"]
+AS_PUBLISHED: Mapping[str, PublishedModel] = {f"easycache, published for {model}": model for model in PUBLISHED}
+RULES = ["forecast", "easycache", *AS_PUBLISHED]
 
 
 class DraftAttentionSkipSteps(io.ComfyNode):
@@ -36,7 +40,9 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     options=RULES,
                     default="forecast",
                     tooltip="forecast: first-order prediction in the noise level. easycache: constant difference, as "
-                    "published.",
+                    "published. published for a model: EasyCache with its threshold and first steps, the latter as "
+                    "their share of the 50 steps they were published for; threshold, first_steps and max_in_a_row "
+                    "then count for nothing.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -105,16 +111,24 @@ class DraftAttentionSkipSteps(io.ComfyNode):
         end: float = 1.0,
         offload: bool = False,
     ) -> io.NodeOutput:
-        settings = StepCacheSettings(
-            rule=rule,  # type: ignore[arg-type]
-            threshold=threshold,
-            first=first_steps,
-            max_skips=max_in_a_row or None,
-            windows=((start, end),),
-            offload=offload,
-        )
+        settings = _settings(rule, threshold, first_steps, max_in_a_row, (start, end), offload)
         node_id = cls.hidden.unique_id
         server = None if node_id is None else instance()
         if server is None:
             return io.NodeOutput(apply_skip_steps(model, settings))
         return io.NodeOutput(apply_skip_steps(model, settings, lambda text: server.send_progress_text(text, node_id)))
+
+
+def _settings(
+    rule: str, threshold: float, first: int, max_skips: int, window: tuple[float, float], offload: bool
+) -> StepCacheSettings:
+    """What the node's inputs ask for; published values win over threshold, first steps and skips in a row.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    if rule in AS_PUBLISHED:
+        settings = StepCacheSettings.published(AS_PUBLISHED[rule], as_share=True)
+    else:
+        settings = StepCacheSettings(rule, threshold, first, max_skips=max_skips or None)  # type: ignore[arg-type]
+    return replace(settings, windows=(window,), offload=offload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from draftattention.draftattn_core import Schedule, Settings
 from draftattention.draftattn_core.hosts.diffusers.apply import DraftAttentionHandle, apply_draft_attention
 from draftattention.draftattn_core.run.evaluation import Answer, Evaluation, Outcome
 from draftattention.draftattn_core.run.events import EvaluationDone, RunDone, RunStarted
+from draftattention.draftattn_core.run.step_cache import StepCacheSettings
+from draftattention.draftattn_core.run.step_cache.settings import Rule
 from tests.diffusers_models import MODELS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -170,6 +173,28 @@ def test_a_skipped_step_has_no_attention_calls_and_half_precision_stays() -> Non
     assert len(calls) == 4 and handle.report.outcomes == {"computed": 4, "reused": 4}
     assert {call.position.step for call in handle.report.calls if call.position} == {0, 2}
     assert out.dtype == torch.bfloat16 and torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("rule", ["forecast", "easycache"])
+def test_settings_skip_steps_of_a_guided_batch_and_a_threshold_of_zero_is_the_model_to_the_bit(rule: Rule) -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(2)
+    calls = calls_of(model)
+
+    def run(skip: StepCacheSettings) -> tuple[Tensor, int, dict[str, int]]:
+        calls.clear()
+        handle, scheduler = applied(model, None, replace(DENSE, skip=skip))
+        with handle:
+            out = guided(model, scheduler, inputs, 10)
+        return out, len(calls), handle.report.outcomes
+
+    plain, every, _ = run(StepCacheSettings())
+    exact, computed, outcomes = run(StepCacheSettings(rule, threshold=0.0))
+    assert torch.equal(exact, plain) and computed == every == outcomes["computed"] == 20
+    # Random weights: nothing about the output can be foretold, so the threshold lets everything pass.
+    near, computed, outcomes = run(StepCacheSettings(rule, threshold=100.0))
+    assert near.shape == plain.shape and torch.isfinite(near).all() and not torch.equal(near, plain)
+    assert computed == outcomes.pop("computed") < 20
+    assert outcomes == {"forecast" if rule == "forecast" else "reused": 20 - computed}
 
 
 def test_every_run_has_a_life_of_its_own() -> None:

@@ -188,6 +188,7 @@ class RunReport:
         budgets: what measured errors made of the schedule's density, in order of progress.
         evaluations: (step, duration) of every evaluation of the whole model that was computed.
         outcomes: number of evaluations by what became of them: "computed", "reused", "forecast".
+        answered: per step with evaluations that were answered without the model, what answered the last of them.
         decisions: what the step cache decided, and the errors it measured.
         cancelled: how far a run came that ended early, in words: "cancelled after step 3 of 20"; None otherwise.
         started, finished: time.perf_counter() values.
@@ -201,6 +202,7 @@ class RunReport:
     budgets: list[SpentBudgets] = field(default_factory=list)
     evaluations: list[tuple[int, Callable[[], float]]] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
+    answered: dict[int, str] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
     cancelled: str | None = None
     started: float = field(default_factory=time.perf_counter)
@@ -216,10 +218,12 @@ class RunReport:
         with self._lock:
             self.evaluations.append((step, seconds))
 
-    def add_outcome(self, outcome: str) -> None:
+    def add_outcome(self, outcome: str, step: int) -> None:
         """Count one evaluation by what became of it."""
         with self._lock:
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+            if outcome != "computed":
+                self.answered[step] = outcome
 
     def keep_tails(self, layer: int, names: tuple[str, ...], gains: tuple[float, ...]) -> None:
         """Keep the tails and gains that a layer's heads ended up with."""

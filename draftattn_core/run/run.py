@@ -170,7 +170,7 @@ class Run:
             self.report.add_evaluation(evaluation.step, stop())
             self._keep(x, out, evaluation)
         outcome = Outcome.COMPUTED if answer is None else answer.outcome
-        self.report.add_outcome(outcome.value)
+        self.report.add_outcome(outcome.value, evaluation.step)
         if self.events.wanted(EvaluationDone):
             at = evaluation.sampler_step, self.steps.total, evaluation.progress, evaluation.level
             self._emit(EvaluationDone(*at, outcome.value, self.report.seconds))

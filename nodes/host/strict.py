@@ -11,7 +11,11 @@ from .layouts import NoLayout, Tokens
 
 
 def refuse_surprises(
-    tokens: Tokens | NoLayout | None, settings: Settings, bypassed: tuple[str, ...], patcher: Any
+    tokens: Tokens | NoLayout | None,
+    settings: Settings,
+    bypassed: tuple[str, ...],
+    patcher: Any,
+    other_cache: str | None = None,
 ) -> None:
     """Check what can be known before the first model call.
 
@@ -19,6 +23,7 @@ def refuse_surprises(
         tokens: the layout to expect, see `layouts.describe`; None if unknown.
         bypassed: attention modules another node has replaced.
         patcher: the host's ModelPatcher.
+        other_cache: what keeps ours from skipping the steps it was asked to skip; None if nothing does.
 
     Raises:
         ValueError: with every problem and what to do about it.
@@ -34,6 +39,8 @@ def refuse_surprises(
         )
     if bypassed:
         problems.append(f"another node replaces the attention of {', '.join(bypassed[:3])}: remove that node")
+    if other_cache is not None:
+        problems.append(f"another cache ({other_cache}) is on this model beside Skip Steps: remove one of the two")
     if isinstance(tokens, Tokens):
         dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
         head_dim = _head_dim(patcher.model.diffusion_model)

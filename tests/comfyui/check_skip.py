@@ -117,3 +117,34 @@ def _() -> None:
     with Logged() as log:
         run(skipping(easy), steps=STEPS)
     assert log.said("another cache (easycache)"), log.lines
+
+
+@check(
+    "Beside another cache strict refuses to skip steps before sampling starts; without Skip Steps it has no objection"
+)
+def _() -> None:
+    easy = node("nodes_easycache", "EasyCacheNode").execute(wan(), 0.0, 0.15, 0.95, False).args[0]
+    sparse, handle = host.apply(easy, schedule=half_dense(), strict=True)
+    patched, calls = counted(skipping(sparse))
+    try:
+        run(patched, steps=STEPS)
+    except ValueError as error:
+        assert "another cache (easycache)" in str(error) and "remove one of the two" in str(error), error
+    else:
+        raise AssertionError("strict let it pass")
+    assert not calls, "sampling had begun"
+    run(sparse, steps=STEPS)
+    assert handle.report.calls_sparse > 0
+
+
+@check("Skip Steps takes EasyCache's published values for a model")
+def _() -> None:
+    skip_steps, cache = host.pack("nodes.skip_steps"), host.pack("draftattn_core.run.step_cache")
+    for model in host.pack("draftattn_core.run.step_cache.settings").PUBLISHED:
+        given = skip_steps._settings(f"easycache, published for {model}", 0.5, 1, 4, (0.0, 1.0), False)
+        assert given == cache.StepCacheSettings.published(model, as_share=True), (model, given)
+    assert skip_steps._settings("easycache", 0.5, 1, 0, (0.2, 1.0), True) == cache.StepCacheSettings(
+        "easycache", 0.5, 1, max_skips=None, windows=((0.2, 1.0),), offload=True
+    )
+    options = skip_steps.DraftAttentionSkipSteps.define_schema().inputs[1].options
+    assert set(skip_steps.AS_PUBLISHED) < set(options), options

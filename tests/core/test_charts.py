@@ -28,7 +28,14 @@ from draftattention.draftattn_core.views.charts import (
 )
 from draftattention.draftattn_core.views.charts.canvas import ACCENT, LINES, on, ramp, ramp_colour, wrapped
 from draftattention.draftattn_core.views.charts.curve import AREA, DENSE, dense_stretches, trace
-from draftattention.draftattn_core.views.charts.density import REASON_COLOURS, UNSEEN, cells, scale_top, tails_per_layer
+from draftattention.draftattn_core.views.charts.density import (
+    REASON_COLOURS,
+    SKIPPED,
+    UNSEEN,
+    cells,
+    scale_top,
+    tails_per_layer,
+)
 
 
 def call(step: int, layer: int, density: float | None, reason: DenseReason | None = None, seconds: float = 0.0) -> Call:
@@ -87,6 +94,19 @@ def test_the_density_map_has_a_colour_for_every_kind_of_cell(report: RunReport) 
     assert {ramp_colour(0.2, 0.4), ramp_colour(0.3, 0.4), UNSEEN} <= found
     assert {REASON_COLOURS[DenseReason.SCHEDULE], REASON_COLOURS[DenseReason.ERROR]} <= found
     assert REASON_COLOURS[DenseReason.MASK] not in found
+
+
+def test_steps_that_a_cache_answered_have_a_colour_of_their_own_unless_a_part_of_them_was_computed() -> None:
+    skipping = RunReport()
+    for step in (0, 1, 3):
+        skipping.add(call(step, 0, 0.3))
+    for step, outcome in enumerate(("computed", "forecast", "forecast", "computed", "forecast")):
+        skipping.add_outcome(outcome, step)
+    table = cells(skipping)
+    assert [row[0].answered for row in table] == [None, "forecast", "forecast", None, "forecast"]
+    assert [row[0].density for row in table] == [0.3, 0.3, None, 0.3, None]
+    drawn = colours(density_map(skipping))
+    assert SKIPPED in drawn and UNSEEN not in drawn
 
 
 def test_the_density_map_is_steps_wide_and_layers_high() -> None:

@@ -211,9 +211,9 @@ def test_skipped_steps_are_told_with_their_error_and_an_estimate_of_the_gain() -
     report = RunReport()
     for step in range(4):
         report.add_evaluation(step, lambda: 2.0)
-        report.add_outcome("computed")
+        report.add_outcome("computed", 0)
     for _ in range(6):
-        report.add_outcome("forecast")
+        report.add_outcome("forecast", 1)
     report.decisions = tuple(
         Decision(i, "m", None, 0.5, 0.5, Outcome.COMPUTED, Reason.FIRST, None, error, 1, 0)
         for i, error in enumerate((None, 0.01, 0.03))
@@ -233,8 +233,8 @@ def test_the_work_of_sparse_and_skipped_steps_together_is_their_product_at_atten
         reason = DenseReason.SCHEDULE if density is None else None
         report.add(Call(Position(step, 0.0, 0, 1), density, reason, 100.0, lambda: 6.0))
         report.add_evaluation(step, lambda: 10.0)
-        report.add_outcome("computed")
-    report.add_outcome("reused")
-    report.add_outcome("reused")
+        report.add_outcome("computed", 0)
+    report.add_outcome("reused", 1)
+    report.add_outcome("reused", 1)
     # Half of the evaluations; attention takes 60 % of a dense one and ran at 5/8 of its work on average.
     assert report.work() == pytest.approx(0.5 * (0.4 + 0.6 * 0.625))

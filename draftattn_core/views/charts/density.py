@@ -43,6 +43,7 @@ REASON_COLOURS: dict[DenseReason, Colour] = {
     DenseReason.STOOD_ASIDE: (158, 42, 43),
 }
 UNSEEN: Colour = (246, 247, 249)
+SKIPPED: Colour = (214, 228, 240)
 _MARGIN = 14
 
 
@@ -54,11 +55,13 @@ class Cell:
         densities: of the sparse calls.
         reasons: of the dense ones.
         seconds: of all.
+        answered: what answered the step's evaluations without the model; None if nothing did.
     """
 
     densities: list[float] = field(default_factory=list)
     reasons: Counter[DenseReason] = field(default_factory=Counter)
     seconds: float = 0.0
+    answered: str | None = None
 
     @property
     def density(self) -> float | None:
@@ -79,7 +82,8 @@ def cells(report: RunReport) -> list[list[Cell]]:
         return []
     steps = 1 + max(position.step for _, position in placed)
     layers = 1 + max(position.layer for _, position in placed)
-    table = [[Cell() for _ in range(layers)] for _ in range(steps)]
+    steps = max(steps, 1 + max(report.answered, default=-1))
+    table = [[Cell(answered=report.answered.get(step)) for _ in range(layers)] for step in range(steps)]
     for call, position in placed:
         cell = table[position.step][position.layer]
         cell.seconds += call.seconds()
@@ -175,19 +179,23 @@ def _draw_cell(
             pen.polygon([(x, y), (x + corner_size, y), (x, y + corner_size)], fill=REASON_COLOURS[reason])
     elif reason is not None:
         pen.rectangle(box, fill=REASON_COLOURS[reason])
+    elif cell.answered is not None:
+        pen.rectangle((x, y, x + w - 2, y + h - 1), fill=SKIPPED)
     else:
         pen.rectangle(box, fill=UNSEEN, outline=LINES)
 
 
 def _legend(table: list[list[Cell]], width: int) -> Image.Image:
-    """Colours of the dense reasons that occur, with their numbers of calls."""
+    """Colours of the dense reasons that occur with their numbers of calls, and of skipped steps with theirs."""
     counts: Counter[DenseReason] = Counter()
     unseen = False
     for row in table:
         for cell in row:
             counts += cell.reasons
-            unseen |= cell.density is None and cell.reason is None
+            unseen |= cell.density is None and cell.reason is None and cell.answered is None
     entries = [(REASON_COLOURS[reason], f"dense: {reason} ({number})") for reason, number in counts.most_common()]
+    skipped = Counter(row[0].answered for row in table if row[0].answered and not any(map(_has_calls, row)))
+    entries += [(SKIPPED, f"skipped: {answered} ({number})") for answered, number in skipped.most_common()]
     if unseen:
         entries.append((UNSEEN, "no call seen"))
     rows: list[list[tuple[Colour, str, int]]] = [[]]
@@ -207,6 +215,10 @@ def _legend(table: list[list[Cell]], width: int) -> Image.Image:
             write(pen, (x + 19, 20 * index + 9), label, size=12, anchor="lm")
             x += needed
     return picture
+
+
+def _has_calls(cell: Cell) -> bool:
+    return bool(cell.densities or cell.reasons)
 
 
 def seconds_per_step(report: RunReport, width: int = 640) -> Image.Image:
