@@ -153,6 +153,22 @@ def test_nothing_runs_with_a_text_that_cannot_be_read(canvas: Canvas) -> None:
     )
 
 
+def test_a_text_that_comes_through_a_link_fails_at_the_node(canvas: Canvas) -> None:
+    ids = canvas.load_demo()
+    text = canvas.add("PrimitiveString", (0, 500))
+    canvas.set(text, value="first")
+    canvas.connect(text, "STRING", ids[APPLY], "dense_layers")
+    canvas.js(
+        """() => {
+            const keep = ({ detail }) => { window.failed = detail }
+            app.api.addEventListener('execution_error', keep, { once: true })
+        }"""
+    )
+    assert canvas.run() == "execution_error"
+    failed = canvas.js("() => [window.failed.node_id, window.failed.exception_message]")
+    assert failed[0] == str(ids[APPLY]) and "dense layers: 'first' is neither a layer nor a range; write" in failed[1]
+
+
 def test_slots_of_our_types_have_colours(canvas: Canvas) -> None:
     colours = canvas.js(
         """() => {
