@@ -1,4 +1,4 @@
-/** What Doctor, Report and Compare found, on the node itself. */
+/** What Doctor, Report, Compare and Profile found, on the node itself. */
 
 import { api, app, nodeOfOutput, nodeOfRun } from "./host.js"
 import { addTextBox } from "./text_box.js"
@@ -8,6 +8,7 @@ const HINTS = {
   DraftAttentionDoctor: "doctor_empty",
   DraftAttentionReport: "report_empty",
   DraftAttentionCompare: "compare_empty",
+  DraftAttentionProfile: "profile_empty",
 }
 const WIDTH = 420
 /** @type {WeakMap<object, (text: string) => void>} */

@@ -71,6 +71,14 @@ def test_what_the_preset_overrules_is_grey_and_says_why(canvas: Canvas) -> None:
     assert canvas.tooltip(node, "sparsity").startswith("For the presets custom and paper.")
 
 
+def test_an_error_that_is_asked_for_overrules_the_sparsity(canvas: Canvas) -> None:
+    node = canvas.add(APPLY)
+    canvas.set(node, preset="custom", max_error=0.05)
+    assert grey(canvas, node) == {"sparsity", "budgets"}
+    canvas.set(node, max_error=0.0)
+    assert grey(canvas, node) == set()
+
+
 def test_what_a_schedule_overrules_is_grey_while_it_is_connected(canvas: Canvas) -> None:
     node, scheduler = canvas.add(APPLY, (500, 100)), canvas.add(SCHEDULER)
     canvas.set(node, preset="custom")
@@ -173,10 +181,11 @@ def test_slots_of_our_types_have_colours(canvas: Canvas) -> None:
     colours = canvas.js(
         """() => {
             const style = getComputedStyle(document.documentElement)
-            const types = ['SPARSITY_SCHEDULE', 'DRAFT_ATTENTION_REPORT', 'DRAFT_ATTENTION_CAPTURE']
+            const ours = ['REPORT', 'CAPTURE', 'PROFILE'].map((name) => `DRAFT_ATTENTION_${name}`)
+            const types = ['SPARSITY_SCHEDULE', ...ours]
             const chosen = app.canvas.default_connection_color_byType
             return types.map((type) => [chosen[type], style.getPropertyValue(`--color-datatype-${type}`).trim()])
         }"""
     )
-    assert len({pair[0] for pair in colours}) == 3
+    assert len({pair[0] for pair in colours}) == 4
     assert all(classic and classic == nodes2 for classic, nodes2 in colours)
