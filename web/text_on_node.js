@@ -1,6 +1,6 @@
 /** What Doctor, Report, Compare and Profile found, on the node itself. */
 
-import { api, app, nodeOfOutput, nodeOfRun } from "./host.js"
+import { api, app, fit, isNodes2, nodeOfOutput, nodeOfRun } from "./host.js"
 import { addTextBox } from "./text_box.js"
 import { say } from "./words.js"
 
@@ -17,7 +17,10 @@ const boxes = new WeakMap()
 /** Show the text among a node's outputs, if it is one of ours and there is any. */
 function show(node, output) {
   const text = output?.text
-  if (node && text !== undefined) boxes.get(node)?.([text].flat().join("\n"))
+  if (!boxes.has(node) || text === undefined) return
+  boxes.get(node)([text].flat().join("\n"))
+  // The classic canvas adds the node's picture a little later, below the edge it has drawn.
+  if (!isNodes2()) setTimeout(() => node.graph && fit(node), 500)
 }
 
 app.registerExtension({
