@@ -12,7 +12,7 @@ from .browser.server import instance, running_job
 from .browser.verdicts import announce_verdicts
 from .host.adapter import apply_draft_attention
 from .inputs.checks import apply_problems, judgement
-from .inputs.overruled import BY_PRESET, BY_SCHEDULE
+from .inputs.overruled import BY_MAX_ERROR, BY_PRESET, BY_SCHEDULE
 from .inputs.presets import BLOCKS, DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES, Choices, parse_layers, parse_tile
 
 CATEGORY = "model/patch/draft attention"
@@ -54,7 +54,13 @@ class ApplyDraftAttention(io.ComfyNode):
                     default="auto",
                     tooltip="auto chooses by number of steps and video size. quality, balanced, fast: fixed targets. "
                     "paper: DraftAttention as published. custom: the advanced inputs sparsity and dense_start.",
-                    extra_dict={"draftattention": {"by_preset": BY_PRESET, "by_schedule": BY_SCHEDULE}},
+                    extra_dict={
+                        "draftattention": {
+                            "by_preset": BY_PRESET,
+                            "by_schedule": BY_SCHEDULE,
+                            "by_max_error": BY_MAX_ERROR,
+                        }
+                    },
                 ),
                 io.Float.Input(
                     "sparsity",

@@ -11,6 +11,7 @@ from ..draftattn_core.run.profile_file import profile_path
 from .apply import CATEGORY
 from .host.adapter import KEY, apply_draft_attention
 from .host.recording import Recording, profiles_folder, with_recording
+from .inputs.checks import calibrate_problems, judgement
 from .inputs.presets import Choices
 
 
@@ -49,6 +50,10 @@ class DraftAttentionCalibrate(io.ComfyNode):
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model, observed.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None, expert: str | None = None) -> bool | str:
+        return judgement(calibrate_problems(name, expert))
 
     @classmethod
     def execute(cls, model: Any, name: str, prompt: str = "", expert: str = "main") -> io.NodeOutput:

@@ -7,6 +7,7 @@ const CHECKED = {
   ApplyDraftAttention: ["tile", "dense_layers", "blocks"],
   SparsityScheduler: ["points", "layer_bands", "dense_layers", "curve"],
   DraftAttentionReport: ["filename_prefix"],
+  DraftAttentionCalibrate: ["name", "expert"],
 }
 const PAUSE = 200
 const MARK = "⚠ "

@@ -167,7 +167,7 @@ const place = (progress, density) =>
 function drawChosen(pen, at, [progress, density], colour) {
   const right = progress > 0.6
   const text = place(progress, density)
-  const [x, y] = [at.x(progress) + (right ? -12 : 12), at.y(density) + (density > 0.85 ? 14 : -14)]
+  const [x, y] = [at.x(progress) + (right ? -12 : 12), at.y(density) + (density > 0.85 ? 18 : -18)]
   write(pen, colour("back"), right ? "right" : "left", 11)
   const wide = pen.measureText(text).width
   pen.fillRect(right ? x - wide - 3 : x - 3, y - 8, wide + 6, 16)

@@ -12,10 +12,11 @@ const sheet = addSheet()
 
 /** Why inputs of Apply DraftAttention count for nothing, by input. */
 function overruledOnApply(node) {
-  const { by_preset = {}, by_schedule = [] } = hints(APPLY, "preset")
+  const { by_preset = {}, by_schedule = [], by_max_error = [] } = hints(APPLY, "preset")
   const preset = widgetOf(node, "preset")?.value
   const reason = preset === "paper" ? say("by_paper") : say("by_preset", { preset })
   const found = new Map((by_preset[preset] ?? []).map((name) => [name, reason]))
+  if (widgetOf(node, "max_error")?.value > 0) for (const name of by_max_error) found.set(name, say("by_max_error"))
   if (!isLinked(node, "schedule")) return found
   for (const name of by_schedule) found.set(name, say("by_schedule"))
   const source = sourceOf(node, "schedule")?.node

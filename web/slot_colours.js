@@ -6,6 +6,7 @@ const COLOURS = {
   SPARSITY_SCHEDULE: "#4fa3d1",
   DRAFT_ATTENTION_REPORT: "#d9a441",
   DRAFT_ATTENTION_CAPTURE: "#6fbf8f",
+  DRAFT_ATTENTION_PROFILE: "#b58adf",
 }
 
 /** Give a type a colour that stays when the front end, loading a palette, sets all types it does not name to "". */

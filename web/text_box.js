@@ -36,7 +36,11 @@ export function addTextBox(node, name, hint) {
   const alert = document.createElement("div")
   alert.className = "draftattention-wrong"
   alert.setAttribute("role", "alert")
-  box.append(alert, shown, copy)
+  // The text stands in a frame that it does not push open, so that Nodes 2.0 too keeps to the height asked for.
+  const view = document.createElement("div")
+  view.className = "draftattention-view"
+  view.append(shown)
+  box.append(alert, view, copy)
 
   let height = LEAST
   addElement(node, name, box, () => height)

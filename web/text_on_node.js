@@ -1,6 +1,6 @@
-/** What Doctor, Report and Compare found, on the node itself. */
+/** What Doctor, Report, Compare and Profile found, on the node itself. */
 
-import { api, app, nodeOfOutput, nodeOfRun } from "./host.js"
+import { api, app, fit, isNodes2, nodeOfOutput, nodeOfRun } from "./host.js"
 import { addTextBox } from "./text_box.js"
 import { say } from "./words.js"
 
@@ -8,6 +8,7 @@ const HINTS = {
   DraftAttentionDoctor: "doctor_empty",
   DraftAttentionReport: "report_empty",
   DraftAttentionCompare: "compare_empty",
+  DraftAttentionProfile: "profile_empty",
 }
 const WIDTH = 420
 /** @type {WeakMap<object, (text: string) => void>} */
@@ -16,7 +17,10 @@ const boxes = new WeakMap()
 /** Show the text among a node's outputs, if it is one of ours and there is any. */
 function show(node, output) {
   const text = output?.text
-  if (node && text !== undefined) boxes.get(node)?.([text].flat().join("\n"))
+  if (!boxes.has(node) || text === undefined) return
+  boxes.get(node)([text].flat().join("\n"))
+  // The classic canvas adds the node's picture a little later, below the edge it has drawn.
+  if (!isNodes2()) setTimeout(() => node.graph && fit(node), 500)
 }
 
 app.registerExtension({

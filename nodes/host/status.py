@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from ...draftattn_core.run.events import Events, RunDone, RunStarted, StepDone, Waiting
 from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason
+
+# Times of the last few steps say how long the rest takes: the first ones are slower, dense or compiling.
+RECENT = 3
+# A shorter rest is over before it is read.
+LEAST_LEFT = 10.0
 
 
 def show_status(events: Events, tell: Callable[[str], None] | None) -> Callable[[], None]:
@@ -19,10 +25,16 @@ def show_status(events: Events, tell: Callable[[str], None] | None) -> Callable[
     """
     if tell is None:
         return lambda: None
+    ended: deque[float] = deque([0.0], RECENT + 1)
+
+    def step_done(event: StepDone) -> None:
+        ended.append(event.seconds)
+        _tell_step(event, tell, (ended[-1] - ended[0]) / (len(ended) - 1))
+
     ends = (
         events.subscribe(RunStarted, lambda event: tell(_beginning(event))),
         events.subscribe(Waiting, lambda event: tell(event.message)),
-        events.subscribe(StepDone, lambda event: _tell_step(event, tell)),
+        events.subscribe(StepDone, step_done),
         events.subscribe(RunDone, lambda event: tell(event.text)),
     )
 
@@ -41,10 +53,19 @@ def _beginning(event: RunStarted) -> str:
     return _step(0, event.steps) + (", dense start as planned" if event.dense_start else "")
 
 
-def _tell_step(event: StepDone, tell: Callable[[str], None]) -> None:
-    """The step that begins now, and what became of the calls so far."""
+def _tell_step(event: StepDone, tell: Callable[[str], None], pace: float) -> None:
+    """The step that begins now, what became of the calls so far, and the time left at `pace` seconds a step."""
     if event.steps is not None and event.step + 1 >= event.steps:
         return
     unexpected = [reason for reason in event.dense if DenseReason(reason) not in EXPECTED_REASONS]
     text = f"{_step(event.step + 1, event.steps)}: {event.sparse} of {event.calls} self-attention calls sparse"
-    tell(text + (f"; dense: {', '.join(unexpected)}" if unexpected else ""))
+    text += f"; dense: {', '.join(unexpected)}" if unexpected else ""
+    left = 0.0 if event.steps is None else pace * (event.steps - event.step - 1)
+    tell(text + (f", {clock(left)} left" if left >= LEAST_LEFT else ""))
+
+
+def clock(seconds: float) -> str:
+    """Time as 3:10, or 1:02:45 from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import prod
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ...draftattn_core.run.fingerprint import check_name
+from ...draftattn_core.run.profile_file import profile_path
 from .curves import CURVES, SparsityCurve, parse_bands, parse_points
 from .presets import BLOCKS, parse_layers, parse_tile
 
@@ -64,10 +66,21 @@ def report_problems(filename_prefix: str | None = None) -> dict[str, str]:
     return {}
 
 
+def calibrate_problems(name: str | None = None, expert: str | None = None) -> dict[str, str]:
+    """Problems of DraftAttention Calibrate's widgets, by input."""
+    found: dict[str, str] = {}
+    if name is not None:
+        _note(found, "name", lambda: profile_path(Path(), name.strip()))
+    if expert is not None:
+        _note(found, "expert", lambda: check_name("expert", expert))
+    return found
+
+
 PROBLEMS: Mapping[str, Callable[..., dict[str, str]]] = {
     "ApplyDraftAttention": apply_problems,
     "SparsityScheduler": scheduler_problems,
     "DraftAttentionReport": report_problems,
+    "DraftAttentionCalibrate": calibrate_problems,
 }
 
 

@@ -15,4 +15,6 @@ BY_PRESET: Mapping[str, tuple[str, ...]] = {
 }
 # A connected schedule brings the whole curve.
 BY_SCHEDULE = CURVE_INPUTS
+# An error that is asked for sets the densities, measured on the model; a schedule's dense stretches stay.
+BY_MAX_ERROR = ("sparsity", "budgets")
 BY_CURVE: Mapping[str, tuple[str, ...]] = {name: ("density",) if name == CURVES[-1] else ("points",) for name in CURVES}

@@ -71,6 +71,14 @@ def test_what_the_preset_overrules_is_grey_and_says_why(canvas: Canvas) -> None:
     assert canvas.tooltip(node, "sparsity").startswith("For the presets custom and paper.")
 
 
+def test_an_error_that_is_asked_for_overrules_the_sparsity(canvas: Canvas) -> None:
+    node = canvas.add(APPLY)
+    canvas.set(node, preset="custom", max_error=0.05)
+    assert grey(canvas, node) == {"sparsity", "budgets"}
+    canvas.set(node, max_error=0.0)
+    assert grey(canvas, node) == set()
+
+
 def test_what_a_schedule_overrules_is_grey_while_it_is_connected(canvas: Canvas) -> None:
     node, scheduler = canvas.add(APPLY, (500, 100)), canvas.add(SCHEDULER)
     canvas.set(node, preset="custom")
@@ -153,14 +161,31 @@ def test_nothing_runs_with_a_text_that_cannot_be_read(canvas: Canvas) -> None:
     )
 
 
+def test_a_text_that_comes_through_a_link_fails_at_the_node(canvas: Canvas) -> None:
+    ids = canvas.load_demo()
+    text = canvas.add("PrimitiveString", (0, 500))
+    canvas.set(text, value="first")
+    canvas.connect(text, "STRING", ids[APPLY], "dense_layers")
+    canvas.js(
+        """() => {
+            const keep = ({ detail }) => { window.failed = detail }
+            app.api.addEventListener('execution_error', keep, { once: true })
+        }"""
+    )
+    assert canvas.run() == "execution_error"
+    failed = canvas.js("() => [window.failed.node_id, window.failed.exception_message]")
+    assert failed[0] == str(ids[APPLY]) and "dense layers: 'first' is neither a layer nor a range; write" in failed[1]
+
+
 def test_slots_of_our_types_have_colours(canvas: Canvas) -> None:
     colours = canvas.js(
         """() => {
             const style = getComputedStyle(document.documentElement)
-            const types = ['SPARSITY_SCHEDULE', 'DRAFT_ATTENTION_REPORT', 'DRAFT_ATTENTION_CAPTURE']
+            const ours = ['REPORT', 'CAPTURE', 'PROFILE'].map((name) => `DRAFT_ATTENTION_${name}`)
+            const types = ['SPARSITY_SCHEDULE', ...ours]
             const chosen = app.canvas.default_connection_color_byType
             return types.map((type) => [chosen[type], style.getPropertyValue(`--color-datatype-${type}`).trim()])
         }"""
     )
-    assert len({pair[0] for pair in colours}) == 3
+    assert len({pair[0] for pair in colours}) == 4
     assert all(classic and classic == nodes2 for classic, nodes2 in colours)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
-
-import pytest
-
 from tests.browser.canvas import READY, START_TIMEOUT, Canvas
 
 VERDICT = "draftattention.verdict"
@@ -97,13 +92,3 @@ def test_a_cancelled_run_says_that_it_was_cancelled(canvas: Canvas) -> None:
     settle(canvas, apply, "cancelled")
     assert "nothing was sparse" not in verdict_of(canvas, apply)
     canvas.reload()  # drops the listener
-
-
-def test_a_workflow_that_never_ran_is_not_found(canvas: Canvas) -> None:
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{canvas.server.url}/draftattention/verdicts/never-ran", timeout=30)
-    assert refused.value.code == 404
-    for path in ("/draftattention/verdicts/..%2f..%2fpyproject.toml", "/extensions/draftattention/../pyproject.toml"):
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(canvas.server.url + path, timeout=30)
-        assert refused.value.code in (403, 404)

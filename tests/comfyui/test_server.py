@@ -61,10 +61,9 @@ def test_demo_workflow(server: ComfyUIServer) -> None:
     assert "execution_error" not in kinds and kinds[-1] == "execution_success"
     assert "progress" in kinds
     summary = f"DraftAttention: {STEPS * LAYERS} of {STEPS * LAYERS} self-attention calls sparse"
-    assert told["2"][0] == f"step 1 of {STEPS}", "told from the first step on"
-    assert told["2"][1] == f"step 2 of {STEPS}: {LAYERS} of {LAYERS} self-attention calls sparse", (
-        "and while it samples"
-    )
+    first = f"step 2 of {STEPS}: {LAYERS} of {LAYERS} self-attention calls sparse"
+    # A slow machine is told the time that is left as well.
+    assert told["2"][0] == f"step 1 of {STEPS}" and told["2"][1].startswith(first), "told while it samples"
     assert told["2"][-1].startswith(summary), told
     assert summary in server.log()
     (latent,) = (server.output / "draftattention").glob("demo_*.latent")

@@ -74,8 +74,24 @@ def test_a_report_stays_in_the_output_folder(checks, prefix: str) -> None:
     assert checks.report_problems("draft_attention/report") == {}
 
 
+@pytest.mark.parametrize("name", ["", "../model", "a/b", "con", "x" * 300])
+def test_a_profile_needs_a_plain_name(checks, name: str) -> None:
+    assert list(checks.calibrate_problems(name, "main")) == ["name"]
+    assert checks.calibrate_problems("my model", "main") == {}
+
+
+def test_an_expert_needs_a_plain_name(checks) -> None:
+    assert "choose another one" in checks.calibrate_problems("my model", "high/low")["expert"]
+
+
 def test_what_is_not_known_yet_is_not_judged(checks) -> None:
-    assert checks.apply_problems() == checks.scheduler_problems() == checks.report_problems() == {}
+    assert (
+        checks.apply_problems()
+        == checks.scheduler_problems()
+        == checks.report_problems()
+        == checks.calibrate_problems()
+        == {}
+    )
 
 
 def test_everything_that_is_wrong_is_said_at_once(checks) -> None:
