@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..draftattn_core.run.fingerprint import check_name
 from ..draftattn_core.run.profile_file import profile_path
 from .apply import CATEGORY
-from .host.adapter import KEY, apply_draft_attention
+from .host.adapter import apply_draft_attention, serves_attention
 from .host.recording import Recording, profiles_folder, with_recording
 from .inputs.checks import calibrate_problems, judgement
 from .inputs.presets import Choices
@@ -58,6 +58,6 @@ class DraftAttentionCalibrate(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, name: str, prompt: str = "", expert: str = "main") -> io.NodeOutput:
         recording = Recording(profile_path(profiles_folder(), name.strip()), check_name("expert", expert), prompt)
-        if not any(KEY in by_key for by_key in model.wrappers.values()):
+        if not serves_attention(model):
             model, _ = apply_draft_attention(model, Choices(preset="custom", sparsity=0.0))
         return io.NodeOutput(with_recording(model, recording))

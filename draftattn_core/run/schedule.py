@@ -1,4 +1,4 @@
-"""Schedule: how dense a call may be, by noise level, layer and head.
+"""Schedule: how dense a call may be, by noise level and layer; budgets share that out over heads (`budgets`).
 
 The noise level is given as progress: 0 at the noisiest end of sampling, 1 at the clean end, in the sampler's own
 percent (ComfyUI's percent_to_sigma, a diffusers step index over its count). It never depends on counting calls, so a
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..method.policy import Density, check_density
+from ..method.policy import check_density
 
 PRESETS = ("quality", "balanced", "fast")
 # Density after the ramp, by the rule in docs/quality.md ("How the presets were chosen").
@@ -39,16 +39,14 @@ class Schedule:
             later one counts from there on. Before the first and after the last point the curve is flat.
         dense_layers: layers that always run dense; negative counts from the end.
         bands: density factors for layer ranges.
-        head_weights: per layer, per head: factor on the density, from a profile; None for equal heads.
 
     Raises:
-        ValueError: if a point or weight is out of range or the points are out of order.
+        ValueError: if a point or factor is out of range or the points are out of order.
     """
 
     points: tuple[tuple[float, float], ...] = ((0.0, 0.25),)
     dense_layers: tuple[int, ...] = ()
     bands: tuple[LayerBand, ...] = ()
-    head_weights: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -61,11 +59,9 @@ class Schedule:
             previous = progress
         if any(band.factor < 0 for band in self.bands):
             raise ValueError("a layer band's factor cannot be negative")
-        if self.head_weights is not None and any(w < 0 for row in self.head_weights for w in row):
-            raise ValueError("head weights cannot be negative")
 
     def curve(self, progress: float) -> float:
-        """Density at `progress` before layers and heads come in."""
+        """Density at `progress` before layers come in."""
         before = [point for point in self.points if point[0] <= progress + REACHED]
         if not before:
             return self.points[0][1]
@@ -77,8 +73,8 @@ class Schedule:
     def is_dense_layer(self, layer: int, layers: int) -> bool:
         return layer in self.dense_layers or (layers > 0 and layer - layers in self.dense_layers)
 
-    def density(self, progress: float, layer: int, layers: int) -> Density | None:
-        """Density of a call, one per head if the schedule weighs heads; None for dense.
+    def density(self, progress: float, layer: int, layers: int) -> float | None:
+        """Density of a call; None for dense.
 
         Args:
             progress: 0..1.
@@ -91,9 +87,6 @@ class Schedule:
         for band in self.bands:
             if _from_start(band.first, layers) <= layer <= _from_start(band.last, layers):
                 base *= band.factor
-        if self.head_weights is not None and layer < len(self.head_weights):
-            heads = tuple(min(1.0, base * weight) for weight in self.head_weights[layer])
-            return None if all(density >= 1.0 for density in heads) else heads
         return None if base >= 1.0 else base
 
     def with_dense_layers(self, dense_layers: Sequence[int]) -> Schedule:

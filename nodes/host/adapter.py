@@ -154,7 +154,7 @@ class Adapter:
     def diffusion_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """DIFFUSION_MODEL wrapper."""
         options = _find_options(args, kwargs)
-        if self.sampling is None or options is None or self.choices is None:
+        if self.sampling is None or options is None:
             return executor(*args, **kwargs)
         with self._model_call(executor.class_obj, lambda: _by_name(executor.original, args, kwargs), options):
             return executor(*args, **kwargs)
@@ -317,6 +317,11 @@ def apply_draft_attention(
     return patched, adapter.handle
 
 
+def serves_attention(model: Any) -> bool:
+    """Whether a model's attention goes through an adapter, which it does not where only steps are skipped."""
+    return KEY in model.wrappers.get("diffusion_model", {})
+
+
 def apply_skip_steps(model: Any, settings: StepCacheSettings, tell_node: Callable[[str], None] | None = None) -> Any:
     """A clone of `model` whose sampling runs skip steps, with or without draft attention, before or after it.
 
@@ -333,7 +338,9 @@ def _wrapped(patched: Any, adapter: Adapter) -> tuple[Any, Adapter]:
     """The model with an adapter's wrappers in place of those of an earlier one."""
     for kind in WRAPPERS:
         patched.remove_wrappers_with_key(kind, KEY)
-        patched.add_wrapper_with_key(kind, KEY, _closure(getattr(adapter, kind)))
+        # Where attention is left alone nobody asks what its calls look like.
+        if adapter.choices is not None or kind != "diffusion_model":
+            patched.add_wrapper_with_key(kind, KEY, _closure(getattr(adapter, kind)))
     return patched, adapter
 
 

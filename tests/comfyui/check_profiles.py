@@ -70,6 +70,9 @@ def dense() -> None:
     assert torch.equal(run(observed, steps=2), run(model, steps=2))
     loaded, text, _ = profile()
     assert "0 prompts" in text and loaded.runs == 1
+    skip = host.pack("draftattn_core.run.step_cache").StepCacheSettings("easycache", 0.0)
+    run(calibrate(host.pack("nodes.host.adapter").apply_skip_steps(model, skip)), steps=2)
+    assert profile()[0].runs == 2, "a model on which only steps are skipped is observed, too"
 
 
 @check("a profile of other settings is refused in one sentence and the run goes on")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
 from draftattention.draftattn_core.method.draft import draft_logits, make_draft
-from draftattention.draftattn_core.method.policy import METHODS, Policy
+from draftattention.draftattn_core.method.policy import METHODS, Density, Policy
 from draftattention.draftattn_core.method.rules import rule_of
 from draftattention.draftattn_core.method.selection import select_blocks
 from draftattention.draftattn_core.method.tail.expand import make_tail
+from draftattention.draftattn_core.run.schedule import Schedule
 
 # Rules that look at the draft's scores alone: what kernels have forms of.
 RANKED = tuple(name for name in METHODS if rule_of(name).ranking is not None)
@@ -81,3 +82,18 @@ def relative(a: Tensor, b: Tensor) -> float:
     """Relative L2 distance of a from b."""
     a, b = a.double(), b.double()
     return float((a - b).norm() / b.norm())
+
+
+@dataclass(frozen=True)
+class PerHead(Schedule):
+    """A source of densities that gives every head of a layer its own, as budgets do.
+
+    Attributes:
+        weights: per layer, per head: factor on the schedule's density.
+    """
+
+    weights: tuple[tuple[float, ...], ...] = ()
+
+    def density(self, progress: float, layer: int, layers: int) -> Density | None:  # type: ignore[override]
+        base = super().density(progress, layer, layers)
+        return None if base is None else tuple(min(1.0, base * weight) for weight in self.weights[layer])

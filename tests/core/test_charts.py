@@ -162,8 +162,6 @@ def test_mean_density_counts_dense_steps_layers_and_bands() -> None:
     assert mean_density(constant(0.2, warmup=0.3), even_steps(10)) == pytest.approx(0.3 + 0.7 * 0.2)
     layered = Schedule(((0.0, 0.2),), dense_layers=(0, -1), bands=(LayerBand(1, 1, 2.0),))
     assert mean_density(layered, even_steps(4), layers=4) == pytest.approx((1 + 0.4 + 0.2 + 1) / 4)
-    heads = Schedule(((0.0, 0.2),), head_weights=((1.0, 2.0),))
-    assert mean_density(heads, even_steps(1)) == pytest.approx(0.3)
     with pytest.raises(ValueError, match="no steps"):
         mean_density(constant(0.2), ())
 

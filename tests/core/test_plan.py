@@ -9,6 +9,7 @@ from draftattention.draftattn_core.run.plan import Plan
 from draftattention.draftattn_core.run.probe import HeadTails
 from draftattention.draftattn_core.run.report import DenseReason, Position
 from draftattention.draftattn_core.run.schedule import Schedule, constant
+from tests.core.cases import PerHead
 
 WEIGHTS = ((1.0, 0.5, 2.0, 1.5),) * 3
 
@@ -23,7 +24,7 @@ def test_a_dense_call_has_its_reason() -> None:
 
 def test_a_part_of_the_heads_reads_its_part_of_the_plan() -> None:
     tails, gains = ("none", "mean", "linear0", "linear1"), (0.1, 0.2, 0.3, 0.4)
-    plan = Plan(Policy(tail=tails, tail_gain=gains), Schedule(((0.0, 0.2),), head_weights=WEIGHTS))
+    plan = Plan(Policy(tail=tails, tail_gain=gains), PerHead(((0.0, 0.2),), weights=WEIGHTS))
     whole = plan.at(Position(0, 0.0, 1, 3), 4)
     assert isinstance(whole, Policy) and whole.density == pytest.approx((0.2, 0.1, 0.4, 0.3))
     for first in (0, 2):
@@ -34,7 +35,7 @@ def test_a_part_of_the_heads_reads_its_part_of_the_plan() -> None:
 
 
 def test_a_plan_for_another_number_of_heads_is_refused() -> None:
-    plan = Plan(Policy(), Schedule(((0.0, 0.2),), head_weights=WEIGHTS))
+    plan = Plan(Policy(), PerHead(((0.0, 0.2),), weights=WEIGHTS))
     with pytest.raises(WrongHeadsError, match="4 densities for 6 heads"):
         plan.at(Position(0, 0.0, 0, 3, first_head=2, all_heads=6), 2)
     with pytest.raises(WrongHeadsError, match="heads 3 to 4 of a layer of 4 heads"):

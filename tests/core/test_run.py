@@ -25,7 +25,7 @@ from draftattention.draftattn_core.run.report import DenseReason, Position
 from draftattention.draftattn_core.run.run import MAX_ERRORS, Run
 from draftattention.draftattn_core.run.schedule import Schedule, constant
 from draftattention.draftattn_core.run.settings import Settings
-from tests.core.cases import relative, smooth_qkv
+from tests.core.cases import PerHead, relative, smooth_qkv
 
 SETTINGS = Settings(schedule=constant(0.3), auto_gain=False, q_block=16, k_block=8, tile=DEFAULT_TILES[16])
 GRID = TokenGrid(3, 5, 7)
@@ -67,7 +67,7 @@ def dense_output() -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": Schedule(((0.0, 0.3),), head_weights=((1.0,) * 3,) * 4)}, "3 densities for 2 heads"),
+        ({"schedule": PerHead(((0.0, 0.3),), weights=((1.0,) * 3,) * 4)}, "3 densities for 2 heads"),
         ({"policy": Policy(tail=("none", "mean", "mean"))}, "3 tails for 2 heads"),
         ({"policy": Policy(tail_gain=(0.1, 0.1, 0.1, 0.1))}, "4 tail gains for 2 heads"),
     ],
@@ -302,7 +302,7 @@ def test_without_a_tail_there_is_nothing_to_probe() -> None:
 
 def test_each_head_follows_its_own_density() -> None:
     weights = ((1.0, 1.0), (0.2, 3.0))
-    run = Run(replace(SETTINGS, schedule=Schedule(((0.0, 0.3),), head_weights=weights)))
+    run = Run(replace(SETTINGS, schedule=PerHead(((0.0, 0.3),), weights=weights)))
     kept: list[Tensor] = []
     run.events.subscribe(CallDone, lambda event: kept.append(event.result.computed_pairs()))
     call(run, layer=1)

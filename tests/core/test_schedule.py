@@ -33,14 +33,6 @@ def test_bands_multiply_the_density_of_their_layers() -> None:
     assert [schedule.density(0.5, layer, 4) for layer in range(4)] == [0.2, 0.2, 0.4, None]
 
 
-def test_head_weights_give_one_density_per_head_at_most_1() -> None:
-    schedule = Schedule(((0.0, 0.4),), head_weights=((0.5, 1.0, 5.0), (2.5, 3.0, 4.0)))
-    assert schedule.density(0.5, 0, 3) == (0.2, 0.4, 1.0)
-    # Every head at 1 is a dense call, not a sparse one that skips nothing.
-    assert schedule.density(0.5, 1, 3) is None
-    assert schedule.density(0.5, 2, 3) == 0.4
-
-
 @pytest.mark.parametrize(
     "points", [(), ((0.5, 0.2), (0.4, 0.2)), ((0.0, 1.2),), ((-0.1, 0.5),), ((0.0, float("nan")),), ((1.1, 0.5),)]
 )
@@ -52,8 +44,6 @@ def test_points_out_of_range_or_order_are_refused(points: tuple[tuple[float, flo
 def test_negative_factors_are_refused() -> None:
     with pytest.raises(ValueError, match="factor"):
         Schedule(bands=(LayerBand(0, 1, -1.0),))
-    with pytest.raises(ValueError, match="head weights"):
-        Schedule(head_weights=((1.0, -0.5),))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -33,10 +33,7 @@ def mean_density(schedule: Schedule, progress: Sequence[float], layers: int = 1)
     for place in progress:
         for layer in range(layers):
             density = schedule.density(place, layer, layers)
-            if density is None:
-                total += 1.0
-            else:
-                total += sum(density) / len(density) if isinstance(density, tuple) else density
+            total += 1.0 if density is None else density
     return total / (len(progress) * layers)
 
 
@@ -140,8 +137,6 @@ def _caption(schedule: Schedule, progress: Sequence[float], layers: int) -> str:
         )
     if schedule.dense_layers:
         sentences.append("Always dense: layers " + ", ".join(map(str, schedule.dense_layers)) + ".")
-    if schedule.head_weights is not None:
-        sentences.append("Heads are weighted by a profile.")
     return " ".join(sentences)
 
 
