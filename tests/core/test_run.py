@@ -381,3 +381,13 @@ def test_a_rules_state_lives_as_long_as_the_run_for_each_layer_and_condition(mon
     assert [position.step for position, _ in given] == [0] * 4 + [1] * 4
     assert all(first is again for (_, first), (_, again) in zip(given[:4], given[4:]))
     assert len({id(state) for _, state in given}) == 4
+
+
+def test_a_rule_that_gives_heads_an_order_of_their_own_is_not_probed() -> None:
+    """What it ran on is the reordered call: redone with other gains it would be put in order twice."""
+    run = Run(replace(SETTINGS, policy=Policy(method="svg"), auto_gain=True, order="raster", tile=None))
+    call(run)
+    assert run.report.calls_sparse == 1 and not run.report.tail_gains
+    probed = Run(replace(SETTINGS, policy=Policy(method="row"), auto_gain=True))
+    call(probed)
+    assert probed.report.tail_gains
