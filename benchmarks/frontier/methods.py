@@ -13,8 +13,6 @@ from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 Solver = Literal["euler", "dpmpp_2m", "unipc"]
 Sparse = Literal["ours", "paper", "sol", "budgets"]
 Skip = Literal["easycache", "forecast"]
-# Added after the first tables were measured.
-LATER: frozenset[Sparse] = frozenset({"budgets"})
 
 # Tokens per block of the Sol-Attn recipe (arXiv 2607.24027), which walks tokens in raster order.
 SOL_BLOCK = 64
@@ -33,6 +31,7 @@ class Method:
         skip: how skipped evaluations are answered, None where every one is computed.
         threshold: of the skipping rule.
         first: evaluations from the start that are computed whatever the rule says.
+        max_skips: evaluations in a row that may be skipped, None for the rule's own default.
     """
 
     family: str
@@ -44,6 +43,7 @@ class Method:
     skip: Skip | None = None
     threshold: float = 0.0
     first: int = 0
+    max_skips: int | None = None
 
     @property
     def name(self) -> str:
@@ -53,6 +53,8 @@ class Method:
             words.append(f"{self.sparse} {self.density:g} warm {self.warm}")
         if self.skip is not None:
             words.append(f"{self.skip} {self.threshold:g} first {self.first}")
+        if self.max_skips is not None:
+            words.append(f"at most {self.max_skips} in a row")
         return ", ".join(words)
 
     def settings(self) -> Settings:
@@ -63,7 +65,7 @@ class Method:
         if self.skip is None:
             return StepCacheSettings()
         # EasyCache as published knows no bound on skips in a row.
-        most = None if self.skip == "easycache" else StepCacheSettings().max_skips
+        most = None if self.skip == "easycache" else self.max_skips or StepCacheSettings().max_skips
         return StepCacheSettings(self.skip, self.threshold, self.first, max_skips=most)
 
     def _attention(self) -> Settings:
@@ -82,130 +84,174 @@ class Method:
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings that are tried at one number of steps.
+    """The settings that are tried at one number of steps and one size.
 
     Attributes:
-        fewer: numbers of steps of the dense rows.
-        densities: of sparse attention alone; `warm` evaluations are dense.
-        thresholds: of each skipping rule; `first` evaluations are computed.
-        pairs: (threshold, density) of compositions with the forecast, and those with EasyCache.
+        fewer: numbers of steps of the dense rows, by sampler.
+        densities: of each sparse attention alone.
+        warm: dense evaluations at their start.
+        skips: (threshold, first computed evaluations, most skips in a row) of each skipping rule alone.
+        pairs: (threshold, density) of each (skipping rule, sparse attention) together; the first evaluations, computed
+            and dense, are those of the rule's first entry in `skips`.
+        fewer_sparse: (steps, density) of a second-order sampler with fewer steps whose evaluations are sparse by
+            budgets, the composition that needs no cache.
     """
 
-    fewer: tuple[int, ...]
-    densities: tuple[float, ...]
-    warm: tuple[int, ...]
-    thresholds: dict[Skip, tuple[float, ...]]
-    first: dict[Skip, tuple[int, ...]]
-    pairs: dict[Skip, tuple[tuple[float, float], ...]]
+    fewer: dict[Solver, tuple[int, ...]]
+    densities: dict[Sparse, tuple[float, ...]]
+    warm: int
+    skips: dict[Skip, tuple[tuple[float, int, int | None], ...]]
+    pairs: dict[tuple[Skip, Sparse], tuple[tuple[float, float], ...]]
+    fewer_sparse: tuple[tuple[int, float], ...] = ()
 
 
-CHOICES = {
+_PEERS: dict[Sparse, tuple[float, ...]] = {"paper": (0.2, 0.45), "sol": (0.2, 0.45)}
+
+SMALL: dict[int, Choice] = {
     20: Choice(
-        fewer=(4, 5, 6, 8, 10, 12),
-        densities=(0.1, 0.2, 0.3, 0.45),
-        warm=(1, 3),
-        thresholds={"easycache": (0.03, 0.05, 0.1, 0.2), "forecast": (0.05, 0.08, 0.12, 0.2, 0.3)},
-        first={"easycache": (3, 5), "forecast": (3,)},
-        pairs={
-            "easycache": ((0.05, 0.25), (0.05, 0.45), (0.1, 0.25)),
-            "forecast": ((0.05, 0.3), (0.08, 0.2), (0.08, 0.4), (0.12, 0.3), (0.2, 0.2), (0.2, 0.4)),
+        fewer={"euler": (4, 5, 6, 8, 10), "dpmpp_2m": (4, 5, 6, 8, 10), "unipc": (5, 6, 8)},
+        densities={"ours": (0.1, 0.2, 0.45), "budgets": (0.15, 0.25, 0.4), **_PEERS},
+        warm=1,
+        skips={
+            "forecast": ((0.05, 3, None), (0.08, 3, None), (0.2, 3, None), (0.4, 3, 6), (0.8, 2, 8)),
+            "easycache": ((0.03, 3, None), (0.05, 3, None), (0.1, 3, None), (0.2, 3, None), (0.03, 5, None)),
         },
+        pairs={
+            ("forecast", "ours"): ((0.03, 0.25), (0.08, 0.4), (0.2, 0.4)),
+            ("forecast", "budgets"): ((0.03, 0.25), (0.05, 0.15), (0.05, 0.35), (0.08, 0.4), (0.2, 0.25), (0.2, 0.4)),
+            ("forecast", "paper"): ((0.05, 0.3),),
+            ("forecast", "sol"): ((0.05, 0.3),),
+            ("easycache", "ours"): ((0.05, 0.25), (0.05, 0.45)),
+            ("easycache", "budgets"): ((0.05, 0.25),),
+        },
+        fewer_sparse=((8, 0.4), (10, 0.4)),
     ),
     4: Choice(
-        fewer=(1, 2, 3),
-        densities=(0.1, 0.2, 0.3, 0.45),
-        warm=(0, 1),
-        thresholds={"easycache": (0.05, 0.2), "forecast": (0.1, 0.5)},
-        first={"easycache": (2,), "forecast": (2,)},
-        pairs={"easycache": ((0.2, 0.3),), "forecast": ((0.5, 0.2), (0.5, 0.4))},
+        fewer={"euler": (2, 3), "dpmpp_2m": (2, 3), "unipc": (2, 3)},
+        densities={"ours": (0.1, 0.2, 0.45), "budgets": (0.15, 0.25, 0.4), **_PEERS},
+        warm=1,
+        skips={
+            "forecast": ((0.1, 2, None), (0.5, 2, None)),
+            "easycache": ((0.05, 2, None), (0.2, 2, None)),
+        },
+        pairs={
+            ("forecast", "ours"): ((0.5, 0.2), (0.5, 0.45)),
+            ("forecast", "budgets"): ((0.5, 0.15), (0.5, 0.4)),
+            ("easycache", "ours"): ((0.2, 0.45),),
+        },
+        fewer_sparse=((3, 0.4),),
     ),
     8: Choice(
-        fewer=(2, 3, 4, 5),
-        densities=(0.1, 0.2, 0.3, 0.45),
-        warm=(1, 2),
-        thresholds={"easycache": (0.05, 0.1, 0.2), "forecast": (0.08, 0.15, 0.3)},
-        first={"easycache": (2, 3), "forecast": (2,)},
-        pairs={"easycache": ((0.1, 0.3),), "forecast": ((0.08, 0.3), (0.15, 0.2), (0.15, 0.4), (0.3, 0.3))},
+        fewer={"euler": (2, 3, 4, 5), "dpmpp_2m": (3, 4, 5), "unipc": (3, 4, 5)},
+        densities={"ours": (0.1, 0.2, 0.45), "budgets": (0.15, 0.25, 0.4), **_PEERS},
+        warm=1,
+        skips={
+            "forecast": ((0.08, 2, None), (0.15, 2, None), (0.4, 2, None)),
+            "easycache": ((0.05, 2, None), (0.1, 2, None), (0.2, 2, None)),
+        },
+        pairs={
+            ("forecast", "ours"): ((0.08, 0.3), (0.15, 0.45)),
+            ("forecast", "budgets"): ((0.08, 0.25), (0.15, 0.4), (0.4, 0.4)),
+            ("easycache", "ours"): ((0.1, 0.3),),
+        },
+        fewer_sparse=((5, 0.4),),
     ),
     50: Choice(
-        fewer=(8, 10, 13, 16, 20, 25, 30),
-        densities=(0.1, 0.2, 0.3, 0.45),
-        warm=(3, 8),
-        thresholds={"easycache": (0.03, 0.05, 0.1, 0.2), "forecast": (0.02, 0.04, 0.08, 0.15)},
-        first={"easycache": (5, 10), "forecast": (5,)},
-        pairs={
-            "easycache": ((0.05, 0.3), (0.1, 0.3)),
-            "forecast": ((0.02, 0.3), (0.04, 0.2), (0.04, 0.4), (0.08, 0.3), (0.15, 0.3)),
+        fewer={"euler": (8, 13, 20, 25), "dpmpp_2m": (8, 13, 20), "unipc": (8, 13)},
+        densities={"ours": (0.2, 0.45), "budgets": (0.15, 0.3), "paper": (0.3,), "sol": (0.3,)},
+        warm=3,
+        skips={
+            "forecast": ((0.02, 5, None), (0.05, 5, None), (0.15, 5, 8)),
+            "easycache": ((0.03, 5, None), (0.05, 5, None), (0.1, 5, None)),
         },
+        pairs={
+            ("forecast", "ours"): ((0.02, 0.3), (0.05, 0.4)),
+            ("forecast", "budgets"): ((0.02, 0.2), (0.05, 0.3), (0.15, 0.4)),
+            ("easycache", "ours"): ((0.05, 0.3),),
+        },
+        fewer_sparse=((20, 0.3),),
     ),
 }
+# A real size costs seven times as much an evaluation: fewer rows, chosen where a trial of two seeds had its best ones.
+REAL: dict[int, Choice] = {
+    20: Choice(
+        fewer={"euler": (5, 6, 8), "dpmpp_2m": (5, 6, 8), "unipc": (6, 8)},
+        densities={"ours": (0.15, 0.25), "budgets": (0.15, 0.25), "paper": (0.25,), "sol": (0.25,)},
+        warm=1,
+        skips={
+            "forecast": ((0.03, 3, None), (0.1, 3, None), (0.4, 3, 6)),
+            "easycache": ((0.03, 3, None), (0.05, 3, None)),
+        },
+        pairs={
+            ("forecast", "ours"): ((0.03, 0.25), (0.05, 0.2)),
+            ("forecast", "budgets"): ((0.03, 0.15), (0.03, 0.25), (0.05, 0.15), (0.1, 0.2)),
+            ("easycache", "ours"): ((0.05, 0.25),),
+        },
+        fewer_sparse=((8, 0.25), (10, 0.25)),
+    ),
+    4: SMALL[4],
+}
+NAMES: dict[Sparse, str] = {"ours": "ours", "budgets": "ours with budgets", "paper": "paper", "sol": "sol"}
 # A composition in which one lever does nothing is a single method under another name.
 MOST_DENSITY = 0.6
 
 
-def methods(steps: int) -> list[Method]:
-    """All methods beside the dense run of `steps` Euler steps, those that decide most first."""
-    choice = CHOICES[steps]
+def methods(steps: int, *, real: bool = False) -> list[Method]:
+    """All methods beside the dense run of `steps` Euler steps.
+
+    Args:
+        real: those measured at a real size instead of on small grids.
+    """
+    choice = (REAL if real else SMALL)[steps]
     base = Method("", steps=steps)
     made: list[Method] = []
-    rules: tuple[Skip, ...] = ("forecast", "easycache")
 
     def add(found: Iterable[Method]) -> None:
         made.extend(method for method in found if method not in made)
 
-    add(replace(base, family="dense, Euler", steps=fewer) for fewer in choice.fewer)
-    for skip in rules:
+    dense: dict[Solver, str] = {"euler": "Euler", "dpmpp_2m": "dpmpp_2m", "unipc": "unipc"}
+    for solver, fewer in choice.fewer.items():
+        add(replace(base, family=f"dense, {dense[solver]}", solver=solver, steps=some) for some in fewer)
+    for skip, settings in choice.skips.items():
         add(
-            replace(base, family=skip, skip=skip, threshold=threshold, first=first)
-            for first in choice.first[skip]
-            for threshold in choice.thresholds[skip]
+            replace(base, family=skip, skip=skip, threshold=threshold, first=first, max_skips=most)
+            for threshold, first, most in settings
         )
-    add(
-        replace(base, family="sparse, ours", sparse="ours", density=density, warm=warm)
-        for warm in choice.warm
-        for density in choice.densities
-    )
-    for skip in rules:
+    for sparse, densities in choice.densities.items():
+        add(
+            replace(base, family=f"sparse, {NAMES[sparse]}", sparse=sparse, density=density, warm=choice.warm)
+            for density in densities
+        )
+    for (skip, sparse), pairs in choice.pairs.items():
+        first = choice.skips[skip][0][1]
         add(
             replace(
                 base,
-                family=f"{skip} x sparse, ours",
-                sparse="ours",
+                family=f"{skip} x sparse, {NAMES[sparse]}",
+                sparse=sparse,
                 density=density,
                 warm=first,
                 skip=skip,
                 threshold=threshold,
                 first=first,
             )
-            for first in choice.first[skip][:1]
-            for threshold, density in choice.pairs[skip]
+            for threshold, density in pairs
         )
-    second: tuple[Solver, ...] = ("dpmpp_2m", "unipc")
-    for solver in second:
-        # The same sampler with all its steps stands there too: it shows how far the two references are apart.
-        add(replace(base, family=f"dense, {solver}", solver=solver, steps=fewer) for fewer in (*choice.fewer, steps))
-    others: dict[Sparse, str] = {"paper": "paper", "sol": "sol", "budgets": "ours with budgets"}
-    for sparse, family in others.items():
-        add(
-            replace(base, family=f"sparse, {family}", sparse=sparse, density=density, warm=choice.warm[-1])
-            for density in choice.densities
+    add(
+        replace(
+            base,
+            family=f"dpmpp_2m x sparse, {NAMES['budgets']}",
+            solver="dpmpp_2m",
+            steps=fewer,
+            sparse="budgets",
+            density=density,
+            warm=1,
         )
-        add(
-            replace(
-                base,
-                family=f"forecast x sparse, {family}",
-                sparse=sparse,
-                density=density,
-                warm=choice.first["forecast"][0],
-                skip="forecast",
-                threshold=threshold,
-                first=choice.first["forecast"][0],
-            )
-            for threshold, density in choice.pairs["forecast"][:2]
-        )
+        for fewer, density in choice.fewer_sparse
+    )
     return made
 
 
 def composed(method: Method) -> bool:
-    """Whether a method uses both levers."""
-    return method.sparse is not None and method.skip is not None
+    """Whether a method uses two levers."""
+    return " x " in method.family

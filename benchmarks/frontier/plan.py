@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.frontier.methods import Method, methods
 from benchmarks.quality.plan import BIG_GRIDS, SMALL_GRIDS
 from demo.checkpoint import CHECKPOINT
 from draftattention.draftattn_core import TokenGrid
@@ -31,9 +32,18 @@ class Scenario:
     seeds: tuple[int, ...]
 
     @property
+    def real(self) -> bool:
+        """Whether its grids have a real size."""
+        return self.grids[0] in BIG_GRIDS
+
+    @property
     def name(self) -> str:
-        size = "small" if self.grids == SMALL_GRIDS else "real"
-        return f"{self.model}, {self.steps} steps, {size} grids"
+        return f"{self.model}, {self.steps} steps, {'real' if self.real else 'small'} grids"
+
+    @property
+    def methods(self) -> list[Method]:
+        """What is measured in every round beside the dense run."""
+        return methods(self.steps, real=self.real)
 
     @property
     def rounds(self) -> list[tuple[TokenGrid, int]]:
@@ -49,10 +59,10 @@ def scenarios(quick: bool) -> list[Scenario]:
     return [
         Scenario("calm", 20, SMALL_GRIDS, seeds),
         Scenario("calm", 4, SMALL_GRIDS, seeds),
-        Scenario("lively", 20, SMALL_GRIDS, seeds),
-        Scenario("lively", 4, SMALL_GRIDS, seeds),
-        Scenario("calm", 8, SMALL_GRIDS, seeds),
         Scenario("calm", 20, BIG_GRIDS[:1], seeds[:4]),
+        Scenario("lively", 20, SMALL_GRIDS, seeds),
+        Scenario("calm", 8, SMALL_GRIDS, seeds),
+        Scenario("lively", 4, SMALL_GRIDS, seeds),
         Scenario("calm", 50, SMALL_GRIDS, seeds),
         Scenario("lively", 8, SMALL_GRIDS, seeds),
         Scenario("lively", 50, SMALL_GRIDS, seeds),

@@ -38,10 +38,11 @@ class Table:
 def acts(record: Record) -> bool:
     """Whether both levers act in a composition: density at most `MOST_DENSITY`, a fifth of the evaluations skipped."""
     does, ledger = record["unit"][5], record["ledger"]
-    if does["sparse"] is None or does["skip"] is None:
+    if " x " not in record["family"]:
         return True
     asked = ledger["computed"] + ledger["answered"]
-    return does["density"] <= MOST_DENSITY and ledger["answered"] >= LEAST_SKIPPED * asked
+    fewer = does["skip"] is None or ledger["answered"] >= LEAST_SKIPPED * asked
+    return bool(does["density"] <= MOST_DENSITY and fewer)
 
 
 def rows(scenario: Scenario, records: list[Record], share_of: Callable[[str], float]) -> list[dict[str, object]]:
@@ -107,9 +108,9 @@ def _means(
         def mean(value: Callable[[str, Record], float]) -> float:
             return sum(value(grid, record) for grid, record in records) / len(records)  # noqa: B023
 
-        converged = None
-        if all(record["converged"] is not None for _, record in records):
-            converged = mean(lambda _, record: record["converged"])
+        # The converged path was made in some rounds only.
+        paths = [record["converged"] for _, record in records if record["converged"] is not None]
+        converged = sum(paths) / len(paths) if paths else None
         points.append(
             Point(
                 row["name"],

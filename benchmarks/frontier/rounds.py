@@ -14,7 +14,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.frontier.methods import LATER, Method, methods
+from benchmarks.frontier.methods import Method
 from benchmarks.frontier.plan import CONVERGED_STEPS, Scenario
 from benchmarks.frontier.runs import run
 from benchmarks.quality.capture import prompt_of
@@ -55,7 +55,11 @@ class References:
 
 def unit(scenario: Scenario, grid: TokenGrid, seed: int, method: Method) -> list[object]:
     """What a unit's figures depend on, beside the weights."""
-    return [scenario.model, scenario.steps, str(grid), seed, prompt_of(seed), asdict(method) | {"family": ""}]
+    does = asdict(method) | {"family": ""}
+    # Lines written before this setting existed stay valid.
+    if does["max_skips"] is None:
+        del does["max_skips"]
+    return [scenario.model, scenario.steps, str(grid), seed, prompt_of(seed), does]
 
 
 def measure(
@@ -76,7 +80,7 @@ def measure(
     Returns:
         Whether all of this shard is done.
     """
-    wanted = methods(scenario.steps)
+    wanted = scenario.methods
     rounds = shard.pick(scenario.rounds)
     with tqdm(total=len(rounds) * len(wanted), unit="run", desc=scenario.name) as bar:
         for grid, seed in rounds:
@@ -125,21 +129,16 @@ def scores(frames: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 def whole_rounds(scenario: Scenario, records: list[Record]) -> dict[tuple[str, int], list[Record]]:
-    """Records by round, of those rounds only in which every method was measured: all rows stand on the same.
-
-    Methods that came after the first tables (`LATER`) have no row where none of them was measured.
-    """
+    """Records by round, of those rounds only in which every method was measured: all rows stand on the same."""
     by_unit = {str(record["unit"]): record for record in records}
-
-    def measured(method: Method, place: tuple[TokenGrid, int]) -> Record | None:
-        return by_unit.get(str(unit(scenario, *place, method)))
-
-    later = [method for method in methods(scenario.steps) if method.sparse in LATER]
-    begun = any(measured(method, place) for method in later for place in scenario.rounds)
-    wanted = [method for method in methods(scenario.steps) if begun or method not in later]
     found: dict[tuple[str, int], list[Record]] = {}
     for grid, seed in scenario.rounds:
-        here = [measured(method, (grid, seed)) for method in wanted]
+        here = [by_unit.get(str(unit(scenario, grid, seed, method))) for method in scenario.methods]
         if all(record is not None for record in here):
-            found[str(grid), seed] = [record for record in here if record is not None]
+            # Lines name the family that they were written under; the plan of today is what counts.
+            found[str(grid), seed] = [
+                {**record, "family": method.family}
+                for method, record in zip(scenario.methods, here, strict=True)
+                if record is not None
+            ]
     return found
