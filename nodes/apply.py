@@ -12,8 +12,18 @@ from .browser.server import instance, running_job
 from .browser.verdicts import announce_verdicts
 from .host.adapter import apply_draft_attention
 from .inputs.checks import apply_problems, judgement
-from .inputs.overruled import BY_MAX_ERROR, BY_PRESET, BY_SCHEDULE
-from .inputs.presets import BLOCKS, DEFAULT_MIN_TOKENS, PRESET_NAMES, TAIL_NAMES, Choices, parse_layers, parse_tile
+from .inputs.overruled import BY_MAX_ERROR, BY_PRESET, BY_SCHEDULE, BY_SPEED, SPEED_REPLACES
+from .inputs.presets import (
+    BLOCKS,
+    DEFAULT_MIN_TOKENS,
+    NO_SPEED,
+    PRESET_NAMES,
+    SPEED_NAMES,
+    TAIL_NAMES,
+    Choices,
+    parse_layers,
+    parse_tile,
+)
 
 CATEGORY = "model/patch/draft attention"
 Report = io.Custom("DRAFT_ATTENTION_REPORT")
@@ -59,6 +69,8 @@ class ApplyDraftAttention(io.ComfyNode):
                             "by_preset": BY_PRESET,
                             "by_schedule": BY_SCHEDULE,
                             "by_max_error": BY_MAX_ERROR,
+                            "by_speed": BY_SPEED,
+                            "speed_replaces": SPEED_REPLACES,
                         }
                     },
                 ),
@@ -176,6 +188,16 @@ class ApplyDraftAttention(io.ComfyNode):
                     tooltip="error = measure every head at the first sparse step and spend the same work where it "
                     "lowers the error most. off = one density for all heads, unless a profile is connected.",
                 ),
+                io.Combo.Input(
+                    "speed",
+                    options=list(SPEED_NAMES),
+                    default=NO_SPEED,
+                    optional=True,
+                    tooltip="Sparse attention and skipped steps set together, from quality to max: points measured "
+                    "against simply taking fewer steps. auto goes by the size of the video. off = the preset alone, "
+                    "every step computed. custom and a schedule keep their densities; paper never skips; a Skip Steps "
+                    "node decides over the skipping.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -210,6 +232,7 @@ class ApplyDraftAttention(io.ComfyNode):
         profile: Any = None,
         max_error: float = 0.0,
         budgets: str = "off",
+        speed: str = NO_SPEED,
     ) -> io.NodeOutput:
         problems = apply_problems(tile, blocks, dense_layers)
         if problems:  # values that came through links were not seen by validate_inputs
@@ -231,6 +254,7 @@ class ApplyDraftAttention(io.ComfyNode):
             profile=profile,
             max_error=max_error,
             budgets=budgets,
+            speed=speed,
         )
         node_id = cls.hidden.unique_id
         server = None if node_id is None else instance()

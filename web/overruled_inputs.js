@@ -12,10 +12,15 @@ const sheet = addSheet()
 
 /** Why inputs of Apply DraftAttention count for nothing, by input. */
 function overruledOnApply(node) {
-  const { by_preset = {}, by_schedule = [], by_max_error = [] } = hints(APPLY, "preset")
+  const { by_preset = {}, by_schedule = [], by_max_error = [], by_speed = {}, speed_replaces = [] } = hints(APPLY, "preset")
   const preset = widgetOf(node, "preset")?.value
   const reason = preset === "paper" ? say("by_paper") : say("by_preset", { preset })
   const found = new Map((by_preset[preset] ?? []).map((name) => [name, reason]))
+  const speed = widgetOf(node, "speed")?.value ?? "off"
+  if (!found.has("speed") && speed !== "off") {
+    for (const name of by_speed[speed] ?? []) found.set(name, say("by_speed", { speed }))
+    if (speed_replaces.includes(preset)) found.set("preset", say("speed_replaces", { speed }))
+  }
   if (widgetOf(node, "max_error")?.value > 0) for (const name of by_max_error) found.set(name, say("by_max_error"))
   if (!isLinked(node, "schedule")) return found
   for (const name of by_schedule) found.set(name, say("by_schedule"))

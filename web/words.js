@@ -17,6 +17,9 @@ const WORDS = {
     by_paper: "Not used: the preset paper is the published method, which fixes this.",
     by_schedule: "Not used: the connected schedule sets the curve.",
     by_max_error: "Not used: max_error sets the densities, by what is measured on the model.",
+    by_speed: "Not used: the speed {speed} spends its densities by measured error.",
+    speed_replaces:
+      "Not used: the speed {speed} sets densities and skipped steps. Choose custom to set the densities yourself.",
     schedule_layers: "Not used: the connected Sparsity Scheduler lists dense layers of its own.",
     preset_curve: "{name} (schedule's curve)",
     preset_curve_tip: "The connected schedule replaces this preset's curve. Only paper still changes the method.",

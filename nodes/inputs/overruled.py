@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .curves import CURVES
-from .presets import PRESET_NAMES
+from .presets import NO_SPEED, PRESET_NAMES, PUBLISHED_PRESETS, SPEED_NAMES
 
 CURVE_INPUTS = ("sparsity", "dense_start")
 # The published method has its own start, blocks and tile, drops what it skips and anchors nothing.
 PAPER_IGNORES = ("dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame")
 BY_PRESET: Mapping[str, tuple[str, ...]] = {
-    name: {"paper": PAPER_IGNORES, "custom": ()}.get(name, CURVE_INPUTS) for name in PRESET_NAMES
+    name: {"paper": (*PAPER_IGNORES, "speed"), "custom": ()}.get(name, CURVE_INPUTS) for name in PRESET_NAMES
 }
+# A speed spends its densities by measured error.
+BY_SPEED: Mapping[str, tuple[str, ...]] = {name: () if name == NO_SPEED else ("budgets",) for name in SPEED_NAMES}
+# Presets whose own curve a speed replaces say nothing any more.
+SPEED_REPLACES = tuple(name for name in PRESET_NAMES if name not in (*PUBLISHED_PRESETS, "custom"))
 # A connected schedule brings the whole curve.
 BY_SCHEDULE = CURVE_INPUTS
 # An error that is asked for sets the densities, measured on the model; a schedule's dense stretches stay.

@@ -11,9 +11,15 @@ from ...draftattn_core.method.policy import TAILS, Policy, TailName
 from ...draftattn_core.run.profile import Profile
 from ...draftattn_core.run.schedule import PRESET_DENSITY, PRESETS, Schedule, constant, preset
 from ...draftattn_core.run.settings import Settings
+from ...draftattn_core.run.speed import SPEEDS, Speed, speed_of
+from ...draftattn_core.run.step_cache.settings import StepCacheSettings
 
 PRESET_NAMES = ("auto", *PRESETS, "paper", "custom")
 TAIL_NAMES = ("auto", *TAILS)
+NO_SPEED = "off"
+SPEED_NAMES = (NO_SPEED, "auto", *SPEEDS)
+# Presets that are somebody's published method: nothing of ours is added to them.
+PUBLISHED_PRESETS = ("paper",)
 # As the widget shows them: tokens per query block / per key block.
 BLOCKS = {"128/64": (128, 64), "128/128": (128, 128), "64/64": (64, 64)}
 DEFAULT_MIN_TOKENS = 12000
@@ -49,6 +55,8 @@ class Choices:
         schedule: replaces the preset's schedule; its own dense layers win over `dense_layers` where it has some.
         strict: refuse to start a run that would be dense for an unexpected reason.
         profile, max_error, budgets: see `Settings`.
+        speed: one of `SPEED_NAMES`. Other than off, it sets density, budgets and skipping; the preset `custom` and a
+            schedule keep their densities, as means that budgets spend, and published presets stay as published.
     """
 
     preset: str = "auto"
@@ -67,6 +75,7 @@ class Choices:
     profile: Profile | None = None
     max_error: float = 0.0
     budgets: str = "off"
+    speed: str = NO_SPEED
 
     def settings(self, steps: int, tokens: int) -> Settings:
         """Settings of a run.
@@ -80,7 +89,8 @@ class Choices:
         """
         if self.preset not in PRESET_NAMES:
             raise ValueError(f"unknown preset {self.preset!r}: choose one of {', '.join(PRESET_NAMES)}")
-        schedule = self._schedule(max(1, steps), tokens)
+        speed = self._speed(tokens)
+        schedule = self._schedule(max(1, steps), tokens, speed)
         if self.dense_layers and not schedule.dense_layers:
             schedule = schedule.with_dense_layers(self.dense_layers)
         tile: Tile | None = PAPER_TILE
@@ -101,10 +111,17 @@ class Choices:
             min_tokens=self.min_tokens,
             profile=self.profile,
             max_error=self.max_error,
-            budgets=self.budgets,
+            budgets=self.budgets if speed is None else "error",
+            skip=StepCacheSettings() if speed is None else speed.skip(max(1, steps)),
         )
 
-    def _schedule(self, steps: int, tokens: int) -> Schedule:
+    def _speed(self, tokens: int) -> Speed | None:
+        """The speed that counts; None for none."""
+        if self.speed == NO_SPEED or self.preset in PUBLISHED_PRESETS:
+            return None
+        return speed_of(self.speed, tokens)
+
+    def _schedule(self, steps: int, tokens: int, speed: Speed | None) -> Schedule:
         if isinstance(self.schedule, Schedule):
             return self.schedule
         if self.schedule is not None:
@@ -114,6 +131,8 @@ class Choices:
             return constant(density, warmup=PAPER_WARMUP if steps > 8 else 0.0)
         if self.preset == "custom":
             return constant(density, warmup=self.dense_start)
+        if speed is not None:
+            return speed.schedule(steps)
         if self.preset == "auto":
             return preset("balanced", steps, auto_density(steps, tokens))
         return preset(self.preset, steps)

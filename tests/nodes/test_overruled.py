@@ -16,6 +16,7 @@ CHANGED = {
     "anchor_first": True,
     "anchor_last": True,
     "backend": "torch",
+    "speed": "fast",
 }
 AS_NAMED = {"anchor_first": "keep_first_frame", "anchor_last": "keep_last_frame"}
 
@@ -56,3 +57,17 @@ def test_a_curve_overrules_the_points_or_the_density(part, steps: int) -> None:
             if curves.SparsityCurve(**{**base, key: value}).resolve(steps) == before
         }
         assert same == set(inputs), name
+
+
+def test_a_speed_overrules_budgets_and_the_presets_that_bring_only_a_curve(part) -> None:
+    presets, overruled = part("nodes.inputs.presets"), part("nodes.inputs.overruled")
+
+    def made(**choices):
+        return presets.Choices(**choices).settings(STEPS, TOKENS)
+
+    assert set(overruled.BY_SPEED) == set(presets.SPEED_NAMES)
+    for speed, inputs in overruled.BY_SPEED.items():
+        same = made(speed=speed) == made(speed=speed, budgets="error")
+        assert same == (inputs == ("budgets",)), speed
+    replaced = {name for name in presets.PRESET_NAMES if made(preset=name, speed="fast") == made(speed="fast")}
+    assert replaced == set(overruled.SPEED_REPLACES)
