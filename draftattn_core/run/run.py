@@ -85,6 +85,7 @@ class Run:
         self.spending = Spending(self.settings, self.model, self.note, self.report.budgets) if spends else None
         self.plan = Plan(self.settings.policy, self.settings.schedule, self.spending)
         self._measured = MeasuredCalls(self.settings, self.spending, self.plan, self.report, self.cache, self._tell)
+        self.report.skip = self.settings.skip
         if self.step_cache is None and self.settings.skip.rule != "off":
             self.step_cache = RunStepCache(self.settings.skip)
 
@@ -97,7 +98,7 @@ class Run:
         """
         self.started = True
         self.report.started = time.perf_counter()
-        self.steps.total = steps
+        self.steps.total = self.report.steps = steps
         self._emit(RunStarted(steps, progress, self.plan.starts_dense(progress)))
         return self
 
