@@ -212,7 +212,8 @@ def named_tensors(votes: ExpertVotes) -> dict[str, Tensor]:
 
 
 def _added(a: Mapping[int, Tensor], b: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    return {key: a[key] + b[key] if key in a and key in b else a.get(key, b.get(key)) for key in sorted({*a, *b})}  # type: ignore[misc]
+    both = {key: a[key] + b[key] for key in a if key in b}
+    return dict(sorted({**a, **b, **both}.items()))
 
 
 def _possible(votes: ExpertVotes) -> bool:
