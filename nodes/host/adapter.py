@@ -117,7 +117,9 @@ class Adapter:
             refuse_surprises(tokens, settings, bypassed, patcher, other)
         skip, why_not = skipping.settle(asked, trajectory.steps, guider.model_options, patcher)
         recording = recording_of(guider.model_options)
-        settings = replace(settings, skip=skip, record=settings.record or recording is not None)
+        settings = replace(settings, skip=skip)
+        if recording is not None:
+            settings = recording.settings(settings)
         run = Run(settings, self.handle.events, model=model_name(patcher, settings, recording))
         if why_not is not None:
             run.note(f"DraftAttention {why_not}")
