@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
-from benchmarks.e2e.models import Model, weight_bytes
+from benchmarks.e2e.models import Model, linear_flops
 from benchmarks.kernels.row import Row
 from benchmarks.kernels.verdicts import TARGET_DEVICE, Verdict
 from draftattention.draftattn_core.run.schedule import preset
@@ -61,10 +59,12 @@ ASSUMED_TFLOPS, BUILDING = 450.0, 20.0
 
 
 def estimate(model: Model, repeats: int) -> float:
-    """Seconds a model is expected to take: every weight times every token, and the attention that is left."""
-    heads, tokens, dim = model.attention
-    linear = weight_bytes(model, False, torch.bfloat16) * tokens
-    attention = 4.0 * tokens**2 * dim * heads * model.layers
+    """Seconds a model is expected to take: its weights times the tokens that pass through them, and attention.
+
+    Raises:
+        ImportError: without diffusers, which knows the weights.
+    """
+    linear, attention = linear_flops(model), model.attention_flops
     warm = sum(linear + density * attention for density in (1.0, *wanted_densities()))
     first = sum(linear + density * attention for density in first_densities())
     return BUILDING + ((repeats + 1) * warm + repeats * first) / (ASSUMED_TFLOPS * 1e12)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernels.interpreter import interpreter_lacks
 from benchmarks.kernels.row import DONE, READY, Row, row_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,13 +58,16 @@ class Child:
     Args:
         work: what `child.py` is told.
         device: "cuda" or "cpu".
+        under: a tool that runs it, as the words in front of its command.
     """
 
-    def __init__(self, work: dict[str, Any], device: str) -> None:
-        # Off a GPU our kernels run in Triton's interpreter.
-        environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if device == "cpu" else {})}
+    def __init__(self, work: dict[str, Any], device: str, under: tuple[str, ...] = ()) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        # Off a GPU our kernels run in Triton's interpreter, where that works.
+        if device == "cpu" and interpreter_lacks() is None:
+            environment["TRITON_INTERPRET"] = "1"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.kernels.child", json.dumps(work), device],
+            [*under, sys.executable, "-m", "benchmarks.kernels.child", json.dumps(work), device],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -155,11 +159,16 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Task:
-    """A job for `run_tasks`: its name, what the child is told, its limit in seconds."""
+    """A job: its name, what the child is told, its limit in seconds, and the words of a tool that runs the child."""
 
     name: str
     work: dict[str, Any]
     limit: float
+    under: tuple[str, ...] = ()
+
+
+def _child(task: Task, device: str) -> Child:
+    return Child(task.work, device, task.under) if task.under else Child(task.work, device)
 
 
 def run_at_once(
@@ -170,7 +179,7 @@ def run_at_once(
     def one(task: Task) -> Outcome:
         if deadline.left() <= 0:
             return Outcome((), "not run: no time was left", 0.0)
-        outcome = Child(task.work, device).work(deadline.limit(task.limit))
+        outcome = _child(task, device).work(deadline.limit(task.limit))
         told(task, outcome)
         return outcome
 
@@ -189,8 +198,8 @@ def run_in_turn(
         if left < WORTH_STARTING:
             outcome = Outcome((), f"not run: {max(0.0, left):.0f} s were left", 0.0)
         else:
-            child = waiting or Child(task.work, device)
-            waiting = Child(tasks[index + 1].work, device) if index + 1 < len(tasks) else None
+            child = waiting or _child(task, device)
+            waiting = _child(tasks[index + 1], device) if index + 1 < len(tasks) else None
             outcome = child.work(deadline.limit(task.limit))
             if not outcome.ok and deadline.left() <= GRACE and outcome.verdict.startswith("no answer"):
                 outcome = replace(outcome, verdict="stopped at the end of the bench's time")
