@@ -13,7 +13,7 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from benchmarks.kernels.checks import checks_for
 from benchmarks.kernels.graphs import TAILS, graph_rows
 from benchmarks.kernels.interpreter import interpreter_lacks
-from benchmarks.kernels.journal import Journal, going_on, sources_digest
+from benchmarks.kernels.journal import Journal, Told, going_on, sources_digest
 from benchmarks.kernels.peers import PEERS, Peer, load, missing
 from benchmarks.kernels.plan import (
     DENSITIES,
@@ -42,7 +42,7 @@ from benchmarks.kernels.plan import (
     ours_job,
     peer_job,
 )
-from benchmarks.kernels.process import Deadline, Outcome, Task, run_at_once, run_in_turn
+from benchmarks.kernels.process import Deadline, Outcome, Task, run_at_once, run_in_turn, run_until_one_hangs
 from benchmarks.kernels.report import Results, machine, markdown, result_file, write_files
 from benchmarks.kernels.row import Kind, Row
 from benchmarks.kernels.variants import VARIANTS, Variant
@@ -107,16 +107,14 @@ def main(argv: list[str] | None = None) -> int:
         write_files(journal.path, results.to_dict(), markdown(results))
         return results
 
-    def check(names: Iterable[str], workers: int, patience: float) -> None:
+    def check(names: Iterable[str], patience: float, run: Callable[[list[Task], Told], list[Outcome]]) -> None:
         """Check some variants, and put down what that forbids."""
         some = [one for one in checks if one.variant in names]
         tasks = [Task(one.name, one.work(), patience) for one in some]
         graphs = [(name, tails) for name in variants if name in names for tails in TAILS]
         if measured:
             tasks += [_graph_task(*graph, patience) for graph in graphs]
-        found = going_on(
-            tasks, device, journal, _tell, lambda left, told: run_at_once(left, device, deadline, workers, told)
-        )
+        found = going_on(tasks, device, journal, _tell, run)
         named.extend(zip((task.name for task in tasks), found))
         rows.extend(_checked(tasks, found))
         if not measured:
@@ -141,12 +139,14 @@ def main(argv: list[str] | None = None) -> int:
     if lacks is not None:
         rows += [Row("check", one.name, "skipped", by=one.variant, note=lacks) for one in checks]
         checks, wanted = [], [job for job in wanted if job.work["kind"] != "ours"]
-    check([name for name in variants if name not in opt_in], at_once, CHECK_LIMITS[device])
+    required = [name for name in variants if name not in opt_in]
+    check(required, CHECK_LIMITS[device], lambda left, told: run_at_once(left, device, deadline, at_once, told))
     if not red:
         measure([job for job in wanted if job.work.get("variant") not in opt_in])
         # Last, and one at a time: a kernel that hangs shares the device with nothing that is still to be measured.
         if opt_in:
-            check(opt_in, 1, HASTE * CHECK_LIMITS[device])
+            patience = HASTE * CHECK_LIMITS[device]
+            check(opt_in, patience, lambda left, told: run_until_one_hangs(left, device, deadline, told))
             _, broken = judge(rows)
             measure([job for job in wanted if job.work.get("variant") in set(opt_in) - broken])
     results = write()

@@ -24,12 +24,12 @@ _SAME = ("device", "driver", "torch", "cuda", "triton", "diffusers", "comfy-kitc
 Told = Callable[[Task, Outcome], None]
 
 
-def sources_digest(root: Path = ROOT) -> str:
-    """A fingerprint of everything that results depend on, tables of configurations included."""
+def sources_digest(root: Path = ROOT, *, tables: bool = True) -> str:
+    """A fingerprint of everything that results depend on; `tables`: tuning tables too."""
     found = hashlib.sha256()
     for folder in _SOURCES:
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix in (".py", ".json"):
+            if path.suffix == ".py" or (tables and path.suffix == ".json"):
                 found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:16]
 

@@ -22,8 +22,9 @@ from benchmarks.kernels.row import DONE, READY, Row, row_of
 ROOT = Path(__file__).resolve().parents[2]
 # How long a killed process may take to go before it is left behind, and the least time worth starting a job in.
 GRACE, WORTH_STARTING = 5.0, 20.0
+OUT_OF_TIME = "stopped at the end of the bench's time"
 # Of a child's output.
-_KEPT_LINES, _KEPT_LENGTH = 60, 500
+_KEPT_LINES, _KEPT_LENGTH = 100, 500
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,13 @@ def _child(task: Task, device: str) -> Child:
     return Child(task.work, device, task.under) if task.under else Child(task.work, device)
 
 
+def _judged(outcome: Outcome, deadline: Deadline) -> Outcome:
+    """The outcome; a child that was stopped because the bench's time was over did not hang."""
+    if deadline.left() <= GRACE and outcome.verdict.startswith("no answer"):
+        return replace(outcome, verdict=OUT_OF_TIME)
+    return outcome
+
+
 def run_at_once(
     tasks: list[Task], device: str, deadline: Deadline, workers: int, told: Callable[[Task, Outcome], None]
 ) -> list[Outcome]:
@@ -179,12 +187,28 @@ def run_at_once(
     def one(task: Task) -> Outcome:
         if deadline.left() <= 0:
             return Outcome((), "not run: no time was left", 0.0)
-        outcome = _child(task, device).work(deadline.limit(task.limit))
+        outcome = _judged(_child(task, device).work(deadline.limit(task.limit)), deadline)
         told(task, outcome)
         return outcome
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(one, tasks))
+
+
+def run_until_one_hangs(
+    tasks: list[Task], device: str, deadline: Deadline, told: Callable[[Task, Outcome], None]
+) -> list[Outcome]:
+    """One after the other, each alone. Where one does not answer the others are not tried: they would not either."""
+    outcomes: list[Outcome] = []
+    hung: Task | None = None
+    for task in tasks:
+        if hung is not None:
+            outcomes.append(Outcome((), f"not run: {hung.name} did not answer", 0.0))
+            continue
+        (outcome,) = run_at_once([task], device, deadline, 1, told)
+        outcomes.append(outcome)
+        hung = task if outcome.verdict.startswith("no answer") else None
+    return outcomes
 
 
 def run_in_turn(
@@ -200,9 +224,7 @@ def run_in_turn(
         else:
             child = waiting or _child(task, device)
             waiting = _child(tasks[index + 1], device) if index + 1 < len(tasks) else None
-            outcome = child.work(deadline.limit(task.limit))
-            if not outcome.ok and deadline.left() <= GRACE and outcome.verdict.startswith("no answer"):
-                outcome = replace(outcome, verdict="stopped at the end of the bench's time")
+            outcome = _judged(child.work(deadline.limit(task.limit)), deadline)
         outcomes.append(outcome)
         told(task, outcome)
     if waiting is not None:

@@ -199,5 +199,6 @@ def test_a_graph_that_cannot_be_captured_is_a_missed_requirement_and_withholds_n
 def test_a_part_or_a_dry_run_takes_no_whole_run_s_file(tmp_path: Path) -> None:
     h100 = {"device": "NVIDIA H100 80GB HBM3"}
     assert result_file(tmp_path, "kernels", h100, True) == tmp_path / "kernels-h100"
-    assert result_file(tmp_path, "kernels", h100, True, part="part hopper no peers") == tmp_path / "kernels-h100-part-hopper-no-peers"
+    part = result_file(tmp_path, "kernels", h100, True, part="part hopper no peers")
+    assert part == tmp_path / "kernels-h100-part-hopper-no-peers"
     assert result_file(tmp_path, "kernels", {"device": "none"}, False) == tmp_path / "kernels-dry-run"

@@ -1,4 +1,4 @@
-"""Tuning tables: data that is checked and bounded when it is read, and that only its own architecture and Triton take."""
+"""Tuning tables: data, checked and bounded when it is read, for one architecture and one Triton."""
 
 from __future__ import annotations
 
