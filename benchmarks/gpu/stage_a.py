@@ -122,31 +122,34 @@ class StageA:
                 continue
             start, begun = base(architecture, dim), time.monotonic()
             wanted = candidates(start) if self.device == "cuda" else candidates(start)[:2]
-            right = self._right_of(wanted, dim)
+            right, late = self._right_of(wanted, dim)
             if start not in right:
-                self._add(name, "wrong", "the fixed row itself is not right", time.monotonic() - begun)
+                word: Word = "not run" if late else "wrong"
+                said = f"no time was left for {late}" if late else "the fixed row itself is not right"
+                self._add(name, word, said, time.monotonic() - begun)
                 continue
             seconds = self._times(right, dim, "one by one")
             merged = combined(start, seconds)
             finalists = [start, *([min(seconds, key=lambda one: seconds[one])] if seconds else [])]
-            finalists += self._right_of([merged], dim) if merged not in finalists else []
+            finalists += self._right_of([merged], dim)[0] if merged not in finalists else []
             finalists = list(dict.fromkeys(finalists))
             if len(finalists) > 1 and seconds:
                 again = self._times(finalists, dim, "the best once more")
                 seconds = again if start in again else seconds
-            word, said = self._conclude(architecture, dim, start, seconds)
-            said = f"{len(right)} of {len(wanted)} configurations right; {said}"
-            self._add(name, word, said, time.monotonic() - begun)
+            verdict, told = self._conclude(architecture, dim, start, seconds)
+            left = f", no time was left for {late}" if late else ""
+            said = f"{len(right)} of {len(wanted)} configurations right{left}; {told}"
+            self._add(name, verdict, said, time.monotonic() - begun)
 
-    def _right_of(self, configs: list[AttendConfig], dim: int) -> list[AttendConfig]:
-        """Those that give what the reference gives, each tried in a child of its own."""
+    def _right_of(self, configs: list[AttendConfig], dim: int) -> tuple[list[AttendConfig], int]:
+        """Those that give what the reference gives, each tried in a child of its own; for how many time was short."""
         limit = LIMITS[self.device][SWEEP]
         tasks = [
             Task(f"head size {dim}, {words(one)}", {"kind": "candidate", "dim": dim, "config": asdict(one)}, limit)
             for one in configs
         ]
         outcomes, _ = self._children(tasks, self._together)
-        return [one for one, outcome in zip(configs, outcomes) if not _bad(outcome)]
+        return [one for one, outcome in zip(configs, outcomes) if not _bad(outcome)], sum(map(_late, outcomes))
 
     def _times(self, configs: list[AttendConfig], dim: int, label: str) -> dict[AttendConfig, float]:
         shape = _shape(dim, self.device)
@@ -209,7 +212,7 @@ class StageA:
     def _compare(self, name: str, tasks: list[Task], run: Run) -> bool:
         outcomes, seconds = self._children(tasks, run)
         bad = [f"{task.name}: {said}" for task, one in zip(tasks, outcomes) if (said := _bad(one))]
-        late = [one for one in outcomes if one.verdict == OUT_OF_TIME or one.verdict.startswith("not run: no time")]
+        late = [one for one in outcomes if _late(one)]
         skipped = [row.note for one in outcomes for row in one.rows if row.status == "skipped"]
         worst = max((row.off for one in outcomes for row in one.rows if row.off is not None), default=None)
         if late and len(late) == len(bad):
@@ -255,6 +258,11 @@ class StageA:
     def _add(self, name: str, word: Word, said: str, seconds: float = 0.0, lines: tuple[str, ...] = ()) -> None:
         self.findings.add(Step("a", name, word, said, seconds, lines))
         self.wrote()
+
+
+def _late(outcome: Outcome) -> bool:
+    """Whether time was short for a child."""
+    return outcome.verdict == OUT_OF_TIME or outcome.verdict.startswith("not run: no time")
 
 
 def _bad(outcome: Outcome) -> str:

@@ -56,23 +56,29 @@ CHECK_LIMITS = {"cuda": 150.0, "cpu": 1200.0}
 HASTE = 0.4
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="run.py bench kernels", description="Check, then time, the GPU kernels.")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    asking = argparse.ArgumentParser(prog="run.py bench kernels", description="Check, then time, the GPU kernels.")
+    asking.add_argument(
         "--quick", action="store_true", help="short measurements, peers on the first shapes only: under 9 minutes"
     )
-    parser.add_argument("--dry-run", action="store_true", help="no speeds: tiny calls on the CPU")
-    parser.add_argument("--plan", action="store_true", help="print what would run and how long it may take, and end")
-    parser.add_argument("--minutes", type=float, help="stop after that long (8.5 with --quick, else 40; dry 120)")
-    parser.add_argument("--peers", nargs="*", choices=list(PEERS), metavar="NAME", help=f"only of {list(PEERS)}")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="NAME", help=f"of {list(VARIANTS)}")
+    asking.add_argument("--dry-run", action="store_true", help="no speeds: tiny calls on the CPU")
+    asking.add_argument("--plan", action="store_true", help="print what would run and how long it may take, and end")
+    asking.add_argument("--minutes", type=float, help="stop after that long (8.5 with --quick, else 40; dry 120)")
+    asking.add_argument("--peers", nargs="*", choices=list(PEERS), metavar="NAME", help=f"only of {list(PEERS)}")
+    asking.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="NAME", help=f"of {list(VARIANTS)}")
     names = [shape.name for shape in (*SHAPES, *TINY)]
-    parser.add_argument("--shapes", nargs="+", choices=names, metavar="NAME", help=f"only of {names}")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files, or a .json file")
-    options = parser.parse_args(argv)
+    asking.add_argument("--shapes", nargs="+", choices=names, metavar="NAME", help=f"only of {names}")
+    asking.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files, or a .json file")
+    return asking
+
+
+def main(argv: list[str] | None = None) -> int:
+    asking = parser()
+    options = asking.parse_args(argv)
 
     if options.minutes is not None and options.minutes <= 0:
-        parser.error("--minutes must be positive")
+        asking.error("--minutes must be positive")
     measured = torch.cuda.is_available() and not options.dry_run
     device = "cuda" if measured else "cpu"
     effort = QUICK if options.quick else FULL
@@ -84,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     variants = {name: one for name, one in VARIANTS.items() if options.variants is None or name in options.variants}
     shapes = tuple(s for s in (SHAPES if for_gpu else TINY) if options.shapes is None or s.name in options.shapes)
     if not shapes:
-        parser.error(f"none of the shapes {', '.join(options.shapes)} is one of this run's: see --help")
+        asking.error(f"none of the shapes {', '.join(options.shapes)} is one of this run's: see --help")
     checks = checks_for("cuda" if for_gpu else "cpu", options.quick, variants)
     wanted, absent = jobs(effort, peers, for_gpu, shapes, variants)
     at_once = max(1, min(8, (os.cpu_count() or 1) // 2)) if for_gpu else 1
@@ -93,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(f"left out, {row.what} {row.by}: {row.note}" for row in absent))
         return 0
     if importlib.util.find_spec("triton") is None:
-        parser.error("the kernels need the package triton, which is not installed here")
+        asking.error("the kernels need the package triton, which is not installed here")
 
     deadline = Deadline.after(effort.minutes)
     about = machine(measured)

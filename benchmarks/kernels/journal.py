@@ -70,6 +70,8 @@ class Journal:
 
     def keep(self, task: Task, device: str, outcome: Outcome) -> None:
         """Put down what came of a job. One that did not come to its end is told, and run again next time."""
+        if outcome.ok:
+            self._known[_key(task, device)] = outcome
         plain = {"key": _key(task, device), "name": task.name, "verdict": outcome.verdict, "seconds": outcome.seconds}
         self._append({**plain, "rows": [asdict(row) for row in outcome.rows], "said": list(outcome.said)})
 

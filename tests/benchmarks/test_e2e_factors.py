@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from benchmarks.e2e import steps
-from benchmarks.e2e.models import MODELS, built_on, without_masks
+from benchmarks.e2e.models import MODELS, built_on, linear_flops, weight_bytes, without_masks
 from benchmarks.e2e.runs import FIRST, RUNS, Run, densities_of, first_densities, runs_of, verdict, wanted_densities
 from benchmarks.e2e.steps import step_rows
 from benchmarks.kernels.row import Row
@@ -151,6 +151,40 @@ def test_verdicts() -> None:
 
 
 def test_what_would_run_is_told_where_diffusers_is_missing() -> None:
-    blocked = "import sys; sys.modules['diffusers'] = None; from benchmarks.e2e.__main__ import main; main(['--help'])"
+    blocked = "import sys; sys.modules['diffusers'] = None; from benchmarks.e2e.__main__ import main; main(['--plan'])"
     found = subprocess.run([sys.executable, "-c", blocked], cwd=PACK_ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+    assert found.stdout.count("cannot run: ModuleNotFoundError") == len(MODELS)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_estimates_count_each_weight_with_what_passes_through_it(name: str) -> None:
+    """Seen on a tiny model: video tokens, text tokens, or one vector a step."""
+    model, seen = MODELS[name], dict[str, int]()
+    transformer, inputs = model.build(True).eval(), model.inputs(True, CPU, torch.float32)
+
+    def see(weights: str) -> Any:
+        def hook(module: torch.nn.Module, _: Any, out: torch.Tensor) -> None:
+            channels = out.shape[1] if isinstance(module, torch.nn.Conv3d) else out.shape[-1]
+            seen[weights] = out.numel() // channels
+
+        return hook
+
+    for weights, module in transformer.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv3d)):
+            module.register_forward_hook(see(f"{weights}.weight"))
+    timestep = torch.tensor([500]).to(torch.long if model.timestep == torch.long else torch.float32)
+    with torch.no_grad():
+        transformer(**inputs, timestep=timestep, return_dict=False)
+    video = max(seen.values())
+    kinds = {weights: model.reads(weights) for weights in seen}
+    assert {"video", "text", "once"} == set(kinds.values()) and len(seen) > 20
+    for weights, rows in seen.items():
+        kind = "once" if rows == 1 else "video" if rows == video else "text"
+        assert kinds[weights] == kind, weights
+
+
+def test_half_of_hunyuan_s_weights_see_text_or_one_vector_only() -> None:
+    model = MODELS[HUNYUAN]
+    everything = weight_bytes(model, False, torch.bfloat16) * model.attention[1]
+    assert 0.3 < linear_flops(model) / everything < 0.4
