@@ -13,7 +13,17 @@ pytest.importorskip("diffusers")
 
 from benchmarks.e2e import steps
 from benchmarks.e2e.models import MODELS, built_on, linear_flops, weight_bytes, without_masks
-from benchmarks.e2e.runs import FIRST, RUNS, Run, densities_of, first_densities, runs_of, verdict, wanted_densities
+from benchmarks.e2e.runs import (
+    FIRST,
+    RUNS,
+    TARGETS,
+    Run,
+    densities_of,
+    first_densities,
+    runs_of,
+    verdict,
+    wanted_densities,
+)
 from benchmarks.e2e.steps import step_rows
 from benchmarks.kernels.row import Row
 from draftattention.draftattn_core import Schedule, Settings
@@ -140,9 +150,10 @@ def test_a_run_with_a_step_missing_has_no_factor() -> None:
 
 
 def test_verdicts() -> None:
-    missed = verdict(Run("Wan 14B 720p", 20, 0.3, 1.8, 1.9), "NVIDIA H200")
+    wanted = TARGETS["Wan 14B 720p"]
+    missed = verdict(Run("Wan 14B 720p", 20, 0.3, wanted - 0.2, 1.9), "NVIDIA H200")
     assert missed is not None and missed.word == "missed"
-    assert missed.said == "1.80 x (1.90 x without what a run pays once), short by 0.20"
+    assert missed.said == f"{wanted - 0.2:.2f} x (1.90 x without what a run pays once), short by 0.20"
     met = verdict(Run(HUNYUAN, 20, 0.3, 3.1, 3.2), "NVIDIA H100")
     assert met is not None and met.word == "met" and "the target is for an H200" in met.said
     unmeasured = verdict(Run(HUNYUAN, 20, None, None, None), "none")

@@ -141,7 +141,9 @@ def test_verdicts_of_a_run_that_meets_its_targets() -> None:
         "unmeasured",
         "unmeasured",
     ]
-    assert "worst 1.10 x" in found[0].said and "worst 2.5 %" in found[1].said and "2.5 points" in found[2].said
+    assert "worst 1.10 x" in found[0].said and "worst 2.5 %" in found[1].said
+    # At 720p the products of the tail are 3.2 % of the dense call's, which took a second.
+    assert found[2].said.startswith("worst 0.63 x")
     # 400 bytes beside the inputs, 100 of them the output, K + V are 200.
     assert "1.50 x K + V" in found[3].said and "over the limit by 0.50" in found[3].said
 
@@ -149,7 +151,7 @@ def test_verdicts_of_a_run_that_meets_its_targets() -> None:
 def test_a_missed_target_says_where_and_by_how_much() -> None:
     found = words(all_cells(attend=1.4, tail=0.05))
     assert found[0].word == "missed" and "over the limit by 0.25 x" in found[0].said
-    assert found[2].word == "missed" and "over the limit by 2.5 points" in found[2].said
+    assert found[2].word == "missed" and "over the limit by 0.44 x" in found[2].said
 
 
 def test_what_was_timed_in_part_or_elsewhere_is_not_called_met() -> None:
