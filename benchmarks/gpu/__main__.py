@@ -23,7 +23,6 @@ from benchmarks.gpu.stage_a import CHECKS, HEALTH, StageA
 from benchmarks.gpu.steps import Findings, Stage, Step, Word
 from benchmarks.gpu.story import story
 from benchmarks.kernels import __main__ as kernels
-from benchmarks.kernels.interpreter import interpreter_lacks
 from benchmarks.kernels.journal import Journal, sources_digest
 from benchmarks.kernels.process import GRACE, Deadline
 from benchmarks.kernels.report import machine, result_file
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     for index, stage in enumerate(wanted):
         share = SHARES[stage] / sum(SHARES[one] for one in wanted[index:])
         seconds = share * max(0.0, deadline.left())
-        why = _forbids(findings, stage, device) or (
+        why = _forbids(findings, stage) or (
             f"{deadline.left():.0f} s were left" if deadline.left() < WORTH_BEGINNING else None
         )
         if why is not None:
@@ -76,8 +75,8 @@ def main(argv: list[str] | None = None) -> int:
             at_once = max(1, min(8, (os.cpu_count() or 1) // 2)) if measured else 1
             StageA(findings, journal, device, until, at_once, options.tables, tell).run()
         elif stage == "b":
-            variants = ["pointer", *(["hopper"] if _hopper_is_right(journal, device) else [])]
-            arguments = ["--quick", "--variants", *variants]
+            variants = ["--variants", "pointer", *(["hopper"] if _hopper_is_right(journal, device) else [])]
+            arguments = ["--quick", *(variants if measured else [])]
             _bench(findings, "b", "kernels", kernels.main, arguments, seconds, options)
         else:
             _bench(findings, "c", "e2e", e2e.main, [], seconds, options)
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 _NAMES: dict[Stage, str] = {"a": HEALTH, "b": KERNELS, "c": END_TO_END}
 
 
-def _forbids(findings: Findings, stage: Stage, device: str) -> str | None:
+def _forbids(findings: Findings, stage: Stage) -> str | None:
     """Why a stage makes no sense, or None."""
     if stage == "a":
         return None
@@ -99,8 +98,6 @@ def _forbids(findings: Findings, stage: Stage, device: str) -> str | None:
         step = findings.step(name)
         if step is not None and step.word == "wrong":
             return f"{name}: {step.said[:160]}"
-    if stage == "b" and device == "cpu" and (lacks := interpreter_lacks()) is not None:
-        return lacks
     if stage == "c" and importlib.util.find_spec("diffusers") is None:
         return "diffusers is not installed"
     return None

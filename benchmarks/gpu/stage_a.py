@@ -16,6 +16,7 @@ from benchmarks.gpu.steps import Findings, Step, Word
 from benchmarks.gpu.sweep import DENSITY, base, best, candidates, combined, seconds_by_config, words
 from benchmarks.gpu.tools import memory_checker, profiled, profiler
 from benchmarks.kernels.checks import checks_for
+from benchmarks.kernels.interpreter import interpreter_lacks
 from benchmarks.kernels.journal import Journal, Told, going_on
 from benchmarks.kernels.plan import QUICK, SHAPES, TINY, Shape
 from benchmarks.kernels.process import (
@@ -75,6 +76,11 @@ class StageA:
     def run(self) -> None:
         """All steps that make sense and have time."""
         if not self._health():
+            return
+        lacks = interpreter_lacks() if self.device == "cpu" else None
+        if lacks is not None:
+            for name in (CHECKS, SWEEP, HOPPER):
+                self._add(name, "not run", lacks)
             return
         right = self._checks()
         self._memory()

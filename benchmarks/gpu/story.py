@@ -25,7 +25,7 @@ def story(findings: Findings, minutes: float, seconds: float, stages: Sequence[S
     table = Table(_rows(findings.files.get("kernels")))
     versions = ", ".join(f"{name} {machine[name]}" for name in ("driver", "torch", "triton") if name in machine)
     sweeps = [step for step in findings.steps if step.name.startswith(SWEEP)]
-    found = [f"{step.name.removeprefix(SWEEP + ', ')}: {step.said or step.word}" for step in sweeps]
+    found = [f"{step.name.removeprefix(SWEEP).lstrip(', ') or step.word}: {step.said or step.word}" for step in sweeps]
     return [
         f"Device: {machine['device']} ({versions}); {seconds / 60:.1f} of {minutes:g} min for {', '.join(stages)}.",
         f"It works: {_step(findings, HEALTH)}.",
