@@ -105,7 +105,7 @@ def parse(text: str) -> TuningTable:
         if not isinstance(found[name], dict) or set(found[name]) - set(HEAD_SIZES):
             raise ValueError(f"{name} must go by head sizes, of {', '.join(HEAD_SIZES)}")
         sizes[name] = {int(dim): value for dim, value in found[name].items()}
-    return TuningTable(*(found[name] for name in _TEXTS), **sizes)
+    return TuningTable(*(found[name] for name in _TEXTS), sizes["attend"], sizes["gain"])
 
 
 def table_file(architecture: str, folder: Path = FOLDER) -> Path:
