@@ -167,7 +167,7 @@ def linear_flops(model: Model) -> float:
     with built_on(torch.device("meta"), torch.bfloat16):
         transformer = model.build(False)
     weights = ((name, x) for name, x in transformer.named_parameters() if x.ndim > 1)
-    return sum(2.0 * x.numel() * seen[model.reads(name)] for name, x in weights)
+    return float(sum(2.0 * x.numel() * seen[model.reads(name)] for name, x in weights))
 
 
 def weight_bytes(model: Model, tiny: bool, dtype: torch.dtype) -> int:

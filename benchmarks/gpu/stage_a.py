@@ -71,7 +71,7 @@ class StageA:
     deadline: Deadline
     at_once: int
     tables: Path
-    wrote: Callable[[], None]
+    wrote: Callable[[], object]
 
     def run(self) -> None:
         """All steps that make sense and have time."""
