@@ -73,7 +73,10 @@ def main(argv: list[str] | None = None) -> int:
         elif stage == "a":
             until = Deadline(time.monotonic() + seconds + GRACE)
             at_once = max(1, min(8, (os.cpu_count() or 1) // 2)) if measured else 1
-            StageA(findings, journal, device, until, at_once, options.tables, tell).run()
+            try:
+                StageA(findings, journal, device, until, at_once, options.tables, tell).run()
+            except Exception as error:
+                findings.add(Step(stage, "stage a", "wrong", f"{type(error).__name__}: {error}"[:200]))
         elif stage == "b":
             variants = ["--variants", "pointer", *(["hopper"] if _hopper_is_right(journal, device) else [])]
             arguments = ["--quick", *(variants if measured else [])]

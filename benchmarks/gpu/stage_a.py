@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu import health
 from benchmarks.gpu.steps import Findings, Step, Word
@@ -158,9 +159,7 @@ class StageA:
         return [one for one, outcome in zip(configs, outcomes) if not _bad(outcome)], sum(map(_late, outcomes))
 
     def _times(self, configs: list[AttendConfig], dim: int, label: str) -> dict[AttendConfig, float]:
-        shape = _shape(dim, self.device)
-        effort = {"seconds": QUICK.seconds, "least": QUICK.least, "most": QUICK.most}
-        work = {"kind": "sweep", "shape": asdict(shape), "configs": [asdict(one) for one in configs], "effort": effort}
+        work = _sweep_work(dim, self.device, configs)
         task = Task(f"times at head size {dim}, {label}", work, max(90.0, 15.0 * len(configs)))
         (outcome,), _ = self._children([task], self._alone)
         return seconds_by_config(outcome.rows, configs)
@@ -197,9 +196,12 @@ class StageA:
         if under is None:
             self._add(PROFILE, "missing", "ncu is not here" if self.device == "cuda" else "no GPU")
             return
-        start = base(self._told(health.ARCHITECTURE), 128)
-        work = {"kind": "candidate", "dim": 128, "config": asdict(start)}
-        (outcome,), seconds = self._children([Task(PROFILE, work, LIMITS[self.device][PROFILE], under)], self._alone)
+        architecture = self._told(health.ARCHITECTURE)
+        table = read_table(architecture, self.tables)
+        found = None if table is None else table.attend.get(128)
+        config = base(architecture, 128) if found is None else AttendConfig(**found)
+        task = Task(PROFILE, _sweep_work(128, self.device, [config]), LIMITS[self.device][PROFILE], under)
+        (outcome,), seconds = self._children([task], self._alone)
         said = profiled(outcome.said) if outcome.ok else outcome.verdict
         self._add(PROFILE, "done" if outcome.ok else "not run", said, seconds, outcome.said)
 
@@ -281,6 +283,12 @@ def _bad(outcome: Outcome) -> str:
 
 def _shape(dim: int, device: str) -> Shape:
     return next(shape for shape in (SHAPES if device == "cuda" else TINY) if shape.dim == dim)
+
+
+def _sweep_work(dim: int, device: str, configs: list[AttendConfig]) -> dict[str, Any]:
+    effort = {"seconds": QUICK.seconds, "least": QUICK.least, "most": QUICK.most}
+    shape = asdict(_shape(dim, device))
+    return {"kind": "sweep", "shape": shape, "configs": [asdict(one) for one in configs], "effort": effort}
 
 
 def _triton() -> str:

@@ -183,6 +183,26 @@ def test_the_story_is_ten_lines_with_the_figures(monkeypatch: pytest.MonkeyPatch
     assert all(f"{number}. {line}" in page for number, line in enumerate(lines, 1))
 
 
+def test_the_configuration_that_was_found_is_profiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu = pretend(monkeypatch, PretendGpu())
+    run(tmp_path, 30.0, "a")
+    found = read_table("sm_90", tmp_path / "tables")
+    (work,) = (work for work, under in zip(gpu.started, gpu.under) if "/tools/ncu" in under)
+    # At full size: of a check, which launches twice, none would be left to profile.
+    assert work["kind"] == "sweep" and found is not None and work["configs"] == [found.attend[128]]
+
+
+def test_an_error_of_the_bench_itself_costs_its_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu = pretend(monkeypatch, PretendGpu())
+
+    def broken(*_: object) -> None:
+        raise KeyError("planted")
+
+    monkeypatch.setattr("benchmarks.gpu.stage_a.candidates", broken)
+    assert run(tmp_path) == 1
+    assert steps(tmp_path)["stage a"] == ("wrong", "KeyError: 'planted'") and set(gpu.benches) == {"kernels", "e2e"}
+
+
 def test_a_bench_that_raises_is_a_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gpu = pretend(monkeypatch, PretendGpu())
 
