@@ -1,8 +1,13 @@
-"""Configurations: tile sizes, warps and stages per architecture and head size. Fixed, nothing is tuned at run time."""
+"""Configurations: tile sizes, warps and stages per architecture and head size. Nothing is tuned at run time: they are
+fixed rows, or what a sweep on such a device left in a tuning table (`tuning.py`)."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+
+from .tuning import read_table, same_triton
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,36 @@ def attend_config(architecture: str, dim: int, ranks: int) -> AttendConfig:
     Raises:
         ValueError: if there is none for this architecture or head size; the message says which there are.
     """
+    config = tuned_attend(architecture).get(dim) or fixed_attend(architecture, dim)
+    # The second rank's products take the registers of half a tile.
+    return replace(config, block_g=max(16, config.block_g // 2)) if ranks > 1 else config
+
+
+def fixed_attend(architecture: str, dim: int) -> AttendConfig:
+    """The fixed row of an architecture, for at most one rank. Raises what `attend_config` does."""
     config = ATTEND.get((_SIBLINGS.get(architecture, architecture), dim))
     if config is None:
         known = ", ".join(dict.fromkeys(name for name, _ in ATTEND))
         raise ValueError(f"no kernel configuration for {architecture}, head size {dim}: there is 64 and 128 on {known}")
-    # The second rank's products take the registers of half a tile.
-    return replace(config, block_g=max(16, config.block_g // 2)) if ranks > 1 else config
+    return config
+
+
+@functools.cache
+def tuned_attend(architecture: str) -> dict[int, AttendConfig]:
+    """Head size -> what a sweep on this very architecture found with a Triton like the one here. Read once."""
+    table = read_table(architecture)
+    if table is None or not same_triton(table.triton, _triton_version()):
+        return {}
+    return {dim: AttendConfig(**numbers) for dim, numbers in table.attend.items()}
+
+
+def _triton_version() -> str:
+    for package in ("triton", "triton-windows", "pytorch-triton-rocm"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return "none"
 
 
 def prepare_config(architecture: str) -> PrepareConfig:

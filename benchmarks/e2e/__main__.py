@@ -29,8 +29,10 @@ from benchmarks.e2e.runs import (
     verdict,
     wanted_densities,
 )
+from benchmarks.kernels.journal import Journal, going_on, sources_digest
 from benchmarks.kernels.process import Deadline, Outcome, Task, run_in_turn
 from benchmarks.kernels.report import machine, result_file, write_files
+from benchmarks.kernels.row import first_line
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NAMES = tuple(TARGETS)
@@ -52,8 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.plan:
         print(f"Stops after {options.minutes:g} minutes, each model after its share of them.")
         for name in options.models:
-            seconds = estimate(MODELS[name], options.repeats)
-            print(f"{name:30}{seconds:8.0f} s expected{limit / len(options.models):8.0f} s at most")
+            try:
+                expected = f"{estimate(MODELS[name], options.repeats):8.0f} s expected"
+            except ImportError as error:
+                expected = f" cannot run: {first_line(error)}; "
+            print(f"{name:30}{expected}{limit / len(options.models):8.0f} s at most")
         print(f"Assumed, not measured: {ASSUMED_TFLOPS:g} TFLOP/s throughout, {BUILDING:g} s to load and build.")
         return 0
     measured = torch.cuda.is_available() and not options.dry_run
@@ -61,17 +66,20 @@ def main(argv: list[str] | None = None) -> int:
     work = {"kind": "model", "densities": wanted_densities(), "first": first_densities()}
     work |= {"backend": options.backend, "repeats": options.repeats}
     tasks = [Task(name, {**work, "model": name}, limit / len(options.models)) for name in options.models]
-    about, part = machine(measured), set(options.models) != set(NAMES)
-    path, outcomes = result_file(options.out, "e2e", about, measured, part=part), list[tuple[str, Outcome]]()
+    about, device = machine(measured), "cuda" if measured else "cpu"
+    part = " ".join(["part", *options.models]) if set(options.models) != set(NAMES) else ""
+    journal = Journal(result_file(options.out, "e2e", about, measured, part=part), about, sources_digest())
+    outcomes: list[tuple[str, Outcome]] = []
+    deadline = Deadline.after(options.minutes)
 
     def keep(task: Task, outcome: Outcome) -> None:
         _tell(task, outcome)
         outcomes.append((task.name, outcome))
         # Written as it goes: what a machine that is taken away has measured is not lost.
         results = collect(about, measured, outcomes)
-        write_files(path, results, markdown(results))
+        write_files(journal.path, results, markdown(results))
 
-    run_in_turn(tasks, "cuda" if measured else "cpu", Deadline.after(options.minutes), keep)
+    going_on(tasks, device, journal, keep, lambda left, told: run_in_turn(left, device, deadline, told))
     print(markdown(collect(about, measured, outcomes)))
     return 0 if all(outcome.ok for _, outcome in outcomes) else 1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ class Model:
         attention: (heads, video and text tokens, head size) of its video self-attention in full size.
         layers: how many of those it has.
         timestep: type of the timestep it takes.
+        video, text: tokens that pass through the weights of either; not all text is in the self-attention.
+        reads_text: what the names of weights contain that text passes through.
+        once: what the names of weights contain that see one vector a step: the timestep, and modulation made of it.
     """
 
     name: str
@@ -39,6 +42,22 @@ class Model:
     attention: tuple[int, int, int]
     layers: int
     timestep: torch.dtype
+    video: int
+    text: int
+    reads_text: tuple[str, ...]
+    once: tuple[str, ...]
+
+    @property
+    def attention_flops(self) -> float:
+        """Of the two products of dense self-attention in all layers, one step."""
+        heads, tokens, dim = self.attention
+        return 4.0 * tokens**2 * dim * heads * self.layers
+
+    def reads(self, weight: str) -> Literal["video", "text", "once"]:
+        """What passes through a weight, by the name of the parameter."""
+        if any(part in weight for part in self.once):
+            return "once"
+        return "text" if any(part in weight for part in self.reads_text) else "video"
 
 
 def _wan(tiny: bool) -> Any:
@@ -98,8 +117,30 @@ def _hunyuan_inputs(tiny: bool, device: torch.device, dtype: torch.dtype) -> dic
 MODELS = {
     model.name: model
     for model in (
-        Model("Wan 14B 720p", _wan, _wan_inputs, (40, 75_600, 128), 40, torch.long),
-        Model("HunyuanVideo 1.5 720p", _hunyuan, _hunyuan_inputs, (16, 112_600, 128), 54, torch.bfloat16),
+        Model(
+            "Wan 14B 720p",
+            _wan,
+            _wan_inputs,
+            (40, 75_600, 128),
+            40,
+            torch.long,
+            75_600,
+            512,
+            ("attn2.to_k", "attn2.to_v", "text_embedder"),
+            ("time_embedder", "time_proj"),
+        ),
+        Model(
+            "HunyuanVideo 1.5 720p",
+            _hunyuan,
+            _hunyuan_inputs,
+            (16, 112_600, 128),
+            54,
+            torch.bfloat16,
+            111_600,
+            1000 + 256 + 729,
+            ("attn.add_", "to_add_out", "ff_context", "context_embedder", "image_embedder", "cond_type_embed"),
+            ("norm1.linear", "norm1_context.linear", "norm_out.linear", "time_embed", "time_text_embed"),
+        ),
     )
 }
 
@@ -114,6 +155,19 @@ def built_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+def linear_flops(model: Model) -> float:
+    """Of the products of one step's tokens with the weights in full size, found without allocating them.
+
+    Raises:
+        ImportError: without diffusers, which knows the weights.
+    """
+    seen = {"video": model.video, "text": model.text, "once": 1}
+    with built_on(torch.device("meta"), torch.bfloat16):
+        transformer = model.build(False)
+    weights = ((name, x) for name, x in transformer.named_parameters() if x.ndim > 1)
+    return float(sum(2.0 * x.numel() * seen[model.reads(name)] for name, x in weights))
 
 
 def weight_bytes(model: Model, tiny: bool, dtype: torch.dtype) -> int:

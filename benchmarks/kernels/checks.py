@@ -127,7 +127,7 @@ def errors_of(check: Check, device: torch.device, dtype: torch.dtype) -> Iterato
     for with_text in (True, False):
         before, after = (5, 3 * sizes[0] // 2 + 1) if with_text else (0, 0)
         layout = Layout(grid, before, after, *sizes)
-        q, k, v = _inputs(layout, check.dim, device, dtype)
+        q, k, v = between_text(layout, check.dim, device, dtype)
         bias = None
         if with_text:
             bias = torch.linspace(-3, 0, layout.extra, device=device)[None]
@@ -162,7 +162,7 @@ def _tail(name: str) -> TailName:
     return found[name]
 
 
-def _inputs(layout: Layout, dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def between_text(layout: Layout, dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Structured video between text, as views of (1, L, H, D)."""
     shape = Shape("check", layout.grid.as_tuple(), 0, 2, dim)
     extra = torch.randn(3, 1, 2, layout.extra, dim, generator=torch.Generator().manual_seed(1)).to(device, dtype)

@@ -94,6 +94,10 @@ def handler(kind: str) -> Handler:
         from benchmarks.e2e.steps import step_rows
 
         return step_rows
+    if kind in ("health", "candidate", "sweep"):
+        from benchmarks.gpu import health, sweep
+
+        return {"health": health.health_rows, "candidate": sweep.candidate_rows, "sweep": sweep.sweep_rows}[kind]
     if kind in ("check", "ours", "graph"):
         from draftattention.kernels import attend_pointer  # noqa: F401
     known: dict[str, Handler] = {"check": _check, "graph": _graph, "dense": _dense, "ours": _ours, "peer": _peer}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.kernels.inputs import structured
 from benchmarks.kernels.measure import after_failure
+from benchmarks.kernels.ours import inputs_of
 from benchmarks.kernels.plan import Shape
 from benchmarks.kernels.row import Row
 from benchmarks.kernels.timing import Clock
@@ -78,7 +79,7 @@ def replayed(
     tables, policy = build_tables(shape.layout, device), Policy(density=0.25, tail=tail)
 
     def run() -> Tensor:
-        return variant.run(*inputs, tables, policy, None, shape.dim**-0.5)[0]
+        return variant.run(inputs_of(inputs, tables, policy))[0]
 
     # Compiles and loads, which no capture may.
     before = run().clone()

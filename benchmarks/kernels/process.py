@@ -16,13 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernels.interpreter import interpreter_lacks
 from benchmarks.kernels.row import DONE, READY, Row, row_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # How long a killed process may take to go before it is left behind, and the least time worth starting a job in.
 GRACE, WORTH_STARTING = 5.0, 20.0
+OUT_OF_TIME = "stopped at the end of the bench's time"
 # Of a child's output.
-_KEPT_LINES, _KEPT_LENGTH = 60, 500
+_KEPT_LINES, _KEPT_LENGTH = 100, 500
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,16 @@ class Child:
     Args:
         work: what `child.py` is told.
         device: "cuda" or "cpu".
+        under: a tool that runs it, as the words in front of its command.
     """
 
-    def __init__(self, work: dict[str, Any], device: str) -> None:
-        # Off a GPU our kernels run in Triton's interpreter.
-        environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if device == "cpu" else {})}
+    def __init__(self, work: dict[str, Any], device: str, under: tuple[str, ...] = ()) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        # Off a GPU our kernels run in Triton's interpreter, where that works.
+        if device == "cpu" and interpreter_lacks() is None:
+            environment["TRITON_INTERPRET"] = "1"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.kernels.child", json.dumps(work), device],
+            [*under, sys.executable, "-m", "benchmarks.kernels.child", json.dumps(work), device],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -155,11 +160,23 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Task:
-    """A job for `run_tasks`: its name, what the child is told, its limit in seconds."""
+    """A job: its name, what the child is told, its limit in seconds, and the words of a tool that runs the child."""
 
     name: str
     work: dict[str, Any]
     limit: float
+    under: tuple[str, ...] = ()
+
+
+def _child(task: Task, device: str) -> Child:
+    return Child(task.work, device, task.under) if task.under else Child(task.work, device)
+
+
+def _judged(outcome: Outcome, deadline: Deadline) -> Outcome:
+    """The outcome; a child that was stopped because the bench's time was over did not hang."""
+    if deadline.left() <= GRACE and outcome.verdict.startswith("no answer"):
+        return replace(outcome, verdict=OUT_OF_TIME)
+    return outcome
 
 
 def run_at_once(
@@ -170,12 +187,28 @@ def run_at_once(
     def one(task: Task) -> Outcome:
         if deadline.left() <= 0:
             return Outcome((), "not run: no time was left", 0.0)
-        outcome = Child(task.work, device).work(deadline.limit(task.limit))
+        outcome = _judged(_child(task, device).work(deadline.limit(task.limit)), deadline)
         told(task, outcome)
         return outcome
 
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(one, tasks))
+
+
+def run_until_one_hangs(
+    tasks: list[Task], device: str, deadline: Deadline, told: Callable[[Task, Outcome], None]
+) -> list[Outcome]:
+    """One after the other, each alone. Where one does not answer the others are not tried: they would not either."""
+    outcomes: list[Outcome] = []
+    hung: Task | None = None
+    for task in tasks:
+        if hung is not None:
+            outcomes.append(Outcome((), f"not run: {hung.name} did not answer", 0.0))
+            continue
+        (outcome,) = run_at_once([task], device, deadline, 1, told)
+        outcomes.append(outcome)
+        hung = task if outcome.verdict.startswith("no answer") else None
+    return outcomes
 
 
 def run_in_turn(
@@ -189,11 +222,9 @@ def run_in_turn(
         if left < WORTH_STARTING:
             outcome = Outcome((), f"not run: {max(0.0, left):.0f} s were left", 0.0)
         else:
-            child = waiting or Child(task.work, device)
-            waiting = Child(tasks[index + 1].work, device) if index + 1 < len(tasks) else None
-            outcome = child.work(deadline.limit(task.limit))
-            if not outcome.ok and deadline.left() <= GRACE and outcome.verdict.startswith("no answer"):
-                outcome = replace(outcome, verdict="stopped at the end of the bench's time")
+            child = waiting or _child(task, device)
+            waiting = _child(tasks[index + 1], device) if index + 1 < len(tasks) else None
+            outcome = _judged(child.work(deadline.limit(task.limit)), deadline)
         outcomes.append(outcome)
         told(task, outcome)
     if waiting is not None:

@@ -87,17 +87,18 @@ def short_name(device: str) -> str:
     return "-".join(kept or words) or "unknown"
 
 
-def result_file(out: Path, kind: str, machine: dict[str, Any], measured: bool, *, part: bool = False) -> Path:
+def result_file(out: Path, kind: str, machine: dict[str, Any], measured: bool, *, part: str = "") -> Path:
     """Where results go, without a suffix: `out` itself if it names a .json file, else a file in it, by the device.
 
     Args:
         kind: of the bench.
-        part: whether some of the bench was left out on request, which must not replace the whole.
+        part: what was asked for where that is not the whole bench; its words end up in the name, so that neither the
+            whole nor another part is replaced.
     """
     if out.suffix == ".json":
         return out.with_suffix("")
     where = short_name(str(machine["device"])) if measured else "dry-run"
-    return out / "-".join([kind, where, *(["part"] if part else [])])
+    return out / "-".join([kind, where, *re.findall(r"[a-z0-9.]+", part.lower())])
 
 
 def write_files(path: Path, results: dict[str, Any], page: str) -> None:

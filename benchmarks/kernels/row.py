@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Status = Literal["timed", "right", "unmeasured", "wrong", "failed", "skipped"]
-Kind = Literal["ceiling", "dense", "ours", "peer", "check", "graph", "step"]
+Kind = Literal["ceiling", "dense", "ours", "peer", "check", "graph", "step", "health", "sweep"]
 # Marks a row among whatever else a child writes.
 MARK = "@row "
 # What a child says when it has loaded, and when it has come to its end.

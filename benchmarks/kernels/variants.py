@@ -43,15 +43,20 @@ class Variant:
     gathers: bool = True
 
 
+def inputs_for(request: AttendRequest, selected: Selected, in_order: tuple[Tensor, Tensor] | None) -> AttendInputs:
+    """What a form of `attend` takes, of a request, its selection, and K and V in block order if they are at hand."""
+    tail = None if request.tail is None else request.tail.to(request.q.dtype)
+    k, v = in_order or (request.k, request.v)
+    rest = request.tables.geometry, selected, tail, request.key_bias, request.scale
+    return AttendInputs(request.q, k, v, *rest, in_order is not None)
+
+
 def _attend_of(backend: TritonBackend) -> Attend:
     """The backend's `attend` by itself."""
 
     def attend(request: AttendRequest, selected: Selected, in_order: tuple[Tensor, Tensor] | None) -> Tensor:
-        out, tail = new_output(request.q), request.tail
-        tail = None if tail is None else tail.to(request.q.dtype)
-        k, v = in_order or (request.k, request.v)
-        rest = request.tables.geometry, selected, tail, request.key_bias, request.scale
-        backend.launch(AttendInputs(request.q, k, v, *rest, in_order is not None), out)
+        out = new_output(request.q)
+        backend.launch(inputs_for(request, selected, in_order), out)
         return out
 
     return attend

@@ -12,8 +12,18 @@ import torch
 pytest.importorskip("diffusers")
 
 from benchmarks.e2e import steps
-from benchmarks.e2e.models import MODELS, built_on, without_masks
-from benchmarks.e2e.runs import FIRST, RUNS, Run, densities_of, first_densities, runs_of, verdict, wanted_densities
+from benchmarks.e2e.models import MODELS, built_on, linear_flops, weight_bytes, without_masks
+from benchmarks.e2e.runs import (
+    FIRST,
+    RUNS,
+    TARGETS,
+    Run,
+    densities_of,
+    first_densities,
+    runs_of,
+    verdict,
+    wanted_densities,
+)
 from benchmarks.e2e.steps import step_rows
 from benchmarks.kernels.row import Row
 from draftattention.draftattn_core import Schedule, Settings
@@ -140,9 +150,10 @@ def test_a_run_with_a_step_missing_has_no_factor() -> None:
 
 
 def test_verdicts() -> None:
-    missed = verdict(Run("Wan 14B 720p", 20, 0.3, 1.8, 1.9), "NVIDIA H200")
+    wanted = TARGETS["Wan 14B 720p"]
+    missed = verdict(Run("Wan 14B 720p", 20, 0.3, wanted - 0.2, 1.9), "NVIDIA H200")
     assert missed is not None and missed.word == "missed"
-    assert missed.said == "1.80 x (1.90 x without what a run pays once), short by 0.20"
+    assert missed.said == f"{wanted - 0.2:.2f} x (1.90 x without what a run pays once), short by 0.20"
     met = verdict(Run(HUNYUAN, 20, 0.3, 3.1, 3.2), "NVIDIA H100")
     assert met is not None and met.word == "met" and "the target is for an H200" in met.said
     unmeasured = verdict(Run(HUNYUAN, 20, None, None, None), "none")
@@ -151,6 +162,40 @@ def test_verdicts() -> None:
 
 
 def test_what_would_run_is_told_where_diffusers_is_missing() -> None:
-    blocked = "import sys; sys.modules['diffusers'] = None; from benchmarks.e2e.__main__ import main; main(['--help'])"
+    blocked = "import sys; sys.modules['diffusers'] = None; from benchmarks.e2e.__main__ import main; main(['--plan'])"
     found = subprocess.run([sys.executable, "-c", blocked], cwd=PACK_ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+    assert found.stdout.count("cannot run: ModuleNotFoundError") == len(MODELS)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_estimates_count_each_weight_with_what_passes_through_it(name: str) -> None:
+    """Seen on a tiny model: video tokens, text tokens, or one vector a step."""
+    model, seen = MODELS[name], dict[str, int]()
+    transformer, inputs = model.build(True).eval(), model.inputs(True, CPU, torch.float32)
+
+    def see(weights: str) -> Any:
+        def hook(module: torch.nn.Module, _: Any, out: torch.Tensor) -> None:
+            channels = out.shape[1] if isinstance(module, torch.nn.Conv3d) else out.shape[-1]
+            seen[weights] = out.numel() // channels
+
+        return hook
+
+    for weights, module in transformer.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv3d)):
+            module.register_forward_hook(see(f"{weights}.weight"))
+    timestep = torch.tensor([500]).to(torch.long if model.timestep == torch.long else torch.float32)
+    with torch.no_grad():
+        transformer(**inputs, timestep=timestep, return_dict=False)
+    video = max(seen.values())
+    kinds = {weights: model.reads(weights) for weights in seen}
+    assert {"video", "text", "once"} == set(kinds.values()) and len(seen) > 20
+    for weights, rows in seen.items():
+        kind = "once" if rows == 1 else "video" if rows == video else "text"
+        assert kinds[weights] == kind, weights
+
+
+def test_half_of_hunyuan_s_weights_see_text_or_one_vector_only() -> None:
+    model = MODELS[HUNYUAN]
+    everything = weight_bytes(model, False, torch.bfloat16) * model.attention[1]
+    assert 0.3 < linear_flops(model) / everything < 0.4

@@ -17,6 +17,8 @@ from benchmarks.kernels.plan import FILL, TINY, Effort, Shape, measuring, once
 from benchmarks.kernels.row import Row
 from benchmarks.kernels.timing import Clock
 from benchmarks.kernels.variants import VARIANTS, Variant
+from draftattention.draftattn_core.backends.request import AttendRequest
+from draftattention.draftattn_core.method.rules.call import RuleCall
 
 CPU = torch.device("cpu")
 
@@ -124,10 +126,11 @@ def test_dense_rows_are_timed_for_the_backends_that_serve_the_call() -> None:
 
 
 def problem() -> tuple[Shape, Variant]:
-    def run(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, None]:
-        return scaled_dot_product_attention(q, k, v), None
+    def run(call: RuleCall) -> tuple[Tensor, AttendRequest]:
+        out = scaled_dot_product_attention(call.q, call.k, call.v)
+        return out, AttendRequest(call.q, call.k, call.v, call.tables, torch.ones(0), None, None, call.scale)
 
-    return TINY[0], replace(VARIANTS["pointer"], run=run)  # type: ignore[arg-type]
+    return TINY[0], replace(VARIANTS["pointer"], run=run)
 
 
 def again(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:

@@ -1,0 +1,79 @@
+"""Targets are arithmetic: none is beyond what a perfect kernel gives, and the pages say what the formulas say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import limits
+from benchmarks.kernels.plan import SHAPES
+from benchmarks.limits import MODELS, RATES, STEPS, Sizes, factor, of_preset, of_speed, tail_share, target
+from draftattention.draftattn_core.run.schedule import PRESETS
+from draftattention.draftattn_core.run.speed import SPEEDS
+from tools.comfyui.path import PACK_ROOT
+
+BEGIN, END = "<!-- python -m benchmarks.limits -->\n", "<!-- end -->"
+
+
+@pytest.mark.parametrize("sizes", MODELS, ids=lambda sizes: sizes.name)
+def test_sizes_are_those_of_the_models_that_are_timed(sizes: Sizes) -> None:
+    """Against every weight of diffusers' own class: what the sizes leave out is less than a hundredth."""
+    pytest.importorskip("diffusers")
+    from benchmarks.e2e.models import MODELS as TIMED
+    from benchmarks.e2e.models import linear_flops
+
+    model = TIMED[sizes.name]
+    assert model.attention == (sizes.width // sizes.head, sizes.attended, sizes.head)
+    assert (model.layers, model.video, model.text) == (sizes.layers, sizes.video, sizes.text)
+    assert model.attention_flops == sizes.attention
+    assert linear_flops(model) == pytest.approx(sizes.linear, rel=0.01)
+    shape = next(shape for shape in SHAPES if shape.name == sizes.name)
+    assert (shape.tokens, shape.layout.grid.tokens) == (sizes.attended, sizes.video)
+    assert shape.flops * sizes.layers == sizes.attention
+
+
+def test_the_products_of_a_tail_counted_one_by_one() -> None:
+    """Head size 16, blocks of 4, 10 video tokens and 3 of text: three pooled keys."""
+    dense = sum(2 * 2 * 16 for _ in range(13))
+    pooled = {"none": 0, "mean": 2, "linear0": 2, "linear1": 4, "linear2": 6}
+    for name, products in pooled.items():
+        counted = 3 * products * 2 * 16 + (2 * 16 * 16 if name.startswith("linear") else 0)
+        assert tail_share(10, 13, 16, name, 4) == pytest.approx(counted / dense)  # type: ignore[arg-type]
+
+
+def test_no_factor_passes_that_of_a_perfect_kernel() -> None:
+    for model in MODELS:
+        for densities in (*map(of_preset, PRESETS), *map(of_speed, SPEEDS)):
+            for rates in RATES:
+                for answered in (0.0, 0.5):
+                    best = factor(model, densities, held=False, rates=rates, answered=answered)
+                    ours = factor(model, densities, held=True, rates=rates, answered=answered)
+                    assert 1.0 < ours < best
+                    share = model.share(rates)
+                    # Nothing but dense evaluations and weights is left.
+                    dense = sum(density >= 1.0 for density in densities)
+                    most = STEPS / (dense + (STEPS - dense) * (1 - answered) * (1 - share))
+                    assert best < most
+
+
+@pytest.mark.parametrize("sizes", MODELS, ids=lambda sizes: sizes.name)
+def test_targets_lie_below_the_physical_limit(sizes: Sizes) -> None:
+    from benchmarks.e2e.runs import TARGETS
+
+    wanted = TARGETS[sizes.name]
+    assert wanted == target(sizes.name)
+    assert 1.0 < wanted < min(factor(sizes, of_preset("balanced"), held=False, rates=rates) for rates in RATES)
+    assert 0.0 <= factor(sizes, of_preset("balanced"), held=True) - wanted < 0.05
+
+
+def test_a_dense_run_is_as_fast_as_a_dense_run() -> None:
+    assert factor(MODELS[0], [1.0] * 3, held=True, answered=0.9) == pytest.approx(1.0)
+    # Half of the evaluations answered and nothing else: twice as fast.
+    almost = [torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)).item()] * 4
+    assert factor(MODELS[0], almost, held=False, answered=0.5) == pytest.approx(2.0, rel=1e-6)
+
+
+def test_the_page_holds_what_the_formulas_give() -> None:
+    text = (PACK_ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert text.count(BEGIN) == 1
+    assert text.split(BEGIN)[1].split(END)[0] == limits.page()
