@@ -47,7 +47,9 @@ def measure_captured(
         for grid, seed in rounds:
             known = known_cells(raw)
             missing = {
-                step: [cell for cell in cells.of(seed) if cell.key not in known.get(str(unit(scenario, seed, step)), ())]
+                step: [
+                    cell for cell in cells.of(seed) if cell.key not in known.get(str(unit(scenario, seed, step)), ())
+                ]
                 for step in judged
             }
             bar.update(sum(not some for some in missing.values()))
@@ -84,9 +86,7 @@ def measure_captured(
 
 def _evaluation(calls: list[CapturedCall], scenario: Captured, cache: TableCache) -> Evaluation:
     ordered = sorted(calls, key=lambda call: call.layer)
-    return Evaluation(
-        tuple(LayerCall(call, Settings(), cache) for call in ordered), ordered[0].step / scenario.steps
-    )
+    return Evaluation(tuple(LayerCall(call, Settings(), cache) for call in ordered), ordered[0].step / scenario.steps)
 
 
 def _judge(
@@ -107,6 +107,4 @@ def _judge(
         found[cell.key] = cell.score(evaluation, before)
     if found:
         step = evaluation.layers[0].call.step
-        raw.append(
-            {"unit": unit(scenario, seed, step), "cells": found, "took": round(time.monotonic() - since, 2)}
-        )
+        raw.append({"unit": unit(scenario, seed, step), "cells": found, "took": round(time.monotonic() - since, 2)})

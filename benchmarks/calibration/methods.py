@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from diffusers import WanTransformer3DModel
+
 from benchmarks.calibration.calibration_runs import Kept, merged
 from benchmarks.calibration.evaluation import Evaluation, Score
 from benchmarks.calibration.plan import CalibrationRun, Captured
@@ -18,7 +20,6 @@ from benchmarks.calibration.published import (
 )
 from benchmarks.calibration.spend import figures_of, score_budgets, score_uniform
 from benchmarks.quality.capture import prompt_of
-from diffusers import WanTransformer3DModel
 from draftattention.draftattn_core import Settings, TableCache
 from draftattention.draftattn_core.run.figures import CompleteFigures
 from draftattention.draftattn_core.run.probe import DEFAULT_ROWS

@@ -77,7 +77,27 @@ class Whole:
     warm: int = 2
 
 
-Scenario = Captured | Whole
+@dataclass(frozen=True)
+class Sensitivity:
+    """Whether a measured weight for each layer beats plain absolute error.
+
+    Attributes:
+        at_steps: one for each bucket of progress.
+        weighing: seeds that the weights are measured on; seeds: those that judge.
+        works: mean works of the evaluations.
+    """
+
+    name: str
+    grid: TokenGrid
+    steps: int
+    at_steps: tuple[int, ...]
+    weighing: tuple[int, ...]
+    seeds: tuple[int, ...]
+    calibration: tuple[CalibrationRun, ...]
+    works: tuple[float, ...] = (0.15, 0.25)
+
+
+Scenario = Captured | Whole | Sensitivity
 
 _PAIRS = {20: ((1, 2), (4, 7), (11, 13)), 8: ((0, 1), (2, 4), (5, 6))}
 # Prompts of the seeds: 0 shapes, 1 pan, 2 both, 3 shapes, ...
@@ -103,14 +123,16 @@ def scenarios(quick: bool) -> list[Scenario]:
         other_sampler=runs(small, 20, _CALIBRATION_SEEDS[:2], "dpmpp_2m"),
     )
     whole = Whole("whole runs, small grid", small, 20, (0, 1), on_small)
+    weighed = Sensitivity(
+        "weight by layer, small grid", small, 20, (2, 7, 13), _CALIBRATION_SEEDS[:2], (0, 1, 2), on_small
+    )
     if quick:
-        return [captured, whole]
+        return [captured, whole, weighed]
     return [
         captured,
-        Captured(
-            "captured, real size", real, 8, _PAIRS[8], (0, 1), on_real, elsewhere=on_small, published=(0.15,)
-        ),
+        Captured("captured, real size", real, 8, _PAIRS[8], (0, 1), on_real, elsewhere=on_small, published=(0.15,)),
         whole,
+        weighed,
         Whole("whole runs, real size", real, 20, (0, 1, 2, 3), on_real),
         Captured(
             "captured, small grid, profile of the real size",

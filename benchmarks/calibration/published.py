@@ -147,7 +147,10 @@ def score_rettention(evaluation: Evaluation, before: Evaluation, target: float, 
         tables = layer.cache.get(layout, layer.call.q.device)
         # The window's blocks are kept whole, so its own density is less than what it costs.
         window = solve(
-            lambda x: exact_share(_window(layer, tables, x), tables), target, guess=target, tolerance=4e-3  # noqa: B023
+            lambda x: exact_share(_window(layer, tables, x), tables),
+            target,
+            guess=target,
+            tolerance=4e-3,  # noqa: B023
         )
         if window is None:
             return []
@@ -252,4 +255,3 @@ def score_portable(
             policy = _with_gains(request, policy, call.layer)
         scores.append(layer.score_kept(keep, policy))
     return scores
-

@@ -1,0 +1,2 @@
+def write(scenarios, records, out):
+    return []
