@@ -73,7 +73,8 @@ class Cells:
             cells.append(Cell(ONLINE, work, False, self._by(self._online_figures, work)))
             cells.append(Cell(ORACLE, work, False, self._by(self._oracle_figures, work)))
         for name, runs in self._profiles_of(seed).items():
-            cells += [Cell(name, work, True, self._by_profile(runs, work), runs) for work in plan.works]
+            works = plan.works if name == PROFILE else plan.transfer_works
+            cells += [Cell(name, work, True, self._by_profile(runs, work), runs) for work in works]
         if seed in plan.seeds[: plan.published_seeds]:
             cells += self._published()
         return cells
@@ -104,8 +105,8 @@ class Cells:
                     lambda e, b, t=target: score_rettention(e, b, t, since[e.layers[0].call.step]),
                 )
             )  # fmt: skip
-        if plan.masks and plan.published:
-            runs = plan.calibration
+        if plan.masks:
+            runs = plan.masks
             for mass in MASSES:
                 for repeats, name in ((True, MASKS), (False, f"{MASKS}, no repetition heads")):
                     by = self._by_masks(mass, repeats)
@@ -162,7 +163,7 @@ class Cells:
 
     def _by_masks(self, floor: float, repeats: bool) -> Callable[[Evaluation, Evaluation], list[Score]]:
         def score(evaluation: Evaluation, before: Evaluation) -> list[Score]:
-            runs = [self._energies(run) for run in self.scenario.calibration]
+            runs = [self._energies(run) for run in self.scenario.masks]
             return score_masks(evaluation, runs, floor, self.scenario.steps, repeats=repeats)
 
         return score

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.frontier.methods import Solver
 from benchmarks.quality.capture import prompt_of
@@ -39,9 +39,10 @@ class Captured:
         calibration: runs that profiles are made from; none of `seeds`.
         elsewhere: runs on another grid. other_steps: runs of fewer steps, by their number. other_sampler: with another
             solver.
-        works: target works of budgets; uniform_works: of one density for all heads.
+        works: target works of budgets; uniform_works: of one density for all heads; transfer_works: of profiles made
+            under other conditions than the judged runs.
         published: target works of published methods, on the first `published_seeds` seeds.
-        masks: whether CalibAtt's masks are made from the calibration runs.
+        masks: runs that CalibAtt's masks are made from, none to leave them out; judged where published methods are.
     """
 
     name: str
@@ -54,10 +55,11 @@ class Captured:
     other_steps: tuple[CalibrationRun, ...] = ()
     other_sampler: tuple[CalibrationRun, ...] = ()
     works: tuple[float, ...] = (0.10, 0.15, 0.20, 0.30)
+    transfer_works: tuple[float, ...] = (0.15, 0.30)
     uniform_works: tuple[float, ...] = (0.08, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50)
     published: tuple[float, ...] = (0.15, 0.30)
     published_seeds: int = 1
-    masks: bool = True
+    masks: tuple[CalibrationRun, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,23 +128,19 @@ def scenarios(quick: bool) -> list[Scenario]:
     weighed = Sensitivity(
         "weight by layer, small grid", small, 20, (2, 7, 13), _CALIBRATION_SEEDS[:2], (0, 1, 2), on_small
     )
+    masks = replace(captured, name="masks, small grid", masks=on_small[:3])
     if quick:
-        return [captured, whole, weighed]
+        return [captured, weighed, whole, masks]
+    real_captured = Captured(
+        "captured, real size", real, 8, _PAIRS[8], (0, 1), on_real, elsewhere=on_small, published=(0.15,)
+    )
     return [
         captured,
-        Captured("captured, real size", real, 8, _PAIRS[8], (0, 1), on_real, elsewhere=on_small, published=(0.15,)),
-        whole,
         weighed,
+        whole,
+        real_captured,
+        masks,
         Whole("whole runs, real size", real, 20, (0, 1, 2, 3), on_real),
-        Captured(
-            "captured, small grid, profile of the real size",
-            small,
-            20,
-            _PAIRS[20],
-            (0, 1, 2),
-            on_small,
-            elsewhere=on_real,
-            published=(),
-            masks=False,
-        ),
+        replace(captured, name="from the real size to the small grid", elsewhere=on_real),
+        replace(real_captured, name="masks, real size", masks=on_real),
     ]

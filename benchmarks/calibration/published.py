@@ -150,7 +150,7 @@ def score_rettention(evaluation: Evaluation, before: Evaluation, target: float, 
             lambda x: exact_share(_window(layer, tables, x), tables),
             target,
             guess=target,
-            tolerance=4e-3,  # noqa: B023
+            tolerance=4e-3,
         )
         if window is None:
             return []

@@ -3,8 +3,8 @@
 At the first sparse call of every layer, and once more in each later bucket of progress, a few exact rows give the error
 curves of its heads (`error_curves`). From the next evaluation on every head has the density that the solver gives it:
 at the work that the schedule's density would have cost everywhere, tails included, or, with `max_error`, at the least
-work that keeps each layer within it (with a `margin`), from that very call on. A profile gives the curves before the first sparse call;
-what is measured there says whether it holds.
+work that keeps each layer within it (with a `margin`), from that very call on. A profile gives the curves before the
+first sparse call; what is measured there says whether it holds.
 
 Whatever does not fit ends the spending with a note, and the run goes on at the schedule's densities.
 """
