@@ -21,6 +21,7 @@ from benchmarks.calibration.report import write
 from benchmarks.calibration.sensitivity import measure_sensitivity
 from benchmarks.calibration.whole import measure_whole
 from benchmarks.frontier.rounds import References
+from benchmarks.quality.end_to_end import attention_share
 from benchmarks.quality.plan import Clock
 from benchmarks.quality.raw import WHOLE, Raw, Shard, model_sha
 from demo import checkpoint
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bench calibration: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     finally:
-        for path in write(scenarios(quick=False), raw.records(), arguments.out):
+        plans = scenarios(quick=False)
+        model = checkpoint.load(arguments.model)
+        shares = {str(plan.grid): attention_share(model, plan.grid.tokens) for plan in plans}
+        for path in write(plans, raw.records(), shares, arguments.out):
             print(path)
     return 0
 

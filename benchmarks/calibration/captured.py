@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
 from benchmarks.calibration.calibration_runs import Kept
-from benchmarks.calibration.evaluation import Evaluation, LayerCall
+from benchmarks.calibration.evaluation import Evaluation, LayerCall, Score
 from benchmarks.calibration.methods import Cell, Cells
 from benchmarks.calibration.plan import Captured
 from benchmarks.quality.capture import CapturedCall, capture, prompt_of
 from benchmarks.quality.plan import Clock
-from benchmarks.quality.raw import Raw, Shard
+from benchmarks.quality.raw import Raw, Record, Shard
 from draftattention.draftattn_core import Settings, TableCache
 
 Unit = list[object]
@@ -22,13 +23,21 @@ Unit = list[object]
 
 def unit(scenario: Captured, seed: int, step: int) -> Unit:
     """What a line's figures depend on, beside its cells and the weights."""
-    return ["captured", str(scenario.grid), scenario.steps, list(scenario.pairs), seed, prompt_of(seed), step]
+    return [
+        "captured",
+        str(scenario.grid),
+        scenario.steps,
+        [list(p) for p in scenario.pairs],
+        seed,
+        prompt_of(seed),
+        step,
+    ]
 
 
-def known_cells(raw: Raw) -> dict[str, dict[str, object]]:
+def known_cells(records: Sequence[Record]) -> dict[str, dict[str, list[Score]]]:
     """By unit, what is measured: scores by the key of their cell."""
-    found: dict[str, dict[str, object]] = {}
-    for record in raw.records():
+    found: dict[str, dict[str, list[Score]]] = {}
+    for record in records:
         if record["unit"][0] == "captured":
             found.setdefault(str(record["unit"]), {}).update(record["cells"])
     return found
@@ -45,7 +54,7 @@ def measure_captured(
     total = len(rounds) * len(judged)
     with tqdm(total=total, unit="evaluation", desc=scenario.name) as bar, torch.inference_mode():
         for grid, seed in rounds:
-            known = known_cells(raw)
+            known = known_cells(raw.records())
             missing = {
                 step: [
                     cell for cell in cells.of(seed) if cell.key not in known.get(str(unit(scenario, seed, step)), ())
@@ -100,7 +109,7 @@ def _judge(
 ) -> None:
     """Score one evaluation; what the clock has no time for is left for the next sitting."""
     since = time.monotonic()
-    found: dict[str, object] = {}
+    found: dict[str, list[Score]] = {}
     for cell in cells:
         if clock.left() < 0:
             break

@@ -145,13 +145,7 @@ def score_rettention(evaluation: Evaluation, before: Evaluation, target: float, 
     for layer, earlier in zip(evaluation.layers, before.layers, strict=True):
         layout = Layout(layer.call.grid, 0, 0, 128, 64, None, "raster")
         tables = layer.cache.get(layout, layer.call.q.device)
-        # The window's blocks are kept whole, so its own density is less than what it costs.
-        window = solve(
-            lambda x: exact_share(_window(layer, tables, x), tables),
-            target,
-            guess=target,
-            tolerance=4e-3,
-        )
+        window = _window_of(layer, tables, target)
         if window is None:
             return []
         keep, old = _window(layer, tables, window), earlier.call
@@ -160,6 +154,11 @@ def score_rettention(evaluation: Evaluation, before: Evaluation, target: float, 
         out = left.corrected(_masked(layer, tables, keep), since)
         scores.append(layer.score_output(out, exact_share(keep, tables), 0.0))
     return scores
+
+
+def _window_of(layer: LayerCall, tables: LayoutTables, target: float) -> float | None:
+    """The window's own density for a work: its blocks are kept whole, so it is less than what it costs."""
+    return solve(lambda x: exact_share(_window(layer, tables, x), tables), target, guess=target, tolerance=4e-3)
 
 
 def _window(layer: LayerCall, tables: LayoutTables, density: float) -> Tensor:
