@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from draftattention.draftattn_core.method.policy import TAILS, Policy
+from draftattention.draftattn_core.method.policy import TAILS, Policy, TailName
 from draftattention.draftattn_core.run.fingerprint import ProfileError
 from draftattention.draftattn_core.run.profile import FEW_PROMPTS
 from draftattention.draftattn_core.run.profile_file import SUFFIX, profile_path
@@ -80,7 +80,7 @@ def source_of(arguments: argparse.Namespace) -> Source:
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """Dense and recording, under the conditions that the nodes' runs with the same choices have."""
     q_block, k_block = BLOCKS[arguments.blocks]
-    tail = "linear1" if arguments.tail == "auto" else arguments.tail
+    tail: TailName = "linear1" if arguments.tail == "auto" else arguments.tail
     return Settings(
         policy=Policy(tail=tail),
         schedule=constant(1.0),
