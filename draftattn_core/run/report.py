@@ -57,6 +57,8 @@ class Position:
             not. For listeners: nothing is decided or counted by it.
         first_head: number of the call's first head in its layer; all_heads: how many heads the layer has, 0 if the
             call holds them all. A device that holds some of the heads reads its part of the whole plan by them.
+        conditional: for a batch that serves several conditions one after the other, of as many samples each, whether
+            each is the conditional branch; empty if the host does not say. For calibration.
     """
 
     step: int
@@ -66,6 +68,7 @@ class Position:
     branch: str = ""
     first_head: int = 0
     all_heads: int = 0
+    conditional: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if self.first_head < 0 or (self.first_head and self.first_head >= self.all_heads):

@@ -105,16 +105,18 @@ class Adapter:
             log.exception("DraftAttention does not understand this run and leaves it dense")
             self.handle.report = RunReport(notes=["this run was not understood and stayed dense, see the log"])
             return None
-        asked = skipping.chosen(guider.model_options.get("transformer_options") or {})
         settings = Settings()
         if self.choices is not None:
             settings = self.choices.settings(steps, tokens.grid.tokens if isinstance(tokens, Tokens) else 0)
-            if self.choices.strict:
-                other = skipping.other_cache(guider.model_options, patcher) if asked.rule != "off" else None
-                refuse_surprises(tokens, settings, bypassed, patcher, other)
+        asked = skipping.chosen(guider.model_options.get("transformer_options") or {}) or settings.skip
+        if self.choices is not None and self.choices.strict:
+            other = skipping.other_cache(guider.model_options, patcher) if asked.rule != "off" else None
+            refuse_surprises(tokens, settings, bypassed, patcher, other)
         skip, why_not = skipping.settle(asked, trajectory.steps, guider.model_options, patcher)
         recording = recording_of(guider.model_options)
-        settings = replace(settings, skip=skip, record=settings.record or recording is not None)
+        settings = replace(settings, skip=skip)
+        if recording is not None:
+            settings = recording.settings(settings)
         run = Run(settings, self.handle.events, model=model_name(patcher, settings, recording))
         if why_not is not None:
             run.note(f"DraftAttention {why_not}")

@@ -13,10 +13,10 @@ SKIP = "draft_attention_skip_steps"
 _CACHES = re.compile(r"(easy|lazy|tea|mag|first_?block|fb|dual_?block|wave_?speed)[_ ]?cache", re.IGNORECASE)
 
 
-def chosen(options: Mapping[str, Any]) -> StepCacheSettings:
-    """What a model's transformer_options ask for; off where no node asked."""
+def chosen(options: Mapping[str, Any]) -> StepCacheSettings | None:
+    """What a Skip Steps node asked for; None where there is none."""
     found = options.get(SKIP)
-    return found if isinstance(found, StepCacheSettings) else StepCacheSettings()
+    return found if isinstance(found, StepCacheSettings) else None
 
 
 def settle(

@@ -137,6 +137,36 @@ def _() -> None:
     assert handle.report.calls_sparse > 0
 
 
+@check(
+    "Apply's speed makes attention sparse and skips steps; a Skip Steps node rules over the skipping, paper never skips"
+)
+def _() -> None:
+    def made(model: Any = None, **choices: Any) -> tuple[list[int], Any]:
+        patched, handle = host.apply(wan() if model is None else model, **choices)
+        patched, calls = counted(patched)
+        run(patched, steps=STEPS)
+        assert handle.report.calls_sparse > 0
+        return calls, handle.report
+
+    speeds = host.pack("draftattn_core.run.speed").SPEEDS
+    kept = dict(speeds)
+    # The toy model has random weights: only a threshold that lets everything pass is sure to skip.
+    try:
+        speeds["max"] = type(kept["max"])(kept["max"].density, 100.0)
+        calls, report = made(speed="max")
+        assert len(calls) == report.outcomes["computed"] < STEPS and report.outcomes["forecast"] > 0
+        for other in ({"speed": "max", "preset": "paper"}, {"speed": "off"}):
+            calls, report = made(**other)
+            assert len(calls) == report.outcomes["computed"] == STEPS, other
+        calls, report = made(skipping(wan(), threshold=0.0), speed="max")
+        assert len(calls) == STEPS, "the node's threshold of 0 was to win"
+        calls, report = made(skipping(wan()), speed="off")
+        assert len(calls) < STEPS
+    finally:
+        speeds.clear()
+        speeds.update(kept)
+
+
 @check("Skip Steps takes EasyCache's published values for a model")
 def _() -> None:
     skip_steps, cache = host.pack("nodes.skip_steps"), host.pack("draftattn_core.run.step_cache")
