@@ -1,4 +1,4 @@
-"""`python run.py calibrate`: profiles made run by run, gone on with after a stop, of the tiny model and of a pipeline."""
+"""`python run.py calibrate`: profiles made run by run, gone on with after a stop, of tiny models and pipelines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 
 from draftattention.draftattn_core.method.policy import TAILS
+from draftattention.draftattn_core.run.calibration_file import load_profile_with_masks
 from draftattention.draftattn_core.run.fingerprint import Conditions
 from draftattention.draftattn_core.run.profile import Profile, prompt_key
 from draftattention.draftattn_core.run.profile_file import load_profile, save_profile
@@ -17,7 +18,7 @@ from draftattention.draftattn_core.run.schedule import constant
 from draftattention.draftattn_core.run.settings import Settings
 from draftattention.nodes.inputs.presets import Choices
 from tools.calibrate import __main__ as command
-from tools.calibrate.jobs import Job, Progress, jobs, read_prompts
+from tools.calibrate.jobs import Job, Progress, Recorded, jobs, read_prompts
 from tools.calibrate.pipelines import Pipeline, VideoSize
 from tools.calibrate.source import sees_all_buckets, steps_needed
 
@@ -56,7 +57,7 @@ def test_a_stopped_calibration_goes_on_where_it_was(
 ) -> None:
     out, real, seen = tmp_path / "t.safetensors", command.TinyModel.record, []
 
-    def stops(self: Any, job: Job, *rest: Any) -> Profile | None:
+    def stops(self: Any, job: Job, *rest: Any) -> Recorded:
         if len(seen) == 1:
             raise KeyboardInterrupt
         seen.append(job)
@@ -75,12 +76,12 @@ def test_a_stopped_calibration_goes_on_where_it_was(
 def test_a_run_whose_adding_was_interrupted_is_measured_again_and_counts_once(made: Path, tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     progress, job, profile = Progress(path, {"steps": 2}), Job("a fox", 0), load_profile(made)
-    progress.journal.write_text('{"run": "0123", "makes": 1}\n{"run": "cut sh')
+    progress.journal.write_text('{"run": "0123", "makes": 1, "masks": 0}\n{"run": "cut sh')
     assert not progress.done(job)
     key = progress._key(job)
-    progress.journal.write_text(f'{{"run": "{key}", "makes": 1}}\n')
+    progress.journal.write_text(f'{{"run": "{key}", "makes": 1, "masks": 0}}\n')
     assert not progress.done(job)  # the line was written, the profile was not
-    progress.add(job, profile)
+    progress.add(job, Recorded(profile))
     assert Progress(path, {"steps": 2}).done(job)
     assert not Progress(path, {"steps": 3}).done(job) and not Progress(path, {"steps": 2}).done(Job("a fox", 1))
     path.unlink()
@@ -92,6 +93,31 @@ def test_more_prompts_grow_the_same_profile(made: Path, tmp_path: Path) -> None:
     save_profile(load_profile(made), path)
     assert calibrate(path, "--prompt", "pan", "--seed", "5") == 0
     assert (load_profile(path).runs, len(load_profile(path).prompts)) == (4, 3)
+
+
+def test_masks_are_voted_for_by_whole_runs_and_kept_beside_the_profile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.safetensors"
+    assert calibrate(out, "--masks", "--prompt", "pan", "--prompt", "both") == 0
+    masks = load_profile_with_masks(out).calibration
+    assert masks is not None and (masks.runs, len(masks.prompts)) == (2, 2)
+    assert len(masks.experts["main"].progress) == 2 and "2 runs in" in capsys.readouterr().out
+    assert calibrate(out, "--masks", "--prompt", "pan", "--prompt", "both") == 0
+    again = load_profile_with_masks(out).calibration
+    assert again is not None and again.runs == 2
+
+
+def test_votes_of_a_run_whose_figures_were_not_added_do_not_count_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.safetensors"
+    with monkeypatch.context() as broken:
+        broken.setattr("tools.calibrate.jobs.add_to_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert calibrate(out, "--masks", "--prompt", "pan") == 130
+    assert calibrate(out, "--masks", "--prompt", "pan") == 0
+    found = load_profile_with_masks(out)
+    assert found.runs == 1 and found.calibration is not None and found.calibration.runs == 1
 
 
 def test_prompts_take_turns_so_that_a_short_calibration_has_seen_most() -> None:
@@ -181,7 +207,7 @@ def record(pipe: Any, steps: int = 6, *, whole: bool = False) -> tuple[Profile |
         taken[0] += 1
 
     source = Pipeline(pipe, "toy", steps=steps, size=VideoSize(64, 64, 5))
-    return source.record(Job("a fox", 3), RECORD, whole, step), taken[0]
+    return source.record(Job("a fox", 3), RECORD, whole, step).profile, taken[0]
 
 
 def test_a_pipeline_is_measured_and_its_run_ends_early() -> None:

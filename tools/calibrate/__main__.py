@@ -42,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = source_of(arguments)
         for prompt in prompts:
             source.check(prompt)
-        progress = Progress(path, {**source.conditions, "tail": arguments.tail, "blocks": arguments.blocks})
-        return calibrate(source, wanted, progress, settings_of(arguments), whole=arguments.whole)
+        chosen = {name: getattr(arguments, name) for name in ("tail", "blocks", "masks")}
+        progress = Progress(path, {**source.conditions, **chosen})
+        whole = arguments.whole or arguments.masks
+        return calibrate(source, wanted, progress, settings_of(arguments), whole=whole)
     except (OSError, ValueError) as error:
         print(f"calibrate: {error}", file=sys.stderr)
         return 2
@@ -88,6 +90,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         q_block=q_block,
         k_block=k_block,
         record=True,
+        record_masks=arguments.masks,
     )
 
 
@@ -104,7 +107,7 @@ def calibrate(source: Source, wanted: Sequence[Job], progress: Progress, setting
         for job in left:
             bar.set_description(f"{job.prompt[:24]}, seed {job.seed}")
             found = source.record(job, settings, whole, bar.update)
-            if found is None:
+            if found.profile is None:
                 failed += 1
                 bar.write(f"calibrate: nothing was measured of {job.prompt[:40]!r}, seed {job.seed}")
                 continue
@@ -114,6 +117,9 @@ def calibrate(source: Source, wanted: Sequence[Job], progress: Progress, setting
         raise ProfileError("nothing was measured: the model's attention is not served here")
     size = progress.path.stat().st_size
     print(f"calibrate: {progress.path} ({size / 1000:.0f} kB), {profile.made_from()}")
+    if progress.masks is not None:
+        size = progress.masks_path.stat().st_size
+        print(f"calibrate: {progress.masks_path} ({size / 1e6:.1f} MB), {progress.masks.made_from()}")
     print(f"calibrate: {len(left)} run{'' if len(left) == 1 else 's'} in {size_words(time.monotonic() - since)}")
     if profile.caveat:
         print(f"calibrate: {profile.caveat}; from {FEW_PROMPTS} on this note is gone wherever it is used")
@@ -126,7 +132,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="MODEL", help=f"folder of a diffusers pipeline, or {TINY}")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="PROFILE", help=f"file ending in {SUFFIX}; may exist"
+        "--out", type=Path, required=True, metavar="PROFILE", help=f"{SUFFIX} file; may exist, then it grows"
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line; # begins a remark")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="one prompt; may be repeated")
@@ -134,6 +140,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the first run of a prompt; the others count on")
     parser.add_argument("--steps", type=int, default=20, help="of the runs that the profile is meant for")
     parser.add_argument("--whole", action="store_true", help="sample to the end; else until all is measured")
+    parser.add_argument(
+        "--masks", action="store_true", help="vote for CalibAtt's masks as well, for this size and number of steps"
+    )
     parser.add_argument("--tail", choices=("auto", *TAILS), default="auto", help="as on the node that will use it")
     parser.add_argument("--blocks", choices=tuple(BLOCKS), default="128/64", help="as on the node that will use it")
     parser.add_argument("--guidance", type=float, help="guidance scale; the model's default otherwise")

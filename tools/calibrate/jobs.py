@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from draftattention.draftattn_core.run.calibration import Calibration
+from draftattention.draftattn_core.run.calibration_file import add_to_calibration, calibration_path, load_calibration
 from draftattention.draftattn_core.run.fingerprint import ProfileError
 from draftattention.draftattn_core.run.profile import Profile
 from draftattention.draftattn_core.run.profile_file import add_to_file, load_profile
@@ -22,6 +24,19 @@ class Job:
 
     prompt: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What one run left.
+
+    Attributes:
+        profile: its figures, None if nothing was measured.
+        masks: its votes for CalibAtt's masks, None where none were asked for.
+    """
+
+    profile: Profile | None
+    masks: Calibration | None = None
 
 
 def jobs(prompts: Sequence[str], first_seed: int, seeds: int) -> list[Job]:
@@ -51,55 +66,65 @@ def read_prompts(path: Path) -> list[str]:
 class Progress:
     """A profile that grows run by run, and the journal beside it that says which runs are in it.
 
-    A line of the journal is written before its run is added and says how many runs the profile has then; so a run whose
-    adding was interrupted is measured again, and none counts twice.
+    A line of the journal is written before its run is added and says how many runs the profile, and the masks, have
+    then; so a run whose adding was interrupted is measured again, and none counts twice.
 
     Args:
         path: of the profile; it may exist, runs are added to it then.
         conditions: what a run depends on beside its prompt and seed.
 
     Raises:
-        ProfileError: if there is a file that is no profile.
+        ProfileError: if there is a file that is no profile, or masks that are none.
     """
 
     def __init__(self, path: Path, conditions: dict[str, object]) -> None:
         self.path, self.conditions = path, conditions
         self.journal = path.with_name(f"{path.name.removesuffix('.safetensors')}.runs.jsonl")
         self.profile: Profile | None = load_profile(path) if path.exists() else None
+        self.masks_path = calibration_path(path)
+        self.masks: Calibration | None = load_calibration(self.masks_path) if self.masks_path.exists() else None
 
     def done(self, job: Job) -> bool:
         """Whether the run is in the profile."""
-        runs = 0 if self.profile is None else self.profile.runs
-        return self._lines().get(self._key(job), runs + 1) <= runs
+        line = self._lines().get(self._key(job))
+        return line is not None and line[0] <= _runs(self.profile)
 
-    def add(self, job: Job, profile: Profile) -> Profile:
-        """Merge a run into the file.
+    def add(self, job: Job, found: Recorded) -> None:
+        """Merge a run into the files.
 
         Raises:
             ProfileError: if it is about another model or other settings, or cannot be written.
         """
-        runs = 0 if self.profile is None else self.profile.runs
-        line = json.dumps({"run": self._key(job), "makes": runs + 1}) + "\n"
+        if found.profile is None:
+            raise ProfileError("nothing was measured: the model's attention is not served here")
+        before = self._lines().get(self._key(job))
+        # Votes are added first, so an interruption between the two leaves a line whose masks are in and profile is not.
+        voted = found.masks is None or (before is not None and before[1] <= _runs(self.masks))
+        self._write(self._key(job), _runs(self.profile) + 1, _runs(self.masks) + (0 if voted else 1))
+        if found.masks is not None and not voted:
+            self.masks = add_to_calibration(found.masks, self.masks_path)
+        self.profile = add_to_file(found.profile, self.path)
+
+    def _write(self, key: str, makes: int, masks: int) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.journal.open("a", encoding="utf-8") as file:
-                file.write(line)
+                # After a kill the last line may lack its end.
+                file.write("\n" + json.dumps({"run": key, "makes": makes, "masks": masks}))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise ProfileError(f"{self.journal.name} cannot be written ({error.strerror}): check the folder") from error
-        self.profile = add_to_file(profile, self.path)
-        return self.profile
 
-    def _lines(self) -> dict[str, int]:
-        """By run, how many runs the profile had once it was in. A line cut short is left out."""
-        found: dict[str, int] = {}
+    def _lines(self) -> dict[str, tuple[int, int]]:
+        """By run, how many runs the profile and the masks had once it was in. A line cut short is left out."""
+        found: dict[str, tuple[int, int]] = {}
         if not self.journal.is_file():
             return found
         for line in self.journal.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                found[str(entry["run"])] = int(entry["makes"])
+                found[str(entry["run"])] = int(entry["makes"]), int(entry["masks"])
             except (ValueError, KeyError, TypeError):
                 continue
         return found
@@ -108,3 +133,7 @@ class Progress:
         # A hash: prompts stay out of files that are shared.
         words = json.dumps([self.conditions, job.prompt, job.seed], sort_keys=True, default=str)
         return hashlib.sha256(words.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _runs(of: Profile | Calibration | None) -> int:
+    return 0 if of is None else of.runs

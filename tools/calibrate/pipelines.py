@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
-from draftattention.draftattn_core.run.profile import MAIN, Profile
+from draftattention.draftattn_core.run.profile import MAIN
 from draftattention.draftattn_core.run.settings import Settings
-from tools.calibrate.jobs import Job
+from tools.calibrate.jobs import Job, Recorded
 from tools.calibrate.source import steps_needed
 
 EXPERTS = ("high", "low")
@@ -77,7 +78,7 @@ class Pipeline:
     def check(self, prompt: str) -> None:
         """A pipeline takes any prompt."""
 
-    def record(self, job: Job, settings: Settings, whole: bool, on_step: Callable[[], object]) -> Profile | None:
+    def record(self, job: Job, settings: Settings, whole: bool, on_step: Callable[[], object]) -> Recorded:
         pipe = self._pipe
         last = self.steps if whole else steps_needed(self.steps)
 
@@ -98,12 +99,14 @@ class Pipeline:
                 for expert, model in self._experts().items()
             ]
             pipe(prompt=job.prompt, num_inference_steps=self.steps, generator=generator, **arguments)
-            found = [handle.run.profile(job.prompt) for handle in handles]
-        made = [profile for profile in found if profile is not None]
-        whole_profile = made[0] if made else None
-        for profile in made[1:]:
-            whole_profile = made[0].merged(profile, same_run=True)
-        return whole_profile
+            runs = [handle.run for handle in handles]
+        profiles = [found for run in runs if (found := run.profile(job.prompt)) is not None]
+        votes = [found for run in runs if (found := run.calibration(job.prompt)) is not None]
+        return Recorded(
+            reduce(lambda a, b: a.merged(b, same_run=True), profiles) if profiles else None,
+            # Both experts saw one run.
+            replace(reduce(lambda a, b: a.merged(b), votes), runs=1) if votes else None,
+        )
 
     def _experts(self) -> dict[str, Any]:
         second = getattr(self._pipe, "transformer_2", None)

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from draftattention.draftattn_core.run.figures import BUCKETS, bucket_of
-from draftattention.draftattn_core.run.profile import Profile
 from draftattention.draftattn_core.run.settings import Settings
-from tools.calibrate.jobs import Job
+from tools.calibrate.jobs import Job, Recorded
 
 
 class Source(Protocol):
@@ -26,7 +25,7 @@ class Source(Protocol):
     def check(self, prompt: str) -> None:
         """Raises ValueError if the model cannot take this prompt."""
 
-    def record(self, job: Job, settings: Settings, whole: bool, on_step: Callable[[], object]) -> Profile | None:
+    def record(self, job: Job, settings: Settings, whole: bool, on_step: Callable[[], object]) -> Recorded:
         """Run once and return what was measured.
 
         Args:

@@ -9,10 +9,9 @@ from pathlib import Path
 from demo import checkpoint
 from demo.sample import sample, sigmas
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
-from draftattention.draftattn_core.run.profile import Profile
 from draftattention.draftattn_core.run.settings import Settings
 from draftattention.nodes.demo_prompts import PROMPTS
-from tools.calibrate.jobs import Job
+from tools.calibrate.jobs import Job, Recorded
 from tools.calibrate.source import steps_needed
 
 SHIFT = 5.0
@@ -52,7 +51,7 @@ class TinyModel:
         if prompt not in PROMPTS:
             raise ValueError(f"the tiny model knows the prompts {', '.join(PROMPTS)}, not {prompt[:40]!r}")
 
-    def record(self, job: Job, settings: Settings, whole: bool, on_step: Callable[[], object]) -> Profile | None:
+    def record(self, job: Job, settings: Settings, whole: bool, on_step: Callable[[], object]) -> Recorded:
         last = self.steps if whole else steps_needed(self.steps)
 
         def after(step: int, *_: object) -> None:
@@ -72,4 +71,4 @@ class TinyModel:
                 cfg=self._guidance,
                 callback=after,
             )
-        return handle.run.profile(job.prompt)
+        return Recorded(handle.run.profile(job.prompt), handle.run.calibration(job.prompt))
