@@ -109,7 +109,8 @@ class SpentBudgets:
         source: what they rest on: "profile" or "this run".
         before: mean density that every head would have had.
         after: by layer, the density of each head; 1 throughout a dense layer.
-        promised: relative L2 error of the attention outputs of all these layers together, as predicted.
+        promised: relative L2 error of the attention outputs of all these layers together, as predicted; under
+            `max_error` the largest that is promised for a layer.
         worst_layer: the largest predicted error of a single layer.
         uniform: as `promised`, had every head the density `before`; None where `max_error` decides.
         measured, measured_worst: the same two, interpolated from the next measurement of these layers; None until then.
