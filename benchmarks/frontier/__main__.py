@@ -20,10 +20,10 @@ from benchmarks.frontier.plot import plot
 from benchmarks.frontier.report import Table, rows, tabulate
 from benchmarks.frontier.rounds import References, measure, whole_rounds
 from benchmarks.frontier.work import SHARES
-from benchmarks.quality.end_to_end import attention_share
 from benchmarks.quality.plan import Clock
 from benchmarks.quality.raw import WHOLE, Raw, Shard, model_sha
 from demo import checkpoint
+from demo.work import attention_share
 from draftattention.draftattn_core import TokenGrid
 
 OUT = Path(__file__).parents[1] / "results" / "frontier"
