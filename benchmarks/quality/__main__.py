@@ -21,7 +21,6 @@ from diffusers import WanTransformer3DModel
 
 from benchmarks.quality import captured, end_to_end
 from benchmarks.quality.baselines import baselines
-from benchmarks.quality.end_to_end import attention_share
 from benchmarks.quality.peer import load_peer
 from benchmarks.quality.plan import BIG_GRIDS, Clock, EndToEndPlan, Plan, big, full, quick
 from benchmarks.quality.plan import baselines as baselines_plan
@@ -29,6 +28,7 @@ from benchmarks.quality.raw import WHOLE, Raw, Shard, Store, effort, model_sha
 from benchmarks.quality.report import Results, write
 from benchmarks.quality.rows import Row, all_rows, distinct
 from demo import checkpoint
+from demo.work import attention_share
 
 OUT = Path(__file__).parents[1] / "results" / "quality"
 

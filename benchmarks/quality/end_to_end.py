@@ -178,16 +178,6 @@ def compare(run: Run, twin: Run) -> Scores:
     return Scores(run.executed, psnr(mine, reference), ssim(mine, reference), flicker(mine, reference), run.seconds)
 
 
-def attention_share(model: WanTransformer3DModel, tokens: int) -> float:
-    """Share of self-attention in the multiplications of one dense forward pass of `tokens` video tokens."""
-    config = model.config
-    width = config.num_attention_heads * config.attention_head_dim
-    attention = 2 * tokens * tokens * width
-    # self-attention's four projections, cross-attention's two on the video side, the feed-forward pair
-    rest = tokens * (6 * width * width + 2 * width * config.ffn_dim)
-    return attention / (attention + rest)
-
-
 def steps_at_equal_compute(setting: Setting, target: float, share: float) -> int:
     """Dense steps that cost what `setting.steps` cost with sparse attention, where attention is `share` of a step."""
     sparse = 1 - setting.dense_steps / setting.steps
