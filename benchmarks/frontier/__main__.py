@@ -115,8 +115,8 @@ def write(out: Path, wanted: Sequence[Scenario]) -> None:
         "Work counts multiplications beside that dense run: exact pairs, the tails' keys, the rest of the model at its "
         "share; answered evaluations are free. Draft, selection and probe are not counted.",
         "A family's value at a work is read off its front, linear between points; bold is the best of all families.",
-        "Compositions were chosen on every second seed; the verdicts on them, and what they are held against, are those "
-        "of the other seeds.",
+        "Compositions were chosen on every second seed; the verdicts on them, and what they are held against, are of "
+        "the other seeds.",
     ]
     (out / "frontier.md").write_text(page(tables, tried, conditions, missing), encoding="utf-8")
     print(f"{len(found)} rows, {len(tables)} tables in {out}")
