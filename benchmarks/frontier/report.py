@@ -63,6 +63,7 @@ def rows(scenario: Scenario, records: list[Record], share_of: Callable[[str], fl
                     "work": round(Ledger(**record["ledger"]).work(scenario.steps, share_of(grid)), 4),
                     **record["scores"],
                     "psnr_converged_db": record["converged"],
+                    "size": "real" if scenario.real else "small",
                     "grid": grid,
                     "seed": seed,
                     "attention_share": round(share_of(grid), 4),

@@ -1,0 +1,107 @@
+"""The rule that makes the node's speeds of the frontier: what each is, is read off the committed rows.
+
+Candidates are the compositions of the forecast with budgets that were measured in every scenario of 20 steps. Each is
+worth its worst mean SSIM over the scenarios (checkpoints and sizes), so that an easy model flatters none, and costs its
+mean work. On the front of these, `max` is the cheapest point, `quality` the best one of at most half the dense work,
+`fast` and `balanced` are those closest to one and two thirds of the way between their works.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results" / "frontier" / "frontier.json"
+FAMILY = "forecast x sparse, ours with budgets"
+STEPS = 20
+MOST_WORK = 0.5
+# How the names of the family's methods say its settings.
+_SETTINGS = re.compile(r"budgets (?P<density>[\d.]+) warm \d+, forecast (?P<threshold>[\d.]+) first \d+$")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A composition.
+
+    Attributes:
+        density, threshold: its settings.
+        work: mean over the scenarios.
+        ssim: the worst of the scenarios' means.
+        psnr: likewise, dB.
+    """
+
+    density: float
+    threshold: float
+    work: float
+    ssim: float
+    psnr: float
+
+
+def load(path: Path = RESULTS) -> list[dict[str, Any]]:
+    """The rows of the committed frontier."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def candidates(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    """Those measured in every scenario that has the family; a scenario is a checkpoint at a size."""
+    found: dict[str, dict[tuple[str, str], list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        if row["family"] == FAMILY and row["steps"] == STEPS and row["acts"]:
+            found.setdefault(row["method"], {}).setdefault((row["model"], row["size"]), []).append(row)
+    scenarios = {scenario for by_scenario in found.values() for scenario in by_scenario}
+    made = []
+    for method, by_scenario in found.items():
+        settings = _SETTINGS.search(method)
+        if settings is None or set(by_scenario) != scenarios:
+            continue
+        means = [
+            {name: sum(row[name] for row in some) / len(some) for name in ("work", "ssim", "psnr_db")}
+            for some in by_scenario.values()
+        ]
+        made.append(
+            Candidate(
+                float(settings["density"]),
+                float(settings["threshold"]),
+                sum(mean["work"] for mean in means) / len(means),
+                min(mean["ssim"] for mean in means),
+                min(mean["psnr_db"] for mean in means),
+            )
+        )
+    return made
+
+
+def choose(found: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Speed -> composition, from the most faithful to the fastest.
+
+    Raises:
+        ValueError: if the front has too few points for four speeds.
+    """
+    front: list[Candidate] = []
+    for candidate in sorted(found, key=lambda c: (c.work, -c.ssim)):
+        if candidate.work <= MOST_WORK and (not front or candidate.ssim > front[-1].ssim):
+            front.append(candidate)
+    if len(front) < 4:
+        raise ValueError(f"four speeds need four points on the front, this one has {len(front)}: measure more pairs")
+    first, last = front[0], front[-1]
+    between = front[1:-1]
+    wanted = {
+        name: first.work + part * (last.work - first.work) for name, part in (("balanced", 2 / 3), ("fast", 1 / 3))
+    }
+    balanced = min(between[1:], key=lambda c: abs(c.work - wanted["balanced"]))
+    fast = min((c for c in between if c.work < balanced.work), key=lambda c: abs(c.work - wanted["fast"]))
+    return {"quality": last, "balanced": balanced, "fast": fast, "max": first}
+
+
+def table(chosen: Mapping[str, Candidate]) -> str:
+    """As docs/frontier.md shows it."""
+    lines = ["| speed | density | forecast threshold | work | SSIM | PSNR |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {c.density:g} | {c.threshold:g} | {c.work:.2f} | {c.ssim:.3f} | {c.psnr:.1f} dB |"
+        for name, c in chosen.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""The speeds of Apply DraftAttention are what their rule makes of the committed frontier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.frontier.speeds import FAMILY, Candidate, candidates, choose, load, table
+from draftattention.draftattn_core.run.speed import SPEEDS
+
+PAGE = Path(__file__).parents[2] / "docs" / "frontier.md"
+
+
+def row(work: float, ssim: float, *, model: str = "calm", size: str = "small", density: float = 0.25, **other) -> dict:
+    method = f"euler 20, budgets {density:g} warm 3, forecast 0.05 first 3"
+    base = {"family": FAMILY, "steps": 20, "acts": True, "psnr_db": 100 * ssim}
+    return base | {"method": method, "model": model, "size": size, "work": work, "ssim": ssim} | other
+
+
+def test_the_speeds_follow_from_the_frontier() -> None:
+    made = {name: (c.density, c.threshold) for name, c in choose(candidates(load())).items()}
+    assert made == {name: (speed.density, speed.threshold) for name, speed in SPEEDS.items()}
+
+
+def test_the_docs_show_the_rule_as_it_was_applied() -> None:
+    assert table(choose(candidates(load()))) in PAGE.read_text(encoding="utf-8")
+
+
+def test_a_candidate_is_worth_its_worst_scenario_and_costs_the_mean() -> None:
+    rows = [row(0.2, 0.9), row(0.4, 0.8), row(0.5, 0.6, model="lively"), row(0.6, 0.99, density=0.4)]
+    assert [(c.density, c.work, c.ssim) for c in candidates(rows)] == [
+        (0.25, pytest.approx((0.3 + 0.5) / 2), pytest.approx(0.6))
+    ], "one scenario lacks the other density"
+
+
+@pytest.mark.parametrize("other", [{"steps": 8}, {"acts": False}, {"family": "forecast x sparse, ours"}])
+def test_other_rows_are_no_candidates(other: dict) -> None:
+    assert not candidates([row(0.2, 0.9, **other)])
+
+
+def test_the_ends_of_the_front_and_the_thirds_between_are_taken() -> None:
+    def made(*points: tuple[float, float]) -> list[Candidate]:
+        return [Candidate(work, ssim, work, ssim, 30.0) for work, ssim in points]
+
+    behind, dear = (0.31, 0.5), (0.6, 1.0)
+    found = choose(made((0.2, 0.6), (0.29, 0.7), (0.33, 0.75), (0.42, 0.8), (0.5, 0.9), behind, dear))
+    assert {name: c.work for name, c in found.items()} == {"quality": 0.5, "balanced": 0.42, "fast": 0.29, "max": 0.2}
+    with pytest.raises(ValueError, match="measure more pairs"):
+        choose(made((0.2, 0.6), (0.3, 0.7), (0.4, 0.8)))
