@@ -82,7 +82,9 @@ def test_a_whole_call_of_ours_is_captured_and_replayed() -> None:
         out = run()
         return lambda: out.copy_(run()), out
 
-    row = graphs.replayed(Row("graph", "x", "failed"), VARIANTS["pointer"], SHAPE, "linear1", CPU, torch.float32, capture)
+    row = graphs.replayed(
+        Row("graph", "x", "failed"), VARIANTS["pointer"], SHAPE, "linear1", CPU, torch.float32, capture
+    )
     assert row.status == "right"
 
 
