@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One command for everything: python run.py {demo,test,bench,doctor}.
+"""One command for everything: python run.py {demo,test,bench,calibrate,doctor}.
 
 Makes .venv beside this file, installs the pinned requirements of the command into it, and runs the command there.
 A second call finds .venv ready. With --here the running Python is used as it is and nothing is installed.
@@ -41,11 +41,15 @@ COMMANDS = {
     "bench frontier": Command(
         "benchmarks.frontier", "requirements-dev.txt", "steps, caching and sparsity at equal work"
     ),
+    "bench calibration": Command(
+        "benchmarks.calibration", "requirements-dev.txt", "budgets, profiles and masks at equal work"
+    ),
     "bench cpu": Command("benchmarks.cpu", "requirements-dev.txt", "speed against dense attention on the CPU"),
     "bench kernels": Command("benchmarks.kernels", "requirements-dev.txt", "speed of the GPU kernels"),
     "bench e2e": Command("benchmarks.e2e", "requirements-dev.txt", "speed of whole sampling runs"),
     "bench gpu": Command("benchmarks.gpu", "requirements-dev.txt", "all that a GPU can tell, within N minutes"),
     "bench aot": Command("tools.aot", "requirements-dev.txt", "kernels compiled without a GPU"),
+    "calibrate": Command("tools.calibrate", "requirements-demo.txt", "make a profile of a model, for budgets by error"),
     "doctor": Command("draftattention.draftattn_core.doctor", "requirements-demo.txt", "what this machine can run"),
 }
 

@@ -1,14 +1,16 @@
-"""python run.py demo: one seed with dense attention, with DraftAttention as published and with ours, side by side."""
+"""python run.py demo: one seed with dense attention, as published, with ours, and with skipped steps too."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
-from demo.checkpoint import CHECKPOINT
+from demo.checkpoint import CHECKPOINT, load
 from demo.result import full_report, table, write
 from demo.sample import DEMO_GRID
+from demo.work import attention_share
 from draftattention.nodes.demo_prompts import PROMPTS
 from tools.comfyui.path import ComfyUIPathError, find_comfyui
 from tools.comfyui.server import ComfyUIError
@@ -90,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         grid=tuple(arguments.grid),
         steps=arguments.steps,
         baseline=baseline,
+        share=attention_share(load(), math.prod(arguments.grid)),
     )
     paths = write(arguments.out, runs, report)
     print("\n" + table(report) + "\n")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from demo.checkpoint import CHECKPOINT
 from demo.latent import latent_to_rgb, wan_process_out_inverse
-from demo.methods import DENSE, METHODS, PAPER, WARMUP
+from demo.methods import BUDGETS, COMPOSED, DENSE, METHODS, PAPER, WARMUP, skip
 from demo.result import MethodRun, cpu_name
 from draftattention.draftattn_core import Policy
 from draftattention.draftattn_core.views.charts import stack
@@ -32,6 +32,7 @@ def workflow(method: str, arguments: argparse.Namespace) -> tuple[dict[str, Any]
     """The demo workflow set up for one method; returns it with the ids of its SaveLatent and report nodes.
 
     All methods get the same schedule; the dense run keeps our node at sparsity 0, so that its calls are counted too.
+    The composed run has a Skip Steps node behind it.
     """
     prompt = copy.deepcopy(json.loads(WORKFLOW.read_text(encoding="utf-8")))
 
@@ -63,6 +64,22 @@ def workflow(method: str, arguments: argparse.Namespace) -> tuple[dict[str, Any]
     prompt[apply]["inputs"].update(
         preset="paper" if method == PAPER else "custom", schedule=["schedule", 0], min_tokens=0, tail=Policy().tail
     )
+    if method == COMPOSED:
+        skipping = skip()
+        prompt[apply]["inputs"]["budgets"] = BUDGETS
+        for node in prompt.values():
+            if node["inputs"].get("model") == [apply, 0]:
+                node["inputs"]["model"] = ["skip", 0]
+        prompt["skip"] = {
+            "class_type": "DraftAttentionSkipSteps",
+            "inputs": {
+                "model": [apply, 0],
+                "rule": skipping.rule,
+                "threshold": skipping.threshold,
+                "first_steps": skipping.first_of(arguments.steps),
+                "max_in_a_row": skipping.max_skips,
+            },
+        }
     prompt["report"] = {
         "class_type": "DraftAttentionReport",
         "inputs": {

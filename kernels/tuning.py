@@ -105,7 +105,8 @@ def parse(text: str) -> TuningTable:
         if not isinstance(found[name], dict) or set(found[name]) - set(HEAD_SIZES):
             raise ValueError(f"{name} must go by head sizes, of {', '.join(HEAD_SIZES)}")
         sizes[name] = {int(dim): value for dim, value in found[name].items()}
-    return TuningTable(*(found[name] for name in _TEXTS), sizes["attend"], sizes["gain"])
+    texts = {name: found[name] for name in _TEXTS}
+    return TuningTable(**texts, attend=sizes["attend"], gain=sizes["gain"])
 
 
 def table_file(architecture: str, folder: Path = FOLDER) -> Path:

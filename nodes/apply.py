@@ -12,11 +12,13 @@ from .browser.server import instance, running_job
 from .browser.verdicts import announce_verdicts
 from .host.adapter import apply_draft_attention
 from .inputs.checks import apply_problems, judgement
-from .inputs.overruled import BY_MAX_ERROR, BY_PRESET, BY_SCHEDULE, BY_SPEED, SPEED_REPLACES
+from .inputs.overruled import BY_MAX_ERROR, BY_METHOD, BY_PRESET, BY_SCHEDULE, BY_SPEED, SPEED_REPLACES
 from .inputs.presets import (
     BLOCKS,
     DEFAULT_MIN_TOKENS,
+    METHOD_NAMES,
     NO_SPEED,
+    PRESET_METHOD,
     PRESET_NAMES,
     SPEED_NAMES,
     TAIL_NAMES,
@@ -63,7 +65,9 @@ class ApplyDraftAttention(io.ComfyNode):
                     options=list(PRESET_NAMES),
                     default="auto",
                     tooltip="auto chooses by number of steps and video size. quality, balanced, fast: fixed targets. "
-                    "paper: DraftAttention as published. custom: the advanced inputs sparsity and dense_start.",
+                    "paper: DraftAttention as published. custom: the advanced inputs sparsity and dense_start. Those "
+                    "after it are other published systems as their authors ran them; calibatt needs a profile with "
+                    "masks.",
                     extra_dict={
                         "draftattention": {
                             "by_preset": BY_PRESET,
@@ -71,6 +75,7 @@ class ApplyDraftAttention(io.ComfyNode):
                             "by_max_error": BY_MAX_ERROR,
                             "by_speed": BY_SPEED,
                             "speed_replaces": SPEED_REPLACES,
+                            "by_method": BY_METHOD,
                         }
                     },
                 ),
@@ -81,8 +86,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="For the presets custom and paper. Sparsity 0.75 = a quarter of the blocks is computed "
-                    "exactly. 0 = everything dense.",
+                    tooltip="For the preset custom and the published ones. Sparsity 0.75 = a quarter of the blocks is "
+                    "computed exactly. 0 = everything dense.",
                 ),
                 io.Float.Input(
                     "dense_start",
@@ -198,6 +203,16 @@ class ApplyDraftAttention(io.ComfyNode):
                     "every step computed. custom and a schedule keep their densities; paper never skips; a Skip Steps "
                     "node decides over the skipping.",
                 ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHOD_NAMES),
+                    default=PRESET_METHOD,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How the blocks that are computed are chosen. auto = as the preset does. The others choose "
+                    "as a published system does, with this pack's tail behind them (tail auto), or with what the "
+                    "input tail says. calibatt takes its masks from the profile.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -233,6 +248,7 @@ class ApplyDraftAttention(io.ComfyNode):
         max_error: float = 0.0,
         budgets: str = "off",
         speed: str = NO_SPEED,
+        method: str = PRESET_METHOD,
     ) -> io.NodeOutput:
         problems = apply_problems(tile, blocks, dense_layers)
         if problems:  # values that came through links were not seen by validate_inputs
@@ -255,6 +271,7 @@ class ApplyDraftAttention(io.ComfyNode):
             max_error=max_error,
             budgets=budgets,
             speed=speed,
+            method=method,
         )
         node_id = cls.hidden.unique_id
         server = None if node_id is None else instance()

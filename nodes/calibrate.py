@@ -14,6 +14,10 @@ from .host.recording import Recording, profiles_folder, with_recording
 from .inputs.checks import calibrate_problems, judgement
 from .inputs.presets import Choices
 
+NO_MASKS = "off"
+# As the widget shows them: tokens per block.
+MASK_BLOCKS = {NO_MASKS: 0, "128": 128, "64": 64}
+
 
 class DraftAttentionCalibrate(io.ComfyNode):
     """Has the runs of a model measured for a profile; see `host.recording`."""
@@ -47,6 +51,17 @@ class DraftAttentionCalibrate(io.ComfyNode):
                     tooltip='Which of several models of one family this is: for Wan 2.2 "high" and "low", each with '
                     "a Calibrate node of its own and the same name.",
                 ),
+                io.Combo.Input(
+                    "masks",
+                    options=list(MASK_BLOCKS),
+                    default=NO_MASKS,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Let dense runs vote for CalibAtt's masks, too (preset or method calibatt), in blocks of "
+                    "so many tokens; published: 128. They hold for this size of video and this many steps and may take "
+                    "gigabytes. Every step is measured, so the run takes several times as long. Use as many prompts as "
+                    "you can, 16 or more.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model, observed.")],
         )
@@ -56,8 +71,11 @@ class DraftAttentionCalibrate(io.ComfyNode):
         return judgement(calibrate_problems(name, expert))
 
     @classmethod
-    def execute(cls, model: Any, name: str, prompt: str = "", expert: str = "main") -> io.NodeOutput:
-        recording = Recording(profile_path(profiles_folder(), name.strip()), check_name("expert", expert), prompt)
+    def execute(
+        cls, model: Any, name: str, prompt: str = "", expert: str = "main", masks: str = NO_MASKS
+    ) -> io.NodeOutput:
+        path, block = profile_path(profiles_folder(), name.strip()), MASK_BLOCKS[masks]
+        recording = Recording(path, check_name("expert", expert), prompt, block)
         if not serves_attention(model):
             model, _ = apply_draft_attention(model, Choices(preset="custom", sparsity=0.0))
         return io.NodeOutput(with_recording(model, recording))

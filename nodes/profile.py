@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..draftattn_core.run.profile_file import load_profile, profile_names, profile_path
+from ..draftattn_core.run.calibration_file import calibration_path, load_profile_with_masks
+from ..draftattn_core.run.profile_file import profile_names, profile_path
 from ..draftattn_core.views.charts.budgets import budget_map
 from .apply import CATEGORY, ProfileSocket
 from .display.pictures import to_image
@@ -58,15 +59,18 @@ class DraftAttentionProfile(io.ComfyNode):
         if profile == NONE_YET:
             return profile
         path = profile_path(profiles_folder(), profile)
-        return f"{profile} {density} {path.stat().st_mtime_ns if path.is_file() else 0}"
+        changed = [file.stat().st_mtime_ns for file in (path, calibration_path(path)) if file.is_file()]
+        return f"{profile} {density} {changed}"
 
     @classmethod
     def execute(cls, profile: str, density: float = 0.25) -> io.NodeOutput:
         if profile == NONE_YET:
             raise ValueError("there is no profile yet: run a sampler behind a DraftAttention Calibrate node first")
-        loaded = load_profile(profile_path(profiles_folder(), profile))
+        loaded = load_profile_with_masks(profile_path(profiles_folder(), profile))
         budgets = budgets_of(loaded, density)
         text = profile_text(loaded, budgets)
+        if loaded.calibration is not None:
+            text = f"{text}\n{loaded.calibration.made_from()}"
         picture = to_image(budget_map({name: each.density for name, each in budgets.items()}))
         shown = ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(loaded, text, picture, ui={**shown, "text": (text,)})

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..draftattn_core.run.step_cache import StepCacheSettings
 from ..draftattn_core.run.step_cache.settings import PUBLISHED, PublishedModel
-from .apply import CATEGORY
+from .apply import CATEGORY, Report
 from .browser.server import instance
 from .host.adapter import apply_skip_steps
 
@@ -95,7 +95,14 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     tooltip="Keep the two remembered latents of each condition in main memory instead of the GPU's.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="The patched model.")],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The patched model."),
+                Report.Output(
+                    display_name="report",
+                    tooltip="For the DraftAttention Report node: what was skipped and how far the predictions were "
+                    "off, with or without Apply DraftAttention.",
+                ),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -115,8 +122,8 @@ class DraftAttentionSkipSteps(io.ComfyNode):
         node_id = cls.hidden.unique_id
         server = None if node_id is None else instance()
         if server is None:
-            return io.NodeOutput(apply_skip_steps(model, settings))
-        return io.NodeOutput(apply_skip_steps(model, settings, lambda text: server.send_progress_text(text, node_id)))
+            return io.NodeOutput(*apply_skip_steps(model, settings))
+        return io.NodeOutput(*apply_skip_steps(model, settings, lambda text: server.send_progress_text(text, node_id)))
 
 
 def _settings(

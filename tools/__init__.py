@@ -1,1 +1,1 @@
-"""Tools for developers: workflow files, where ComfyUI is, kernels compiled ahead of time."""
+"""Tools: profiles from the command line, workflow files, where ComfyUI is, kernels compiled ahead of time."""

@@ -12,15 +12,19 @@ const sheet = addSheet()
 
 /** Why inputs of Apply DraftAttention count for nothing, by input. */
 function overruledOnApply(node) {
-  const { by_preset = {}, by_schedule = [], by_max_error = [], by_speed = {}, speed_replaces = [] } = hints(APPLY, "preset")
+  const told = hints(APPLY, "preset")
+  const { by_preset = {}, by_schedule = [], by_max_error = [], by_speed = {}, speed_replaces = [], by_method = {} } = told
   const preset = widgetOf(node, "preset")?.value
-  const reason = preset === "paper" ? say("by_paper") : say("by_preset", { preset })
+  const reason = isPublished(preset) ? say("by_paper", { preset }) : say("by_preset", { preset })
   const found = new Map((by_preset[preset] ?? []).map((name) => [name, reason]))
   const speed = widgetOf(node, "speed")?.value ?? "off"
   if (!found.has("speed") && speed !== "off") {
     for (const name of by_speed[speed] ?? []) found.set(name, say("by_speed", { speed }))
     if (speed_replaces.includes(preset)) found.set("preset", say("speed_replaces", { speed }))
   }
+  const method = widgetOf(node, "method")?.value ?? "auto"
+  if (!found.has("method"))
+    for (const name of by_method[method] ?? []) found.set(name, say("by_method", { method }))
   if (widgetOf(node, "max_error")?.value > 0) for (const name of by_max_error) found.set(name, say("by_max_error"))
   if (!isLinked(node, "schedule")) return found
   for (const name of by_schedule) found.set(name, say("by_schedule"))
@@ -59,13 +63,18 @@ function update(node) {
   app.canvas?.setDirty(true, true)
 }
 
-/** With a schedule the preset only tells paper from the rest: its label says so. */
+/** Whether a preset is somebody's published method, whose own way to choose blocks stays. */
+function isPublished(preset) {
+  return hints(APPLY, "preset").by_preset?.[preset]?.includes("method") ?? preset === "paper"
+}
+
+/** With a schedule the preset only tells published methods from the rest: its label says so. */
 function labelPreset(node) {
   const widget = widgetOf(node, "preset")
   if (!widget) return
   node.draftattentionPresetLabel ??= { label: widget.label }
   const plain = node.draftattentionPresetLabel.label
-  const curveOnly = isLinked(node, "schedule") && widget.value !== "paper"
+  const curveOnly = isLinked(node, "schedule") && !isPublished(widget.value)
   widget.label = curveOnly ? say("preset_curve", { name: plain ?? widget.name }) : plain
   setTooltip(node, widget, curveOnly ? say("preset_curve_tip") : undefined)
 }

@@ -19,11 +19,12 @@ from benchmarks.frontier.plan import CHECKPOINTS, CONVERGED_STEPS, Scenario, sce
 from benchmarks.frontier.plot import plot
 from benchmarks.frontier.report import Table, rows, tabulate
 from benchmarks.frontier.rounds import References, measure, whole_rounds
+from benchmarks.frontier.tried import BESIDE, RawBeside, TriedScenario, tried_scenario
 from benchmarks.frontier.work import SHARES
-from benchmarks.quality.end_to_end import attention_share
 from benchmarks.quality.plan import Clock
 from benchmarks.quality.raw import WHOLE, Raw, Shard, model_sha
 from demo import checkpoint
+from demo.work import attention_share
 from draftattention.draftattn_core import TokenGrid
 
 OUT = Path(__file__).parents[1] / "results" / "frontier"
@@ -39,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     clock = Clock(arguments.minutes if arguments.minutes is not None else QUICK_MINUTES if arguments.quick else 1e9)
     threads = torch.get_num_threads() if arguments.threads is None else arguments.threads
     torch.set_num_threads(threads)
-    wanted = [s for s in scenarios(arguments.quick) if arguments.only is None or arguments.only in s.name]
+    all_of_them: list[Scenario] = [*scenarios(arguments.quick), *([] if arguments.quick else [tried_scenario()])]
+    wanted = [s for s in all_of_them if arguments.only is None or arguments.only in s.name]
     if not wanted:
-        names = "; ".join(s.name for s in scenarios(arguments.quick))
+        names = "; ".join(s.name for s in all_of_them)
         print(f"no scenario is called {arguments.only!r}; there are: {names}", file=sys.stderr)
         return 2
     if not arguments.report:
@@ -52,33 +54,35 @@ def main(argv: Sequence[str] | None = None) -> int:
                 measure(
                     checkpoint.load(path),
                     scenario,
-                    raw_of(arguments.out, path),
+                    raw_of(arguments.out, scenario),
                     references,
                     clock,
                     shard=arguments.shard,
                     converged=arguments.converged,
                 )
-    write(arguments.out, scenarios(arguments.quick))
+    write(arguments.out, all_of_them)
     return 0
 
 
-def raw_of(out: Path, path: Path) -> Raw:
-    return Raw(out / "raw" / "units.jsonl", {"version": VERSION, "model": model_sha(path), "device": "cpu"})
+def raw_of(out: Path, scenario: Scenario) -> Raw:
+    """Where a scenario's units are kept; rows that were also tried have a file of their own."""
+    identity = {"version": VERSION, "model": model_sha(CHECKPOINTS[scenario.model]), "device": "cpu"}
+    units = Raw(out / "raw" / "units.jsonl", identity)
+    return RawBeside(out / "raw" / "tried.jsonl", identity, units) if isinstance(scenario, TriedScenario) else units
 
 
 def write(out: Path, wanted: Sequence[Scenario]) -> None:
     """frontier.json, frontier.md and the plots, of the whole rounds there are."""
     found: list[dict[str, object]] = []
     tables: list[tuple[Table, str | None]] = []
-    missing = [
-        "ComfyUI's own EasyCache, budgets of issue F, anchoring and a denser last step are no rows yet.",
-    ]
+    tried: Table | None = None
+    missing: list[str] = []
     for scenario in wanted:
         path = CHECKPOINTS[scenario.model]
         if not path.is_file():
             missing.append(f"{scenario.name}: the checkpoint {path.name} is not here.")
             continue
-        model, records = checkpoint.load(path), raw_of(out, path).records()
+        model, records = checkpoint.load(path), raw_of(out, scenario).records()
 
         def share_of(grid: str, model: torch.nn.Module = model) -> float:
             t, h, w = map(int, grid.split("x"))
@@ -87,6 +91,10 @@ def write(out: Path, wanted: Sequence[Scenario]) -> None:
         whole = len(whole_rounds(scenario, records))
         if whole < len(scenario.rounds):
             missing.append(f"{scenario.name}: {whole} of {len(scenario.rounds)} rounds are whole.")
+        if isinstance(scenario, TriedScenario):
+            found += [row for row in rows(scenario, records, share_of) if row["family"] not in BESIDE]
+            tried = tabulate(scenario, records, None, share_of)
+            continue
         found += rows(scenario, records, share_of)
         for share in SHARES.values():
             table = tabulate(scenario, records, share, share_of)
@@ -107,9 +115,10 @@ def write(out: Path, wanted: Sequence[Scenario]) -> None:
         "Work counts multiplications beside that dense run: exact pairs, the tails' keys, the rest of the model at its "
         "share; answered evaluations are free. Draft, selection and probe are not counted.",
         "A family's value at a work is read off its front, linear between points; bold is the best of all families.",
-        "Compositions were chosen on every second round; the verdicts use the other rounds.",
+        "Compositions were chosen on every second seed; the verdicts on them, and what they are held against, are of "
+        "the other seeds.",
     ]
-    (out / "frontier.md").write_text(page(tables, conditions, missing), encoding="utf-8")
+    (out / "frontier.md").write_text(page(tables, tried, conditions, missing), encoding="utf-8")
     print(f"{len(found)} rows, {len(tables)} tables in {out}")
 
 

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 
 from benchmarks.frontier.fronts import at_work, by_family, envelope
 from benchmarks.frontier.report import WORKS, Table, verdicts
+from benchmarks.frontier.tried import AGAINST
 
 
-def page(tables: Sequence[tuple[Table, str | None]], conditions: Sequence[str], missing: Sequence[str]) -> str:
+def page(
+    tables: Sequence[tuple[Table, str | None]], tried: Table | None, conditions: Sequence[str], missing: Sequence[str]
+) -> str:
     """Markdown.
 
     Args:
         tables: with the name of its plot, None where it has none.
+        tried: of the scenario "also tried", None where no round of it is whole.
         conditions: what holds for all of them, a sentence each.
         missing: what is not measured, a sentence each.
     """
@@ -26,6 +30,8 @@ def page(tables: Sequence[tuple[Table, str | None]], conditions: Sequence[str], 
     for table, picture in tables:
         lines += ["", f"## {_title(table)}", ""]
         lines += _one(table, picture)
+    if tried is not None:
+        lines += ["", "## Also tried", "", *_also_tried(tried)]
     lines += ["", "## Not measured", "", *(f"- {sentence}" for sentence in missing or ("Nothing is missing.",)), ""]
     return "\n".join(lines)
 
@@ -66,3 +72,24 @@ def _one(table: Table, picture: str | None) -> list[str]:
             f"{point.flicker:.4f} | {converged} |"
         )
     return [*lines, "", "</details>"]
+
+
+def _also_tried(table: Table) -> list[str]:
+    """Every tried row beside the front of the family that it would improve or replace, at the row's own work."""
+    rounds, families = ", ".join(f"({grid}, {seed})" for grid, seed in table.rounds), by_family(table.points)
+    lines = [
+        f"{len(table.rounds)} rounds (grid, seed) of {table.scenario.model}, {table.scenario.steps} steps: {rounds}. "
+        "The last three columns are what another family has at the row's work, from its front in the same rounds.",
+        "",
+        "| row | work | PSNR dB | SSIM | beside | PSNR dB | SSIM |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family, other in AGAINST.items():
+        for point in sorted(families.get(family, ()), key=lambda p: p.work):
+            psnr, ssim = (at_work(families[other], point.work, quality) for quality in ("psnr", "ssim"))
+            theirs = "- | -" if psnr is None or ssim is None else f"{psnr:.1f} | {ssim:.3f}"
+            lines.append(
+                f"| {family}: {point.method} | {point.work:.3f} | {point.psnr:.1f} | {point.ssim:.3f} | {other} "
+                f"| {theirs} |"
+            )
+    return lines

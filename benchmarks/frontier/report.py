@@ -25,14 +25,14 @@ class Table:
         rounds: (grid, seed) of the whole rounds it stands on.
         share: attention's share of a dense evaluation: one number, or None for each grid's own.
         points: a mean for every method.
-        chosen: for each family of compositions, its points on the rounds that did not choose them (see `held_out`).
+        judged: the points that verdicts go by, as the rounds that chose nothing measured them (see `held_out`).
     """
 
     scenario: Scenario
     rounds: tuple[tuple[str, int], ...]
     share: float | None
     points: tuple[Point, ...]
-    chosen: tuple[Point, ...]
+    judged: tuple[Point, ...]
 
 
 def acts(record: Record) -> bool:
@@ -87,11 +87,12 @@ def tabulate(
         return None
     of = share_of if share is None else (lambda grid: share)
     points = _means(scenario, rounds, list(rounds), of)
-    first, second = list(rounds)[::2], list(rounds)[1::2]
-    chosen: tuple[Point, ...] = ()
+    seeds = sorted({seed for _, seed in rounds})
+    first, second = ([where for where in rounds if where[1] in half] for half in (seeds[::2], seeds[1::2]))
+    judged: tuple[Point, ...] = ()
     if second:
-        chosen = held_out(_means(scenario, rounds, first, of), _means(scenario, rounds, second, of))
-    return Table(scenario, tuple(rounds), share, tuple(points), chosen)
+        judged = held_out(_means(scenario, rounds, first, of), _means(scenario, rounds, second, of))
+    return Table(scenario, tuple(rounds), share, tuple(points), judged)
 
 
 def _means(
@@ -127,9 +128,9 @@ def _means(
 
 
 def held_out(choosing: Sequence[Point], reporting: Sequence[Point]) -> tuple[Point, ...]:
-    """Of every family of compositions, the points that are on its front on one half of the rounds, as the other half
-    measures them. A composition in which one lever does nothing is left out."""
-    kept = []
+    """All points as one half of the rounds measures them; of compositions only those that are on their family's front
+    on the other half. A composition in which one lever does nothing is left out."""
+    kept = [point for point in reporting if " x " not in point.family]
     for family, members in by_family(choosing).items():
         if " x " not in family:
             continue
@@ -177,14 +178,15 @@ def _forecast_beats_easycache(table: Table) -> Verdict:
 
 
 def _composition_on_envelope(table: Table, quality: str) -> Verdict:
-    singles = [point for point in table.points if " x " not in point.family]
+    singles = [point for point in table.judged if " x " not in point.family]
+    together = [point for point in table.judged if " x " in point.family]
     behind = {}
     for work in (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5):
-        best, ours = envelope(singles, work, quality), at_work(table.chosen, work, quality)
+        best, ours = envelope(singles, work, quality), at_work(together, work, quality)
         if best is not None:
             behind[work] = None if ours is None else ours - best[1]
     target = f"the best composition on or above every single method in {quality.upper()} at works 0.2 to 0.5"
-    if not behind or not table.chosen:
+    if not behind:
         return Verdict(target, None, "too few rounds to choose on one half and report on the other")
     digits = 1 if quality == "psnr" else 3
     words = ", ".join(
@@ -194,10 +196,11 @@ def _composition_on_envelope(table: Table, quality: str) -> Verdict:
 
 
 def _beats_fewer_steps(table: Table) -> Verdict:
-    dense = [point for point in table.points if point.family.startswith("dense")]
+    dense = [point for point in table.judged if point.family.startswith("dense")]
+    together = [point for point in table.judged if " x " in point.family]
     target = "at work 0.3, against the best sampler with fewer steps: PSNR + 2 dB and 1 - SSIM at most half"
     best_psnr, best_ssim = (envelope(dense, 0.3, quality) for quality in ("psnr", "ssim"))
-    ours_psnr, ours_ssim = (at_work(table.chosen, 0.3, quality) for quality in ("psnr", "ssim"))
+    ours_psnr, ours_ssim = (at_work(together, 0.3, quality) for quality in ("psnr", "ssim"))
     if best_psnr is None or best_ssim is None or ours_psnr is None or ours_ssim is None:
         return Verdict(target, None, "not reached")
     gain, part = ours_psnr - best_psnr[1], (1 - ours_ssim) / (1 - best_ssim[1])
@@ -206,12 +209,13 @@ def _beats_fewer_steps(table: Table) -> Verdict:
 
 
 def _not_below_sparse(table: Table) -> Verdict:
-    families = by_family(table.points)
-    ours = [p for p in (table.chosen or table.points) if p.family.endswith(" x sparse, ours")]
+    points = table.judged or table.points
+    sparse = [p for p in points if p.family.startswith("sparse, ours")]
+    ours = [p for p in points if " x sparse, ours" in p.family]
     target = "compositions never below sparse alone"
     gains = []
     for work in WORKS:
-        alone, together = at_work(families.get("sparse, ours", ()), work, "psnr"), at_work(ours, work, "psnr")
+        alone, together = at_work(sparse, work, "psnr"), at_work(ours, work, "psnr")
         if alone is not None and together is not None:
             gains.append(together - alone)
     if not gains:

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from benchmarks.frontier.methods import Method
 from benchmarks.frontier.plan import CONVERGED_STEPS, Scenario
 from benchmarks.frontier.runs import run
+from benchmarks.frontier.tried import Tried
+from benchmarks.frontier.tried_runs import run_tried
 from benchmarks.quality.capture import prompt_of
 from benchmarks.quality.plan import Clock
 from benchmarks.quality.raw import Raw, Record, Shard, significant
@@ -101,7 +103,10 @@ def measure(
                 if clock.left() < 0:
                     return False
                 since = time.monotonic()
-                made = run(model, method, grid, seed)
+                if isinstance(method, Tried):
+                    made = run_tried(model, method, grid, seed)
+                else:
+                    made = run(model, method, grid, seed)
                 raw.append(
                     {
                         "unit": unit(scenario, grid, seed, method),

@@ -74,11 +74,14 @@ class ModelName:
         family: see `Fingerprint` and `family_of`.
         expert: which of the family's models; "main" where there is one.
         weights: identity of its weights (`weights_identity`), "" if unknown.
+        layers: video self-attention layers; heads: of each layer, over all devices; 0 if unknown.
     """
 
     family: str = "model"
     expert: str = "main"
     weights: str = ""
+    layers: int = 0
+    heads: int = 0
 
 
 def family_of(class_name: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .calibration import Calibration
 from .figures import CompleteFigures, Figures, figure_forms
 from .fingerprint import Conditions, Fingerprint, ProfileError, check_name
 
@@ -50,6 +51,7 @@ class Profile:
         grids: runs by token grid, such as "9x24x40".
         steps: runs by number of steps, as text.
         masks: room for what rules keep beside the figures, by name; nothing here looks into it.
+        calibration: CalibAtt's masks, which have a file of their own (`calibration_file`); None for none.
 
     Raises:
         ProfileError: if the parts do not belong together or a figure is impossible.
@@ -64,6 +66,7 @@ class Profile:
     grids: Mapping[str, int] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.densities[:-1], self.densities[1:], strict=True))

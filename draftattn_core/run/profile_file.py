@@ -11,7 +11,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ def save_profile(profile: Profile, path: Path) -> int:
     data = bytes_of_tensors(tensors, {_KEY: json.dumps(_facts(profile), sort_keys=True, allow_nan=False)})
     # What could not be read back is not written.
     _parsed(data, path.name)
+    write_whole(data, path)
+    return len(data)
+
+
+def write_whole(data: bytes, path: Path) -> None:
+    """Write atomically, the folder too; ProfileError if that fails."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +78,6 @@ def save_profile(profile: Profile, path: Path) -> int:
         raise ProfileError(
             f"the profile could not be written to {path.name} ({error.strerror}): check the folder's rights and space"
         ) from error
-    return len(data)
 
 
 def load_profile(path: Path) -> Profile:
@@ -80,16 +86,21 @@ def load_profile(path: Path) -> Profile:
     Raises:
         ProfileError: if there is no such file or it is not a profile this version can use.
     """
+    return _parsed(read_at_most(path, MAX_FILE_BYTES + 1), path.name)
+
+
+def read_at_most(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a regular file; ProfileError if it is none."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
             raise ProfileError(f"{path.name} is not a file: choose a profile ending in {SUFFIX}")
         with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            return file.read(min(most, found.st_size + 1))
     except (OSError, ValueError) as error:
         if isinstance(error, ProfileError):
             raise
         raise ProfileError(f"the profile {path.name!r} cannot be read: choose one that is listed") from error
-    return _parsed(data, path.name)
 
 
 def add_to_file(profile: Profile, path: Path) -> Profile:
@@ -150,19 +161,33 @@ def _facts(profile: Profile) -> dict[str, Any]:
 def _parsed(data: bytes, name: str) -> Profile:
     if len(data) > MAX_FILE_BYTES:
         raise ProfileError(f"{name} is larger than any profile ({MAX_FILE_BYTES >> 20} MiB): choose another file")
-    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-        raise ProfileError(f"{name} is a pickle, which may run anything and is never opened: choose a {SUFFIX} profile")
-    try:
-        entries, facts = _header(data, name)
+    with whole_file(name):
+        entries, facts = header_of(data, name, _KEY, SCHEMA)
         return _profile(entries, facts, data)
+
+
+@contextmanager
+def whole_file(name: str) -> Iterator[None]:
+    """Whatever goes wrong with what a file says becomes a ProfileError that names the file."""
+    try:
+        yield
     except ProfileError as error:
         raise ProfileError(f"{name}: {error}" if name not in str(error) else str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, SafetensorError) as error:
         raise ProfileError(f"{name} is damaged or no profile: {_AGAIN}") from error
 
 
-def _header(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The file's table of tensors and the profile's facts, still unchecked."""
+def header_of(data: bytes, name: str, key: str, readable: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file's table of tensors and its facts, still unchecked.
+
+    Args:
+        data: the file, or its beginning.
+        key: of the facts in the metadata; readable: the schema this version reads.
+    """
+    pickled = data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    # A header of 640 bytes begins like a pickle, too; what follows its length does not.
+    if data[:4] == b"PK\x03\x04" or (pickled and data[8:9] != b"{"):
+        raise ProfileError(f"{name} is a pickle, which may run anything and is never opened: choose a {SUFFIX} profile")
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
         raise ProfileError(f"{name} is cut short or no {SUFFIX} file: {_AGAIN}")
@@ -170,14 +195,14 @@ def _header(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ProfileError(f"{name} has a header larger than any profile's: {_AGAIN}")
     entries = _object(data[8 : 8 + length].decode("utf-8"))
     metadata = entries.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or _KEY not in metadata:
+    if not isinstance(metadata, dict) or key not in metadata:
         raise ProfileError(f"{name} is a {SUFFIX} file but no DraftAttention profile: choose one made by calibration")
-    facts = _object(metadata[_KEY])
+    facts = _object(metadata[key])
     schema = facts.get("schema")
-    if schema != SCHEMA or isinstance(schema, bool):
-        newer = isinstance(schema, int) and schema > SCHEMA
+    if schema != readable or isinstance(schema, bool):
+        newer = isinstance(schema, int) and schema > readable
         advice = "update the node pack" if newer else "calibrate again"
-        raise ProfileError(f"{name} has schema {str(schema)[:20]}, this version reads {SCHEMA}: {advice}")
+        raise ProfileError(f"{name} has schema {str(schema)[:20]}, this version reads {readable}: {advice}")
     return entries, facts
 
 

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import skips
 from .step_cache.log import Decision
+from .step_cache.settings import StepCacheSettings
 
 
 class DenseReason(str, Enum):
@@ -57,6 +59,8 @@ class Position:
             not. For listeners: nothing is decided or counted by it.
         first_head: number of the call's first head in its layer; all_heads: how many heads the layer has, 0 if the
             call holds them all. A device that holds some of the heads reads its part of the whole plan by them.
+        conditional: for a batch that serves several conditions one after the other, of as many samples each, whether
+            each is the conditional branch; empty if the host does not say. For calibration.
     """
 
     step: int
@@ -66,6 +70,7 @@ class Position:
     branch: str = ""
     first_head: int = 0
     all_heads: int = 0
+    conditional: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if self.first_head < 0 or (self.first_head and self.first_head >= self.all_heads):
@@ -104,7 +109,8 @@ class SpentBudgets:
         source: what they rest on: "profile" or "this run".
         before: mean density that every head would have had.
         after: by layer, the density of each head; 1 throughout a dense layer.
-        promised: relative L2 error of the attention outputs of all these layers together, as predicted.
+        promised: relative L2 error of the attention outputs of all these layers together, as predicted; under
+            `max_error` the largest that is promised for a layer.
         worst_layer: the largest predicted error of a single layer.
         uniform: as `promised`, had every head the density `before`; None where `max_error` decides.
         measured, measured_worst: the same two, interpolated from the next measurement of these layers; None until then.
@@ -190,6 +196,8 @@ class RunReport:
         outcomes: number of evaluations by what became of them: "computed", "reused", "forecast".
         answered: per step with evaluations that were answered without the model, what answered the last of them.
         decisions: what the step cache decided, and the errors it measured.
+        skip: what the step cache may do; its rule is "off" where every evaluation is computed.
+        steps: steps of the sampler, None if unknown.
         cancelled: how far a run came that ended early, in words: "cancelled after step 3 of 20"; None otherwise.
         started, finished: time.perf_counter() values.
     """
@@ -204,6 +212,8 @@ class RunReport:
     outcomes: dict[str, int] = field(default_factory=dict)
     answered: dict[int, str] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
+    skip: StepCacheSettings = field(default_factory=StepCacheSettings)
+    steps: int | None = None
     cancelled: str | None = None
     started: float = field(default_factory=time.perf_counter)
     finished: float | None = None
@@ -330,8 +340,7 @@ class RunReport:
 
     def skip_error(self) -> float | None:
         """Mean relative L2 error of the predictions that computed evaluations were compared with; None if none was."""
-        errors = [decision.error for decision in self.decisions if decision.error is not None]
-        return sum(errors) / len(errors) if errors else None
+        return skips.mean_error(self.decisions)
 
     def work(self) -> float | None:
         """Share of the dense run's work, with skipped evaluations at zero and attention at its share of the time.
@@ -368,13 +377,10 @@ class RunReport:
         return median(dense) * (len(times) + self.skipped) / spent
 
     def _told_skips(self) -> str:
-        """What became of the evaluations, in words; nothing where all were computed."""
-        if not self.skipped:
+        """What became of the evaluations, in words; nothing where nobody was to skip any."""
+        if not self.skipped and not self.decisions:
             return ""
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()) if count)
-        line = f"{sum(self.outcomes.values())} evaluations: {counts}"
-        error = self.skip_error()
-        return line + (f"; predictions that were checked err by {error:.1%}" if error is not None else "")
+        return skips.told(self.outcomes, self.decisions, self.steps, self.skip.rule)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; None for an error that is not a number."""
@@ -387,7 +393,9 @@ class RunReport:
             "work_density": self.work_density(),
             "attention_seconds": self.attention_seconds(),
             "evaluations": dict(self.outcomes),
+            "skip": {"rule": self.skip.rule, "threshold": self.skip.threshold},
             "skip_error": self.skip_error(),
+            "decisions": skips.plain(self.decisions),
             "work": self.work(),
             "cancelled": self.cancelled,
             "step_seconds": {str(step): seconds for step, seconds in sorted(self.step_seconds().items())},
@@ -410,11 +418,11 @@ class RunReport:
         """One line that tells the story of the run."""
         placed = [call for call in self.calls if call.position is not None]
         sparse, executed = self.sparse_density(), self.executed_density()
-        skips = self._told_skips()
+        told = self._told_skips()
         line = "DraftAttention: " + (f"{self.cancelled}; " if self.cancelled else "")
         if not self.calls and self.outcomes:
-            return line + self._with_speed_up(skips or f"{sum(self.outcomes.values())} evaluations, all computed")
-        line += f"{skips}; " if skips else ""
+            return line + self._with_speed_up(told or f"{sum(self.outcomes.values())} evaluations, all computed")
+        line += f"{told}; " if told else ""
         line += f"{self.calls_sparse} of {len(placed)} self-attention calls sparse"
         if sparse is not None:
             line += f" at density {sparse:.2f}"
@@ -423,7 +431,7 @@ class RunReport:
             line += "; dense: " + ", ".join(f"{count} {reason}" for reason, count in dense.items())
         if executed is not None:
             line += f"; executed density {executed:.2f}"
-        if skips:
+        if self.skipped:
             return self._with_speed_up(line)
         for unit, (sparse_time, dense_time) in (("step", self.median_step_seconds()), ("call", self.mean_seconds())):
             if sparse_time and dense_time:

@@ -27,6 +27,9 @@ from ..backends.request import OUT_OF_MEMORY
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Policy, WrongHeadsError
+from ..method.rules.calibatt import MASKS, CalibratedMasks
+from .calibatt_recorder import CalibAttRecorder
+from .calibration import Calibration
 from .evaluation import Answer, Evaluation, Outcome, StepCache
 from .events import CallDone, EvaluationDone, Event, Events, Note, RunDone, RunStarted, StepDone, Waiting
 from .fingerprint import ModelName
@@ -58,6 +61,7 @@ class Run:
         cache: index tables of this run.
         plan: policy of every call.
         spending: budgets by measured error, and what is measured for a profile; None where neither was asked for.
+        voting: what votes for CalibAtt's masks; None where nobody asked for them.
         model: what the host knows of the model.
         steps: how far the run has come.
     """
@@ -70,6 +74,7 @@ class Run:
     model: ModelName = ModelName()
     plan: Plan = field(init=False)
     spending: Spending | None = field(init=False)
+    voting: CalibAttRecorder | None = field(init=False)
     steps: Steps = field(default_factory=Steps)
     started: bool = False
     finished: bool = False
@@ -77,6 +82,7 @@ class Run:
     _states: dict[tuple[int, str, int], dict[str, Any]] = field(default_factory=dict)
     _measured: MeasuredCalls = field(init=False)
     _ready: ReadyBackends = field(default_factory=ReadyBackends)
+    _masks: CalibratedMasks | None = field(init=False)
     _errors: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -85,6 +91,10 @@ class Run:
         self.spending = Spending(self.settings, self.model, self.note, self.report.budgets) if spends else None
         self.plan = Plan(self.settings.policy, self.settings.schedule, self.spending)
         self._measured = MeasuredCalls(self.settings, self.spending, self.plan, self.report, self.cache, self._tell)
+        self.report.skip = self.settings.skip
+        record = self.settings.record_masks
+        self.voting = CalibAttRecorder(self.model, self.settings.mask_block) if record else None
+        self._masks = self._calibrated_masks()
         if self.step_cache is None and self.settings.skip.rule != "off":
             self.step_cache = RunStepCache(self.settings.skip)
 
@@ -97,7 +107,7 @@ class Run:
         """
         self.started = True
         self.report.started = time.perf_counter()
-        self.steps.total = steps
+        self.steps.total = self.report.steps = steps
         self._emit(RunStarted(steps, progress, self.plan.starts_dense(progress)))
         return self
 
@@ -207,6 +217,41 @@ class Run:
             return None
         return self.spending.profile(prompt, self.steps.total or self.steps.done)
 
+    def calibration(self, prompt: str | None = None) -> Calibration | None:
+        """What this run voted for CalibAtt's masks, for `add_to_calibration`; None if that is nothing.
+
+        A run that was sparse does not vote: its masks would be made from what masks had changed.
+
+        Args:
+            prompt: its text, of which a key is kept; None if unknown, which counts as no prompt.
+        """
+        if self.voting is None:
+            return None
+        if self.report.calls_sparse:
+            self.note("this run was sparse, so it did not vote for masks: calibrate without Apply DraftAttention")
+            return None
+        return self.voting.calibration(prompt)
+
+    def _calibrated_masks(self) -> CalibratedMasks | None:
+        """Those of the settings' profile, where its rule follows them; raises ProfileError if they do not fit."""
+        profile = self.settings.profile
+        if self.settings.policy.method != "calibatt" or profile is None or profile.calibration is None:
+            return None
+        for text in profile.calibration.check(self.model):
+            self.note(text)
+        if self.settings.budgets != "off" or self.settings.max_error:
+            self.note("calibrated masks bring their densities: budgets and max_error have no say")
+        return profile.calibration.compiled(self.model.expert)
+
+    def _vote(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, position: Position, bias: Tensor | None) -> None:
+        """Measure a dense call for masks. Never raises."""
+        if self.voting is None or q.shape[2] != layout.tokens:
+            return
+        try:
+            self.voting.observe(q, k, v, layout, position, self.steps.total, bias)
+        except Exception as error:
+            self._tell(f"a dense call did not vote for masks: {type(error).__name__}: {error}")
+
     def step_of(self, level: float) -> int:
         """Index of a noise level in this run, in order of first appearance."""
         return self.steps.index_of(level)
@@ -278,7 +323,9 @@ class Run:
             policy = DenseReason.HEADS
             self._tell(f"DraftAttention runs dense: {error}")
         if isinstance(policy, DenseReason):
-            self._measured.dense(q, k, v, settings.layout(grid, extra_before, extra_after), position, key_bias)
+            layout = settings.layout(grid, extra_before, extra_after)
+            self._measured.dense(q, k, v, layout, position, key_bias)
+            self._vote(q, k, v, layout, position, key_bias)
             return self.dense(dense, policy, position, q)
         if grid.tokens < settings.min_tokens:
             return self.dense(dense, DenseReason.FEW_TOKENS, position, q)
@@ -287,6 +334,9 @@ class Run:
         if self.stood_aside:
             return self.dense(dense, DenseReason.STOOD_ASIDE, position, q)
 
+        remark = None if self._masks is None else self._masks.remark(settings.layout(grid))
+        if remark is not None:
+            self.note(remark)
         stop = self._stopwatch(q.device)
         result, failure = None, DenseReason.NON_FINITE
         try:
@@ -395,8 +445,9 @@ class Run:
 
     def _state_of(self, position: Position) -> dict[str, Any]:
         """What the selection rule keeps of these heads of a layer from call to call, for each condition by itself."""
+        given = {} if self._masks is None else {MASKS: self._masks}
         with self._lock:
-            return self._states.setdefault((position.layer, position.branch, position.first_head), {})
+            return self._states.setdefault((position.layer, position.branch, position.first_head), given)
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):

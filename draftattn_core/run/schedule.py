@@ -7,6 +7,7 @@ schedule lands at the same noise in both experts of Wan 2.2, under step caching 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -39,14 +40,16 @@ class Schedule:
             later one counts from there on. Before the first and after the last point the curve is flat.
         dense_layers: layers that always run dense; negative counts from the end.
         bands: density factors for layer ranges.
+        first_dense: share of the layers, 0..1, from the first on, that always run dense too; rounded down.
 
     Raises:
-        ValueError: if a point or factor is out of range or the points are out of order.
+        ValueError: if a point, share or factor is out of range or the points are out of order.
     """
 
     points: tuple[tuple[float, float], ...] = ((0.0, 0.25),)
     dense_layers: tuple[int, ...] = ()
     bands: tuple[LayerBand, ...] = ()
+    first_dense: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -59,6 +62,8 @@ class Schedule:
             previous = progress
         if any(band.factor < 0 for band in self.bands):
             raise ValueError("a layer band's factor cannot be negative")
+        if not 0.0 <= self.first_dense <= 1.0:
+            raise ValueError(f"first_dense is a share of the layers between 0 and 1, got {self.first_dense}")
 
     def curve(self, progress: float) -> float:
         """Density at `progress` before layers come in."""
@@ -71,6 +76,8 @@ class Schedule:
         return y0 + (y1 - y0) * max(0.0, progress - x0) / (x1 - x0)
 
     def is_dense_layer(self, layer: int, layers: int) -> bool:
+        if layer < math.floor(self.first_dense * layers):
+            return True
         return layer in self.dense_layers or (layers > 0 and layer - layers in self.dense_layers)
 
     def density(self, progress: float, layer: int, layers: int) -> float | None:

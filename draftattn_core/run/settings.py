@@ -36,6 +36,7 @@ class Settings:
             follows from it, and the schedule says only where calls are dense. 0 for off.
         profile: figures of an earlier run of this model, for budgets from the first sparse call on; None for none.
         record: measure every layer once per bucket of progress, dense or sparse, for a profile (`Run.profile`).
+        record_masks: let dense calls vote for CalibAtt's masks (`Run.calibration`), with blocks of `mask_block` tokens.
 
     Raises:
         ValueError: if blocks, tile or order do not fit together, no backend has that name, or budgets are unknown.
@@ -56,19 +57,32 @@ class Settings:
     max_error: float = 0.0
     profile: Profile | None = None
     record: bool = False
+    record_masks: bool = False
+    mask_block: int = 128
 
     def __post_init__(self) -> None:
         self.layout(TokenGrid(1, 1, 1))
+        if not 1 <= self.mask_block <= 1024:
+            raise ValueError(f"masks have blocks of 1 to 1024 tokens, got {self.mask_block}: 128 is as published")
         if self.backend not in backend_names():
             raise ValueError(f"unknown backend {self.backend!r}: choose one of {', '.join(backend_names())}")
         if self.budgets not in BUDGETS:
             raise ValueError(f"unknown budgets {self.budgets!r}: choose one of {', '.join(BUDGETS)}")
         if not 0.0 <= self.max_error < 1.0:
             raise ValueError(f"max_error is a relative error from 0 (off) to below 1, got {self.max_error}: try 0.05")
+        if self.policy.method == "tail_error" and not self.policy.has_tail:
+            raise ValueError("the method tail_error ranks by what a tail loses: choose a tail, or another method")
+        if self.policy.method == "calibatt" and (self.profile is None or self.profile.calibration is None):
+            raise ValueError(
+                "the method calibatt takes its masks from a profile: record dense runs with masks "
+                "(DraftAttention Calibrate, or Settings.record_masks) and pass their profile"
+            )
 
     @property
     def spends(self) -> bool:
-        """Whether densities follow measured errors."""
+        """Whether densities follow measured errors; calibrated masks bring their own."""
+        if self.policy.method == "calibatt":
+            return False
         return self.budgets != "off" or self.max_error > 0.0 or self.profile is not None
 
     @property

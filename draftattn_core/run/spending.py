@@ -3,8 +3,8 @@
 At the first sparse call of every layer, and once more in each later bucket of progress, a few exact rows give the error
 curves of its heads (`error_curves`). From the next evaluation on every head has the density that the solver gives it:
 at the work that the schedule's density would have cost everywhere, tails included, or, with `max_error`, at the least
-work that keeps each layer within it, from that very call on. A profile gives the curves before the first sparse call;
-what is measured there says whether it holds.
+work that keeps each layer within it (with a `margin`), from that very call on. A profile gives the curves before the
+first sparse call; what is measured there says whether it holds.
 
 Whatever does not fit ends the spending with a note, and the run goes on at the schedule's densities.
 """
@@ -26,6 +26,7 @@ from .budgets import Budgets, CurveTable, least_error, within_error
 from .error_curve import CURVE_DENSITIES, ErrorCurves, error_curves
 from .figures import CompleteFigures, bucket_of, layers_of
 from .fingerprint import Conditions, Fingerprint, ModelName, ProfileError
+from .margin import margin
 from .probe import HeadTails
 from .profile import Profile
 from .profile_recorder import ProfileRecorder
@@ -290,7 +291,7 @@ class Spending:
             if not alone:
                 self._tell(self._solved[key][0], figures, bucket, layers, mean, position.progress)
         if alone:
-            self._tell_layer(self._solved[key][0], bucket, position, mean)
+            self._tell_layer(self._solved[key][0], bucket, position, mean, _margin(figures, bucket, layers))
         return self._solved[key]
 
     def _fresh_budgets(
@@ -302,7 +303,7 @@ class Spending:
         place = np.ix_([bucket], list(layers))
         table = CurveTable(whole.densities, whole.squared[place], whole.norms[place], whole.tail_work[place])
         if promise:
-            return within_error(table, promise)
+            return within_error(table, promise / _margin(figures, bucket, layers))
         return least_error(table, mean + float(table.tail_work.mean()))
 
     def _tell(
@@ -332,9 +333,10 @@ class Spending:
             )
         )
 
-    def _tell_layer(self, budgets: Budgets, bucket: int, position: Position, mean: float) -> None:
-        """Keep the budget of one layer under `max_error`, in one entry per bucket."""
-        heads, error = tuple(budgets.density[0, 0].tolist()), budgets.error()
+    def _tell_layer(self, budgets: Budgets, bucket: int, position: Position, mean: float, margin: float) -> None:
+        """Keep the budget of one layer under `max_error`, in one entry per bucket. What is told is the promise: the
+        prediction times the margin."""
+        heads, error = tuple(budgets.density[0, 0].tolist()), budgets.error() * margin
         if not self.told or bucket_of(self.told[-1].progress) != bucket:
             self.told.append(SpentBudgets(position.progress, self._source, mean, {}, error, error, None))
         entry = self.told[-1]
@@ -345,6 +347,11 @@ class Spending:
     @property
     def _source(self) -> str:
         return "profile" if self._profile is not None else "this run"
+
+
+def _margin(figures: CompleteFigures, bucket: int, layers: tuple[int, ...]) -> float:
+    """Of the promise for some layers, by how often the least measured of their heads was."""
+    return margin(int(figures.figures.counts[bucket, list(layers)].min()))
 
 
 def _tail_work(name: TailName, shape: CallShape, k_block: int) -> float:

@@ -9,16 +9,18 @@ from collections.abc import Mapping, Sequence
 from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason, RunReport
 from ...draftattn_core.views.charts import error_text
 from ..host.runs import REMEDIES
+from .skips_text import skips_text
 
 
 def report_text(report: RunReport) -> str:
     """Several lines: the summary, densities, what was dense and why, time, tails, notes."""
-    if not report.calls:
+    if not report.calls and not report.outcomes:
         return (
-            "DraftAttention: no attention call was seen yet. Connect `after` to the sampler's output, "
+            "DraftAttention: no run was seen yet. Connect `after` to the sampler's output, "
             "so that this node waits for it."
         )
     lines = [report.summary(), ""]
+    lines += skips_text(report)
     lines += _densities(report)
     lines += _dense_calls(report)
     lines += _budgets(report)
@@ -76,6 +78,8 @@ def _budgets(report: RunReport) -> list[str]:
 
 def _time(report: RunReport) -> list[str]:
     sparse, dense = report.mean_seconds()
+    if not report.calls:
+        return ["", f"Run: {report.seconds:.1f} s."]
     lines = ["", f"Run: {report.seconds:.1f} s, of which video self-attention {report.attention_seconds():.1f} s."]
     sparse_step, dense_step = report.median_step_seconds()
     if sparse_step is not None and dense_step is not None:

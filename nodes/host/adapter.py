@@ -39,6 +39,7 @@ from .strict import refuse_surprises
 log = logging.getLogger(__name__)
 
 KEY = "draft_attention"
+ADAPTER = "draft_attention_adapter"
 WRAPPERS = ("outer_sample", "apply_model", "diffusion_model")
 # Where a node may put an attention of its own; cross-attention (NAG patches it) is none of our business.
 ATTENTION_FORWARD = re.compile(
@@ -53,12 +54,14 @@ class Adapter:
     Attributes:
         choices: what the user chose for attention; None to leave it alone, where only steps are skipped.
         handle: what other nodes see of its runs.
+        followers: handles of Skip Steps nodes further up, which follow its runs too.
         tell_node: puts text under the node in the browser; None where there is no browser.
         sampling: the run under way, None between runs.
     """
 
     choices: Choices | None
     handle: ReportHandle = field(default_factory=ReportHandle)
+    followers: tuple[ReportHandle, ...] = ()
     tell_node: Callable[[str], None] | None = None
     sampling: Sampling | None = None
 
@@ -103,7 +106,7 @@ class Adapter:
             bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))
         except Exception:
             log.exception("DraftAttention does not understand this run and leaves it dense")
-            self.handle.report = RunReport(notes=["this run was not understood and stayed dense, see the log"])
+            self._show(None, RunReport(notes=["this run was not understood and stayed dense, see the log"]))
             return None
         settings = Settings()
         if self.choices is not None:
@@ -114,15 +117,24 @@ class Adapter:
             refuse_surprises(tokens, settings, bypassed, patcher, other)
         skip, why_not = skipping.settle(asked, trajectory.steps, guider.model_options, patcher)
         recording = recording_of(guider.model_options)
-        settings = replace(settings, skip=skip, record=settings.record or recording is not None)
+        settings = replace(settings, skip=skip)
+        if recording is not None:
+            settings = recording.settings(settings)
         run = Run(settings, self.handle.events, model=model_name(patcher, settings, recording))
         if why_not is not None:
             run.note(f"DraftAttention {why_not}")
             log.info("DraftAttention %s", why_not)
         if self.handle.new_step_cache is not None:
             run.step_cache = self.handle.new_step_cache()
-        self.handle.run, self.handle.report = run, run.report
+        self._show(run, run.report)
         return Sampling(run, trajectory, bypassed, attention=self.choices is not None)
+
+    def _show(self, run: Run | None, report: RunReport) -> None:
+        """What is shown of the model's runs is this one from now on."""
+        for handle in (self.handle, *self.followers):
+            handle.report = report
+            if run is not None:
+                handle.run = run
 
     def apply_model(self, executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Any:
         """APPLY_MODEL wrapper: evaluates the model through the run, and describes models without a DIFFUSION_MODEL
@@ -322,26 +334,43 @@ def serves_attention(model: Any) -> bool:
     return KEY in model.wrappers.get("diffusion_model", {})
 
 
-def apply_skip_steps(model: Any, settings: StepCacheSettings, tell_node: Callable[[str], None] | None = None) -> Any:
-    """A clone of `model` whose sampling runs skip steps, with or without draft attention, before or after it.
+def apply_skip_steps(
+    model: Any, settings: StepCacheSettings, tell_node: Callable[[str], None] | None = None
+) -> tuple[Any, ReportHandle]:
+    """A clone of `model` whose sampling runs skip steps, with or without draft attention, before or after it, and the
+    handle of its reports.
 
-    Applied to a model that skips steps already, the new settings replace the old ones.
+    Applied to a model that skips steps already, the new settings replace the old ones; a model that has an adapter
+    keeps it, and its handle is the one returned.
     """
     patched = model.clone()
-    if not any(KEY in wrappers for wrappers in patched.wrappers.values()):
-        _wrapped(patched, Adapter(None, tell_node=tell_node))
+    adapter = _adapter_of(patched)
+    if adapter is None:
+        patched, adapter = _wrapped(patched, Adapter(None, tell_node=tell_node))
     _own_options(patched)[skipping.SKIP] = settings
-    return patched
+    return patched, adapter.handle
 
 
 def _wrapped(patched: Any, adapter: Adapter) -> tuple[Any, Adapter]:
     """The model with an adapter's wrappers in place of those of an earlier one."""
+    earlier = _adapter_of(patched)
+    if earlier is not None:
+        own = () if earlier.choices is not None else (earlier.handle,)
+        adapter.followers = (*own, *earlier.followers)
     for kind in WRAPPERS:
         patched.remove_wrappers_with_key(kind, KEY)
         # Where attention is left alone nobody asks what its calls look like.
         if adapter.choices is not None or kind != "diffusion_model":
-            patched.add_wrapper_with_key(kind, KEY, _closure(getattr(adapter, kind)))
+            wrapper = _closure(getattr(adapter, kind))
+            setattr(wrapper, ADAPTER, adapter)
+            patched.add_wrapper_with_key(kind, KEY, wrapper)
     return patched, adapter
+
+
+def _adapter_of(patched: Any) -> Adapter | None:
+    """The adapter whose wrappers a model has."""
+    found = next(iter(patched.wrappers.get("outer_sample", {}).get(KEY, ())), None)
+    return getattr(found, ADAPTER, None)
 
 
 def _own_options(patched: Any) -> dict[str, Any]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...draftattn_core.run.calibration_file import add_to_calibration, calibration_path
 from ...draftattn_core.run.fingerprint import ModelName, ProfileError, family_of, weights_identity
 from ...draftattn_core.run.profile import MAIN, expert_of
 from ...draftattn_core.run.profile_file import add_to_file
 from ...draftattn_core.run.run import Run
 from ...draftattn_core.run.settings import Settings
+from .layouts import layer_count
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +31,19 @@ class Recording:
         path: of the profile's file.
         expert: see `ModelName`.
         prompt: text of the prompt, of which a key is kept; "" if unknown.
+        mask_block: tokens per block of CalibAtt's masks, which dense runs vote for; 0 for none.
     """
 
     path: Path
     expert: str = MAIN
     prompt: str = ""
+    mask_block: int = 0
+
+    def settings(self, settings: Settings) -> Settings:
+        """Those of a run that is recorded."""
+        if not self.mask_block:
+            return replace(settings, record=True)
+        return replace(settings, record=True, record_masks=True, mask_block=self.mask_block)
 
 
 def profiles_folder() -> Path:
@@ -59,16 +69,17 @@ def recording_of(model_options: Mapping[str, Any]) -> Recording | None:
 
 def model_name(patcher: Any, settings: Settings, recording: Recording | None) -> ModelName:
     """What a profile needs to know of a model; its weights are read only where there is one. Never raises."""
-    family = weights = ""
+    family, weights, layers, heads = "", "", 0, 0
     try:
         network = patcher.model.diffusion_model
         family = family_of(type(getattr(network, "_orig_mod", network)).__name__)
+        layers, heads = layer_count(network), int(getattr(network, "num_heads", 0) or 0)
         if settings.profile is not None or recording is not None:
             weights = _weights(patcher, network)
     except Exception as error:
         log.debug("DraftAttention could not name the model: %s", error)
     expert = expert_of(settings.profile, weights) if recording is None else recording.expert
-    return ModelName(family or "model", expert, weights)
+    return ModelName(family or "model", expert, weights, layers, heads)
 
 
 def _weights(patcher: Any, network: Any) -> str:
@@ -94,6 +105,10 @@ def keep_recording(run: Run, recording: Recording | None) -> None:
             return
         grown = add_to_file(profile, recording.path)
         run.note(f"profile {recording.path.stem}: {grown.made_from()}")
+        votes = run.calibration(recording.prompt or None)
+        if votes is not None:
+            all_votes = add_to_calibration(votes, calibration_path(recording.path))
+            run.note(f"profile {recording.path.stem}: {all_votes.made_from()}")
     except ProfileError as error:
         run.note(f"the profile was not kept: {error}")
     except Exception:

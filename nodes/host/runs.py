@@ -105,7 +105,7 @@ class ModelCall:
         network: the host's diffusion model.
         tokens: what its video self-attention looks like, or why that is not known.
         lengths: lengths of the other sequences it brings along.
-        step, progress, branch: see `Position`.
+        step, progress, branch, conditional: see `Position`.
         seen: visits per block, see `layer_of`.
         counted: video self-attention calls so far.
         part, part_layer: queries seen so far of a self-attention that comes in parts, and its layer.
@@ -121,6 +121,7 @@ class ModelCall:
     step: int
     progress: float
     branch: str
+    conditional: tuple[bool, ...] = ()
     seen: dict[tuple[str, int], int] = field(default_factory=dict)
     counted: int = 0
     part: int = 0
@@ -131,7 +132,8 @@ class ModelCall:
     image: tuple[int, int] | None = None
 
     def position(self, layer: int) -> Position:
-        return Position(self.step, self.progress, layer, layer_count(self.network), self.branch)
+        layers = layer_count(self.network)
+        return Position(self.step, self.progress, layer, layers, self.branch, conditional=self.conditional)
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,12 @@ class Sampling:
         lengths = other_lengths(arguments)
         if outer is not None:
             outer.overruled = True
-            return ModelCall(network, tokens, lengths, outer.step, outer.progress, outer.branch)
+            return ModelCall(network, tokens, lengths, outer.step, outer.progress, outer.branch, outer.conditional)
         moment = moment or self.moment(options)
-        kinds = {"cond" if kind == 0 else "uncond" for kind in options.get("cond_or_uncond") or ()}
+        conditional = tuple(kind == 0 for kind in options.get("cond_or_uncond") or ())
+        kinds = {"cond" if one else "uncond" for one in conditional}
         branch = "both" if len(kinds) > 1 else next(iter(kinds), "")
-        return ModelCall(network, tokens, lengths, moment.step, moment.progress, branch)
+        return ModelCall(network, tokens, lengths, moment.step, moment.progress, branch, conditional)
 
     def explain(self, reason: DenseReason, message: str) -> None:
         """Keep what a dense reason means in this run; the user is told at its end."""

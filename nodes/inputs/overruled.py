@@ -5,14 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .curves import CURVES
-from .presets import NO_SPEED, PRESET_NAMES, PUBLISHED_PRESETS, SPEED_NAMES
+from .presets import METHOD_NAMES, NO_SPEED, PRESET_NAMES, PUBLISHED_PRESETS, SPEED_NAMES, UNANCHORED
 
 CURVE_INPUTS = ("sparsity", "dense_start")
-# The published method has its own start, blocks and tile, drops what it skips and anchors nothing.
-PAPER_IGNORES = ("dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame")
+# A published method has its own rule, start, blocks and tile, its own stand-in for what it skips, and anchors nothing.
+PUBLISHED_IGNORES = (
+    "dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame", "speed", "method"
+)  # fmt: skip
 BY_PRESET: Mapping[str, tuple[str, ...]] = {
-    name: {"paper": (*PAPER_IGNORES, "speed"), "custom": ()}.get(name, CURVE_INPUTS) for name in PRESET_NAMES
+    **dict.fromkeys(PRESET_NAMES, CURVE_INPUTS),
+    **dict.fromkeys(PUBLISHED_PRESETS, PUBLISHED_IGNORES),
+    "calibatt": ("sparsity", *PUBLISHED_IGNORES),
+    "custom": (),
 }
+# Masks that are fixed or measured anchor nothing; bands need an order that has no tile; calibrated masks come with
+# their blocks and densities.
+ANCHORS = ("keep_first_frame", "keep_last_frame")
+_METHODS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(UNANCHORED, ANCHORS),
+    "svg": ("tile", *ANCHORS),
+    "calibatt": ("sparsity", "blocks", "tile", *ANCHORS),
+}
+BY_METHOD: Mapping[str, tuple[str, ...]] = {name: _METHODS.get(name, ()) for name in METHOD_NAMES}
 # A speed spends its densities by measured error.
 BY_SPEED: Mapping[str, tuple[str, ...]] = {name: () if name == NO_SPEED else ("budgets",) for name in SPEED_NAMES}
 # Presets whose own curve a speed replaces say nothing any more.

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from ...draftattn_core.geometry.layout import PAPER_TILE
 from ...draftattn_core.geometry.order import Tile
-from ...draftattn_core.method.policy import TAILS, Policy, TailName
+from ...draftattn_core.method.policy import METHODS, TAILS, Policy, TailName
 from ...draftattn_core.run.profile import Profile
+from ...draftattn_core.run.published import ANY_DENSITY, PUBLISHED, published, rule_geometry
 from ...draftattn_core.run.schedule import PRESET_DENSITY, PRESETS, Schedule, constant, preset
 from ...draftattn_core.run.settings import Settings
 from ...draftattn_core.run.speed import SPEEDS, Speed, speed_of
 from ...draftattn_core.run.step_cache.settings import StepCacheSettings
 
-PRESET_NAMES = ("auto", *PRESETS, "paper", "custom")
+# Presets that are somebody's published method: nothing of ours is added to them.
+PUBLISHED_PRESETS = tuple(PUBLISHED)
+PRESET_NAMES = ("auto", *PRESETS, "paper", "custom", *(name for name in PUBLISHED if name != "paper"))
 TAIL_NAMES = ("auto", *TAILS)
+PRESET_METHOD = "auto"
+METHOD_NAMES = (PRESET_METHOD, *METHODS)
+# Rules whose masks are fixed or measured as a whole: they keep no frame on request.
+UNANCHORED = ("svg", "radial", "adaspa", "calibatt")
 NO_SPEED = "off"
 SPEED_NAMES = (NO_SPEED, "auto", *SPEEDS)
-# Presets that are somebody's published method: nothing of ours is added to them.
-PUBLISHED_PRESETS = ("paper",)
 # As the widget shows them: tokens per query block / per key block.
 BLOCKS = {"128/64": (128, 64), "128/128": (128, 128), "64/64": (64, 64)}
 DEFAULT_MIN_TOKENS = 12000
 MOST_LAYERS = 1000
-PAPER_WARMUP = 0.25
 # Of `auto`, see `auto_density`.
 FEWEST_STEPS, FEW_STEPS, LONG_VIDEO_TOKENS = 4, 12, 60_000
 FEWEST_STEPS_DENSITY = 0.40
@@ -43,7 +46,7 @@ class Choices:
 
     Attributes:
         preset: one of `PRESET_NAMES`.
-        sparsity: share of block pairs not computed exactly, for the presets `paper` and `custom`.
+        sparsity: share of block pairs not computed exactly, for `custom` and the published presets.
         dense_start: share of the noise range at its noisy end that runs dense, for `custom`.
         tail: one of `TAIL_NAMES`.
         blocks: query and key block size.
@@ -57,6 +60,7 @@ class Choices:
         profile, max_error, budgets: see `Settings`.
         speed: one of `SPEED_NAMES`. Other than off, it sets density, budgets and skipping; the preset `custom` and a
             schedule keep their densities, as means that budgets spend, and published presets stay as published.
+        method: one of `METHOD_NAMES`; "auto" is the preset's own. Published presets have theirs.
     """
 
     preset: str = "auto"
@@ -76,6 +80,7 @@ class Choices:
     max_error: float = 0.0
     budgets: str = "off"
     speed: str = NO_SPEED
+    method: str = PRESET_METHOD
 
     def settings(self, steps: int, tokens: int) -> Settings:
         """Settings of a run.
@@ -90,29 +95,40 @@ class Choices:
         if self.preset not in PRESET_NAMES:
             raise ValueError(f"unknown preset {self.preset!r}: choose one of {', '.join(PRESET_NAMES)}")
         speed = self._speed(tokens)
-        schedule = self._schedule(max(1, steps), tokens, speed)
+        base = self._published(max(1, steps)) if self.preset in PUBLISHED_PRESETS else self._own()
+        schedule = self._schedule(max(1, steps), tokens, speed, base)
         if self.dense_layers and not schedule.dense_layers:
             schedule = schedule.with_dense_layers(self.dense_layers)
-        tile: Tile | None = PAPER_TILE
-        if self.preset == "paper":
-            policy, blocks, auto_tail = Policy.paper(), (128, 128), False
-        else:
-            tail: TailName = "linear1" if self.tail == "auto" else self.tail  # type: ignore[assignment]
-            policy = Policy(tail=tail, keep_first_frame=self.anchor_first, keep_last_frame=self.anchor_last)
-            blocks, tile, auto_tail = self.blocks, self.tile, self.tail == "auto"
-        return Settings(
-            policy=policy,
+        return replace(
+            base,
             schedule=schedule,
-            auto_tail=auto_tail,
-            q_block=blocks[0],
-            k_block=blocks[1],
-            tile=tile,
             backend=self.backend,
             min_tokens=self.min_tokens,
-            profile=self.profile,
             max_error=self.max_error,
             budgets=self.budgets if speed is None else "error",
             skip=StepCacheSettings() if speed is None else speed.skip(max(1, steps)),
+        )
+
+    def _published(self, steps: int) -> Settings:
+        """The preset's own settings, its schedule included."""
+        density = 1.0 - self.sparsity
+        return published(self.preset, density, steps=steps, dense_layers=self.dense_layers, profile=self.profile)
+
+    def _own(self) -> Settings:
+        """Rule, tail and blocks that the user picked; a rule that asks for an order or blocks of its own has them."""
+        tail: TailName = "linear1" if self.tail == "auto" else self.tail  # type: ignore[assignment]
+        policy = Policy(tail=tail) if self.method == PRESET_METHOD else Policy(tail=tail, method=self.method)
+        if policy.method not in UNANCHORED:
+            policy = replace(policy, keep_first_frame=self.anchor_first, keep_last_frame=self.anchor_last)
+        blocks, tile, order = rule_geometry(policy.method, self.blocks, self.tile, self.profile)
+        return Settings(
+            policy=policy,
+            auto_tail=self.tail == "auto",
+            q_block=blocks[0],
+            k_block=blocks[1],
+            tile=tile,
+            order=order,
+            profile=self.profile,
         )
 
     def _speed(self, tokens: int) -> Speed | None:
@@ -121,16 +137,17 @@ class Choices:
             return None
         return speed_of(self.speed, tokens)
 
-    def _schedule(self, steps: int, tokens: int, speed: Speed | None) -> Schedule:
+    def _schedule(self, steps: int, tokens: int, speed: Speed | None, base: Settings) -> Schedule:
         if isinstance(self.schedule, Schedule):
             return self.schedule
         if self.schedule is not None:
             return self.schedule.resolve(steps)
-        density = 1.0 - self.sparsity
-        if self.preset == "paper":
-            return constant(density, warmup=PAPER_WARMUP if steps > 8 else 0.0)
+        if self.preset in PUBLISHED_PRESETS:
+            return base.schedule
         if self.preset == "custom":
-            return constant(density, warmup=self.dense_start)
+            # Calibrated masks bring their densities.
+            own = self.method == "calibatt"
+            return constant(ANY_DENSITY if own else 1.0 - self.sparsity, warmup=self.dense_start)
         if speed is not None:
             return speed.schedule(steps)
         if self.preset == "auto":

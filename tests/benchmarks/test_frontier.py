@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.frontier import rounds
 from benchmarks.frontier.fronts import Point, at_work, envelope, front
-from benchmarks.frontier.methods import CHOICES, LATER, Method, composed, methods
+from benchmarks.frontier.methods import SMALL, Method, composed, methods
 from benchmarks.frontier.plan import Scenario
 from benchmarks.frontier.report import acts, held_out, rows, tabulate, verdicts
 from benchmarks.frontier.rounds import References, measure, unit, whole_rounds
@@ -62,9 +62,13 @@ class TestFronts:
 
 class TestCompositions:
     def test_every_number_of_steps_has_some_of_each_rule(self) -> None:
-        for steps in CHOICES:
-            found = {method.skip for method in methods(steps) if composed(method)}
-            assert found == {"easycache", "forecast"}
+        for steps in SMALL:
+            found = {(method.skip, method.solver) for method in methods(steps) if composed(method)}
+            assert found == {("easycache", "euler"), ("forecast", "euler"), (None, "dpmpp_2m")}
+
+    def test_a_real_size_has_fewer_rows_of_the_same_families(self) -> None:
+        small, real = methods(20), methods(20, real=True)
+        assert len(real) < len(small) and {m.family for m in real} < {m.family for m in small}
 
     def test_one_whose_second_lever_is_idle_does_not_act(self) -> None:
         sparse = Method("f x sparse, ours", sparse="ours", density=0.3, skip="forecast", threshold=0.1)
@@ -76,6 +80,24 @@ class TestCompositions:
         choosing = [point("f x s", 0.2, 30, method="good"), point("f x s", 0.3, 25, method="bad")]
         reporting = [point("f x s", 0.2, 10, method="good"), point("f x s", 0.3, 50, method="bad")]
         assert [(p.method, p.psnr) for p in held_out(choosing, reporting)] == [("good", 10)]
+
+    def test_single_methods_are_reported_by_the_same_half(self) -> None:
+        choosing, reporting = [point("dense", 0.2, 30)], [point("dense", 0.2, 25)]
+        assert [p.psnr for p in held_out(choosing, reporting)] == [25]
+
+    def test_halves_are_halves_of_the_seeds_not_of_the_grids(self) -> None:
+        scenario = replace(SCENARIO, grids=(TokenGrid(2, 4, 6), TokenGrid(2, 6, 4)))
+        quality = {("2x4x6", 0): 10.0, ("2x6x4", 0): 20.0, ("2x4x6", 1): 30.0, ("2x6x4", 1): 40.0}
+        records = []
+        for (grid, seed), psnr in quality.items():
+            t, h, w = map(int, grid.split("x"))
+            for m in methods(4):
+                records.append(record(m, Ledger(2, 2, 2.0), psnr, seed))
+                records[-1]["unit"] = unit(scenario, TokenGrid(t, h, w), seed, m)
+        table = tabulate(scenario, records, None, lambda grid: 0.5)
+        assert (
+            table is not None and {p.psnr for p in table.judged} == {35.0} and {p.psnr for p in table.points} == {25.0}
+        )
 
     def test_an_idle_one_is_never_chosen(self) -> None:
         idle = point("f x s", 0.2, 30, method="idle", acts=False)
@@ -100,15 +122,9 @@ class TestTables:
         assert list(whole_rounds(SCENARIO, records[:-1])) == [("2x4x6", 0)]
         assert len(rows(SCENARIO, records[:-1], lambda grid: 0.5)) == len(methods(4))
 
-    def test_methods_that_came_later_take_no_round_away_where_none_was_measured(self) -> None:
-        before = [method for method in methods(4) if method.sparse not in LATER]
-        records = [record(method, Ledger(2, 2, 2.0), seed=seed) for seed in (0, 1) for method in before]
-        assert all(method.settings().budgets == "error" for method in methods(4) if method.sparse in LATER)
-        assert 0 < len(before) < len(methods(4)) and before == methods(4)[: len(before)]
-        assert list(whole_rounds(SCENARIO, records)) == [("2x4x6", 0), ("2x4x6", 1)]
-        names = [row["method"] for row in rows(SCENARIO, records[: len(before)], lambda grid: 0.5)]
-        assert names == [method.name for method in before]
-        assert whole_rounds(SCENARIO, records[1:]).keys() == {("2x4x6", 1)}
+    def test_the_family_is_that_of_todays_plan(self) -> None:
+        records = [record(replace(m, family="of old"), Ledger(2, 2, 2.0)) for m in methods(4)]
+        assert {row["family"] for row in rows(SCENARIO, records, lambda grid: 0.5)} == {m.family for m in methods(4)}
 
     def test_reweighing_changes_the_work_of_sparse_rows_and_not_of_skipping_ones(self) -> None:
         records = [

@@ -65,7 +65,7 @@ def test_what_the_preset_overrules_is_grey_and_says_why(canvas: Canvas) -> None:
     assert canvas.tooltip(node, "sparsity").startswith("Not used: the preset auto sets this.")
     canvas.set(node, preset="paper")
     assert grey(canvas, node) == {"dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame"}
-    assert canvas.tooltip(node, "tail").startswith("Not used: the preset paper is the published method")
+    assert canvas.tooltip(node, "tail").startswith("Not used: the preset paper is a published method")
     canvas.set(node, preset="custom")
     assert grey(canvas, node) == set()
     assert canvas.tooltip(node, "sparsity").startswith("For the presets custom and paper.")

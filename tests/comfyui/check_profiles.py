@@ -71,7 +71,7 @@ def dense() -> None:
     loaded, text, _ = profile()
     assert "0 prompts" in text and loaded.runs == 1
     skip = host.pack("draftattn_core.run.step_cache").StepCacheSettings("easycache", 0.0)
-    run(calibrate(host.pack("nodes.host.adapter").apply_skip_steps(model, skip)), steps=2)
+    run(calibrate(host.pack("nodes.host.adapter").apply_skip_steps(model, skip)[0]), steps=2)
     assert profile()[0].runs == 2, "a model on which only steps are skipped is observed, too"
 
 

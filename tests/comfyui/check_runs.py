@@ -141,7 +141,8 @@ def _() -> None:
 
 @check("every preset runs")
 def _() -> None:
-    for preset in host.pack("nodes.inputs.presets").PRESET_NAMES:
+    # CalibAtt needs a profile, see check_published.
+    for preset in set(host.pack("nodes.inputs.presets").PRESET_NAMES) - {"calibatt"}:
         patched, handle = host.apply(wan(), preset=preset, tail="auto", blocks=(128, 64))
         out = run(patched, torch.zeros(1, 16, 5, 16, 16), steps=4)
         assert out.isfinite().all() and handle.report.calls_sparse > 0, (preset, handle.report.summary())

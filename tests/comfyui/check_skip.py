@@ -16,7 +16,7 @@ STEPS = 12
 # The toy model has random weights: nothing about its output can be foretold, so the threshold lets everything pass.
 def skipping(model: Any, threshold: float = 100.0, first: int = 3, rule: str = "forecast", **more: Any) -> Any:
     settings = host.pack("draftattn_core.run.step_cache").StepCacheSettings(rule, threshold, first, **more)
-    return host.pack("nodes.host.adapter").apply_skip_steps(model, settings)
+    return host.pack("nodes.host.adapter").apply_skip_steps(model, settings)[0]
 
 
 def counted(model: Any) -> tuple[Any, list[int]]:

@@ -23,6 +23,7 @@ GROUPS = (
         "check_conditions",
         "check_noise",
         "check_profiles",
+        "check_published",
         "check_runs",
         "check_evaluate",
         "check_skip",

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch import Tensor
 
 from draftattention.draftattn_core.run.evaluation import Branch, Denoised, Evaluation
-from draftattention.draftattn_core.run.step_cache import Decision, RunStepCache
+from draftattention.draftattn_core.run.step_cache import Decision, Reason, RunStepCache, StepCacheSettings
 
 SHAPE = (1, 4, 3, 4, 6)
 Model = Callable[[Tensor, float], Tensor]
 # (latent, noise level, index of the step, whether it is the last) -> what drives the sampler
 Guided = Callable[[Tensor, float, int, bool], Tensor]
+
+# Rules that skip whatever may be skipped, so that a test decides what may.
+EASY = StepCacheSettings("easycache", 1e9, 2, max_skips=None)
+FORECAST = StepCacheSettings("forecast", 1e9, 2, max_skips=None, max_reach=1e9)
+BOTH = pytest.mark.parametrize("settings", [EASY, FORECAST], ids=["easycache", "forecast"])
 
 
 def noise(seed: int, shape: Sequence[int] = SHAPE) -> Tensor:
@@ -116,3 +122,18 @@ def run(host: Host, model: Model, schedule: Sequence[float], seed: int = 0, shap
 def outcomes(decisions: Sequence[Decision]) -> str:
     """One letter per decision: C computed, r reused, f forecast."""
     return "".join({"computed": "C", "reused": "r", "forecast": "f"}[str(d.outcome)] for d in decisions)
+
+
+def reasons(cache: RunStepCache) -> list[Reason]:
+    return [decision.reason for decision in cache.decisions]
+
+
+def walk(host: Host, model: Model, at: Sequence[float]) -> None:
+    """Ask at these noise levels, each time with a latent of its own."""
+    for i, s in enumerate(at):
+        host.ask(model, noise(30 + i), s)
+
+
+def never(x: Tensor, s: float) -> Tensor:
+    """A model that must not be called."""
+    raise AssertionError("the model was called")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from typing import Any
 
 import pytest
 import torch
 
+from draftattention.draftattn_core.run import skips
 from draftattention.draftattn_core.run.evaluation import Outcome
 from draftattention.draftattn_core.run.report import (
     Call,
@@ -18,6 +20,7 @@ from draftattention.draftattn_core.run.report import (
     stopwatch,
     times_launches_only,
 )
+from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 from draftattention.draftattn_core.run.step_cache.log import Decision, Reason
 
 
@@ -208,7 +211,7 @@ def test_where_a_device_has_no_events_the_times_are_known_for_what_they_are() ->
 
 
 def test_skipped_steps_are_told_with_their_error_and_an_estimate_of_the_gain() -> None:
-    report = RunReport()
+    report = RunReport(skip=StepCacheSettings("forecast"), steps=10)
     for step in range(4):
         report.add_evaluation(step, lambda: 2.0)
         report.add_outcome("computed", 0)
@@ -222,9 +225,53 @@ def test_skipped_steps_are_told_with_their_error_and_an_estimate_of_the_gain() -
     assert report.skipped == 6 and report.work() == 0.4 and report.speed_up() == 2.5
     assert report.skip_error() == pytest.approx(0.02)
     assert report.summary() == (
-        "DraftAttention: 10 evaluations: 4 computed, 6 forecast; predictions that were checked err by 2.0%; "
+        "DraftAttention: 10 evaluations: 4 computed, 6 forecast; forecast error 2.0%; "
         "about 2.5x, estimated from this run's dense evaluations"
     )
+
+
+def decision(index: int, outcome: Outcome, error: float | None = None, window: str | None = None) -> Decision:
+    computed = outcome is Outcome.COMPUTED
+    reason, branches = (Reason.ABOVE, (2, 0)) if computed else (Reason.BELOW, (0, 2))
+    return Decision(index, "m", window, 0.5, 0.5, outcome, reason, None if index == 0 else 0.01, error, *branches)
+
+
+def test_where_every_step_was_decided_once_steps_are_counted_and_not_the_calls_they_take() -> None:
+    report = RunReport(skip=StepCacheSettings("forecast"), steps=3)
+    for step, outcome in enumerate(("computed", "computed", "forecast")):
+        for _condition in range(2):
+            report.add_outcome(outcome, step)
+    two = (decision(0, Outcome.COMPUTED), decision(1, Outcome.COMPUTED, 0.00012))
+    report.decisions = (*two, decision(2, Outcome.FORECAST))
+    assert report.summary() == "DraftAttention: 3 steps: 2 computed, 1 forecast; forecast error 0.01%"
+    # A sampler that asks twice a step: its evaluations are counted.
+    report.steps = 2
+    assert report.summary().startswith("DraftAttention: 6 evaluations: 4 computed, 2 forecast;")
+    reused = RunReport(skip=StepCacheSettings("easycache", 0.0), steps=2, decisions=two, outcomes={"computed": 2})
+    assert reused.summary() == "DraftAttention: 2 steps, all computed; error of the rule 0.01%"
+
+
+def test_decisions_are_counted_by_reason_and_the_worst_window_speaks_for_an_evaluation() -> None:
+    made = (
+        decision(0, Outcome.COMPUTED),
+        decision(1, Outcome.COMPUTED, 0.1, "left"),
+        decision(1, Outcome.COMPUTED, 0.3, "right"),
+        decision(2, Outcome.COMPUTED, math.nan),
+        decision(3, Outcome.FORECAST),
+    )
+    assert skips.reasons(made) == {"threshold reached": 4}
+    assert skips.reasons(made, Outcome.FORECAST) == {"below the threshold": 1}
+    assert skips.measured_errors(made) == {1: 0.3}
+    assert skips.mean_error(made) == pytest.approx(0.2)
+    rows = RunReport(decisions=made).to_dict()["decisions"]
+    assert [(row["evaluation"], row["window"], row["error"]) for row in rows] == [
+        (0, 0, None),
+        (1, 1, 0.1),
+        (1, 2, 0.3),
+        (2, 0, None),
+        (3, 0, None),
+    ]
+    assert json.loads(json.dumps(rows)) == rows and rows[4]["outcome"] == "forecast"
 
 
 def test_the_work_of_sparse_and_skipped_steps_together_is_their_product_at_attentions_share_of_the_time() -> None:

@@ -10,6 +10,10 @@ import pytest
 
 from demo import __main__ as demo
 from demo.checkpoint import CHECKPOINT
+from demo.methods import settings
+from demo.result import promise
+from demo.with_comfyui import workflow
+from demo.work import work
 
 
 @pytest.mark.parametrize(
@@ -62,14 +66,67 @@ def test_a_small_run_writes_every_file(tmp_path: Path, capsys: pytest.CaptureFix
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["schema"] == 1 and report["host"] == "diffusers" and report["tokens"] == 384
     methods = report["methods"]
-    assert list(methods) == ["dense", "paper", "ours"]
+    assert list(methods) == ["dense", "paper", "ours", "composed"]
     assert methods["dense"]["executed_density"] == 1.0 and methods["dense"]["calls_sparse"] == 0
     layers, steps = 5, 2
-    for name in ("paper", "ours"):
+    for name in ("paper", "ours", "composed"):
         row = methods[name]
         # One of two steps lies in the dense start; every call is counted once.
         assert row["calls_sparse"] == layers and row["calls_dense"] == {"schedule": layers}
         assert row["calls_sparse"] + sum(row["calls_dense"].values()) == layers * steps
         assert row["executed_density"] == pytest.approx((1 + row["sparse_density"]) / 2)
         assert 5 < row["psnr_db"] < 80
-    assert "paper" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if line and not line.startswith("wrote")]
+    assert any(line.startswith("paper") for line in said)
+    assert said[-1] == promise(report)
+
+
+@pytest.mark.skipif(not CHECKPOINT.is_file(), reason="demo/tiny_wan.safetensors is missing")
+def test_the_composed_run_skips_steps_and_costs_no_more_than_ours(tmp_path: Path) -> None:
+    assert demo.main(["--grid", "3", "8", "16", "--steps", "16", "--out", str(tmp_path)]) == 0
+    methods = json.loads((tmp_path / "report.json").read_text())["methods"]
+    computed = {name: row["evaluations_computed"] for name, row in methods.items()}
+    assert computed["dense"] == computed["paper"] == computed["ours"] == 16 and 3 < computed["composed"] < 16
+    assert methods["composed"]["work"] < methods["ours"]["work"] < methods["dense"]["work"] == 1.0
+
+
+def test_the_promise_says_how_many_times_faster_and_how_close() -> None:
+    rows = {
+        "dense": {"total_seconds": 60.0},
+        "composed": {"total_seconds": 20.0, "work": 0.25, "psnr_db": 35.04, "ssim": 0.98765},
+    }
+    said = promise({"methods": rows})
+    for figure in ("3.0x as fast as dense", "20.0 s for 60.0 s", "0.25 of its work", "35.0 dB", "SSIM 0.988"):
+        assert figure in said
+
+
+def test_work_counts_skipped_steps_at_nothing_and_the_rest_of_the_model_at_its_share() -> None:
+    report = {"evaluations": {"computed": 5, "forecast": 15}, "work_density": 0.4}
+    assert work(report, share=0.8) == pytest.approx(5 / 20 * (0.2 + 0.8 * 0.4))
+
+
+class TestComfyUIWorkflow:
+    def test_the_composed_run_has_a_skip_steps_node_between_apply_and_the_sampler(self) -> None:
+        arguments = demo.parse(["--steps", "20"])
+        prompt, _, report = workflow("composed", arguments)
+        apply = next(name for name, node in prompt.items() if node["class_type"] == "ApplyDraftAttention")
+        followers = [name for name, node in prompt.items() if node["inputs"].get("model") == [apply, 0]]
+        assert followers == ["skip"] and prompt["skip"]["class_type"] == "DraftAttentionSkipSteps"
+        assert any(node["inputs"].get("model") == ["skip", 0] for node in prompt.values())
+        assert prompt[report]["inputs"]["report"] == [apply, 1]
+
+    def test_both_hosts_are_given_the_same_settings(self) -> None:
+        prompt, _, _ = workflow("composed", demo.parse(["--steps", "20"]))
+        wanted, given = settings("composed", 0.25), prompt["skip"]["inputs"]
+        assert given["rule"] == wanted.skip.rule and given["threshold"] == wanted.skip.threshold
+        assert given["first_steps"] == wanted.skip.first_of(20) == 3
+        assert given["max_in_a_row"] == wanted.skip.max_skips
+        apply = next(node for node in prompt.values() if node["class_type"] == "ApplyDraftAttention")
+        assert apply["inputs"]["budgets"] == wanted.budgets
+
+    def test_the_other_runs_skip_nothing(self) -> None:
+        for method in ("dense", "paper", "ours"):
+            prompt, _, _ = workflow(method, demo.parse([]))
+            assert "skip" not in prompt
+            assert settings(method, 0.25).skip.rule == "off"

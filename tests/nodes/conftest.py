@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -24,3 +24,11 @@ def part() -> Callable[[str], ModuleType]:
     sys.modules[NAME] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[NAME])
     return lambda path: importlib.import_module(f"{NAME}.{path}")
+
+
+@pytest.fixture
+def with_masks(part: Callable[[str], ModuleType]) -> SimpleNamespace:
+    """What choices look at in a profile that has CalibAtt's masks."""
+    layout, grid = part("draftattn_core.geometry.layout"), part("draftattn_core.geometry.grid").TokenGrid(9, 24, 40)
+    made = layout.Layout(grid, q_block=32, k_block=32, order="raster")
+    return SimpleNamespace(calibration=SimpleNamespace(layout=made))

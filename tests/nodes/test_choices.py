@@ -56,10 +56,10 @@ def test_an_unknown_preset_is_named(presets) -> None:
         presets.Choices(preset="best").settings(20, 0)
 
 
-def test_without_a_speed_nothing_is_skipped_and_a_preset_means_what_it_meant(presets) -> None:
+def test_without_a_speed_nothing_is_skipped_and_a_preset_means_what_it_meant(presets, with_masks) -> None:
     for name in presets.PRESET_NAMES:
-        settings = presets.Choices(preset=name).settings(20, 80_000)
-        assert settings == presets.Choices(preset=name, speed="off").settings(20, 80_000)
+        settings = presets.Choices(preset=name, profile=with_masks).settings(20, 80_000)
+        assert settings == presets.Choices(preset=name, profile=with_masks, speed="off").settings(20, 80_000)
         assert settings.skip.rule == "off" and settings.budgets == "off"
 
 
@@ -97,10 +97,10 @@ def test_auto_speed_dares_more_where_the_video_has_blocks_to_choose_from(presets
     assert made(2_000, "auto") == made(2_000, "quality") != made(80_000, "auto") == made(80_000, "balanced")
 
 
-def test_published_presets_never_skip_and_custom_and_a_schedule_keep_their_densities(presets, part) -> None:
+def test_published_presets_never_skip_and_custom_and_a_schedule_keep_their_densities(presets, part, with_masks) -> None:
     for name in presets.PUBLISHED_PRESETS:
-        plain = presets.Choices(preset=name).settings(20, 80_000)
-        assert presets.Choices(preset=name, speed="max").settings(20, 80_000) == plain
+        plain = presets.Choices(preset=name, profile=with_masks).settings(20, 80_000)
+        assert presets.Choices(preset=name, profile=with_masks, speed="max").settings(20, 80_000) == plain
     custom = presets.Choices(preset="custom", sparsity=0.6, dense_start=0.5, speed="fast").settings(20, 80_000)
     assert custom.schedule.curve(0.4) == 1.0 and custom.schedule.curve(0.6) == pytest.approx(0.4)
     schedule = part("draftattn_core.run.schedule").constant(0.5)
@@ -112,6 +112,56 @@ def test_published_presets_never_skip_and_custom_and_a_schedule_keep_their_densi
 def test_an_unknown_speed_is_named(presets) -> None:
     with pytest.raises(ValueError, match="unknown speed 'warp': choose one of auto, quality"):
         presets.Choices(speed="warp").settings(20, 0)
+
+
+def test_published_presets_are_the_systems_as_published(presets, with_masks) -> None:
+    def made(name: str, steps: int = 50, **choices):
+        return presets.Choices(preset=name, sparsity=0.8, profile=with_masks, **choices).settings(steps, 80_000)
+
+    wanted = {
+        "sparse videogen": ("svg", "none", (128, 128), "raster", 10),
+        "radial attention": ("radial", "none", (128, 128), "raster", 12),
+        "adaspa": ("adaspa", "none", (64, 64), "raster", 9),
+        "svg-ear": ("ear", "mean", (128, 64), "tile", 10),
+        "calibatt": ("calibatt", "none", (32, 32), "raster", 0),
+    }
+    assert set(wanted) == {*presets.PUBLISHED_PRESETS} - {"paper"}
+    for name, (method, tail, blocks, order, dense) in wanted.items():
+        settings = made(name)
+        policy = settings.policy
+        assert (policy.method, policy.tail, policy.spread, policy.keep_own) == (method, tail, False, False), name
+        assert ((settings.q_block, settings.k_block), settings.order) == (blocks, order), name
+        assert not settings.auto_tail and not settings.auto_gain and not settings.probes, name
+        densities = [settings.schedule.density(step / 50, 5, 40) for step in range(50)]
+        assert [density is None for density in densities] == [True] * dense + [False] * (50 - dense), name
+        assert name == "calibatt" or densities[-1] == pytest.approx(0.2), name
+        assert made(name, 4).schedule.curve(0.0) < 1.0, "a quarter of four steps is too dear"
+
+
+def test_published_layers_stay_dense_and_the_users_come_on_top(presets) -> None:
+    def dense(name: str, layers: int) -> list[int]:
+        schedule = presets.Choices(preset=name, dense_layers=(5,)).settings(50, 80_000).schedule
+        return [layer for layer in range(layers) if schedule.density(0.9, layer, layers) is None]
+
+    assert dense("sparse videogen", 30) == [5] and dense("sparse videogen", 40) == [0, 5] == dense("svg-ear", 40)
+    assert dense("radial attention", 30) == [0, 5] and dense("adaspa", 30) == [5]
+
+
+def test_every_method_may_be_chosen_with_our_tail_behind_it(presets, with_masks) -> None:
+    for name in presets.METHOD_NAMES[1:]:
+        settings = presets.Choices(method=name, profile=with_masks).settings(20, 80_000)
+        assert settings.policy.method == name and settings.policy.tail == "linear1" and settings.auto_tail
+        assert settings.order == ("raster" if name in ("svg", "calibatt") else "tile"), name
+    assert presets.Choices(method="auto").settings(20, 0) == presets.Choices().settings(20, 0)
+
+
+def test_what_a_method_lacks_is_said_before_anything_runs(presets) -> None:
+    with pytest.raises(ValueError, match="unknown selection method 'best': choose one of head"):
+        presets.Choices(method="best").settings(20, 0)
+    with pytest.raises(ValueError, match="takes its masks from a profile: record dense runs"):
+        presets.Choices(preset="calibatt").settings(20, 0)
+    with pytest.raises(ValueError, match="choose a tail, or another method"):
+        presets.Choices(method="tail_error", tail="none").settings(20, 0)
 
 
 @pytest.mark.parametrize(

@@ -17,29 +17,41 @@ CHANGED = {
     "anchor_last": True,
     "backend": "torch",
     "speed": "fast",
+    "method": "row",
 }
 AS_NAMED = {"anchor_first": "keep_first_frame", "anchor_last": "keep_last_frame"}
 
 
 def without_effect(presets, **choices) -> set[str]:
     before = presets.Choices(**choices).settings(STEPS, TOKENS)
-    changed = {name: presets.Choices(**{**choices, name: value}) for name, value in CHANGED.items()}
+    # The rule that ranks by the tail's error needs one.
+    changes = CHANGED | ({"tail": "linear0"} if choices.get("method") == "tail_error" else {})
+    changed = {name: presets.Choices(**{**choices, name: value}) for name, value in changes.items()}
     same = {name for name, made in changed.items() if made.settings(STEPS, TOKENS) == before}
     return {AS_NAMED.get(name, name) for name in same}
 
 
-def test_a_preset_overrules_what_changes_nothing_under_it(part) -> None:
+def test_a_preset_overrules_what_changes_nothing_under_it(part, with_masks) -> None:
     presets, overruled = part("nodes.inputs.presets"), part("nodes.inputs.overruled")
     assert set(overruled.BY_PRESET) == set(presets.PRESET_NAMES)
     for name, inputs in overruled.BY_PRESET.items():
-        assert without_effect(presets, preset=name) == set(inputs), name
+        assert without_effect(presets, preset=name, profile=with_masks) == set(inputs), name
 
 
-def test_a_schedule_overrules_the_curve_on_top(part) -> None:
+def test_a_method_overrules_what_it_brings_itself(part, with_masks) -> None:
+    presets, overruled = part("nodes.inputs.presets"), part("nodes.inputs.overruled")
+    assert set(overruled.BY_METHOD) == set(presets.METHOD_NAMES)
+    for name, inputs in overruled.BY_METHOD.items():
+        tail = "mean" if name == "tail_error" else "auto"
+        found = without_effect(presets, preset="custom", method=name, tail=tail, profile=with_masks)
+        assert found - {"method"} == set(inputs), name
+
+
+def test_a_schedule_overrules_the_curve_on_top(part, with_masks) -> None:
     presets, overruled = part("nodes.inputs.presets"), part("nodes.inputs.overruled")
     schedule = part("draftattn_core.run.schedule").constant(0.5)
     for name, inputs in overruled.BY_PRESET.items():
-        found = without_effect(presets, preset=name, schedule=schedule)
+        found = without_effect(presets, preset=name, schedule=schedule, profile=with_masks)
         assert found == {*inputs, *overruled.BY_SCHEDULE}, name
 
 
@@ -59,11 +71,11 @@ def test_a_curve_overrules_the_points_or_the_density(part, steps: int) -> None:
         assert same == set(inputs), name
 
 
-def test_a_speed_overrules_budgets_and_the_presets_that_bring_only_a_curve(part) -> None:
+def test_a_speed_overrules_budgets_and_the_presets_that_bring_only_a_curve(part, with_masks) -> None:
     presets, overruled = part("nodes.inputs.presets"), part("nodes.inputs.overruled")
 
     def made(**choices):
-        return presets.Choices(**choices).settings(STEPS, TOKENS)
+        return presets.Choices(profile=with_masks, **choices).settings(STEPS, TOKENS)
 
     assert set(overruled.BY_SPEED) == set(presets.SPEED_NAMES)
     for speed, inputs in overruled.BY_SPEED.items():

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ...geometry.grid import TokenGrid
 from ...run.evaluation import Branch, Evaluation, StepCache
 from ...run.events import Events
-from ...run.fingerprint import ModelName, family_of, weights_identity
+from ...run.fingerprint import ModelName, check_name, family_of, weights_identity
 from ...run.profile import expert_of
 from ...run.report import RunReport
 from ...run.run import Run
@@ -89,13 +89,15 @@ def _family(transformer: object) -> _Family:
     )
 
 
-def _model_name(transformer: nn.Module, settings: Settings) -> ModelName:
+def _model_name(transformer: Any, settings: Settings, layers: int, expert: str | None) -> ModelName:
     """What a profile needs to know of the model; its weights are read only where there is one."""
     family = family_of(type(transformer).__name__)
-    if settings.profile is None and not settings.record:
-        return ModelName(family)
+    heads = int(getattr(transformer.config, "num_attention_heads", 0) or 0)
+    if settings.profile is None and not (settings.record or settings.record_masks):
+        return ModelName(family, layers=layers, heads=heads)
     weights = weights_identity(transformer.state_dict())
-    return ModelName(family, expert_of(settings.profile, weights), weights)
+    found = expert_of(settings.profile, weights) if expert is None else expert
+    return ModelName(family, found, weights, layers, heads)
 
 
 class DraftAttentionHandle:
@@ -109,7 +111,7 @@ class DraftAttentionHandle:
         new_step_cache: makes the step cache of each run; None to compute every evaluation.
     """
 
-    def __init__(self, transformer: Any, settings: Settings, clock: RunClock) -> None:
+    def __init__(self, transformer: Any, settings: Settings, clock: RunClock, expert: str | None = None) -> None:
         family = _family(transformer)
         modules = family.attention(transformer)
         for module in modules:
@@ -118,7 +120,7 @@ class DraftAttentionHandle:
         self.settings = settings
         self.events = Events()
         self.new_step_cache: Callable[[], StepCache] | None = None
-        self._name = _model_name(transformer, settings)
+        self._name = _model_name(transformer, settings, len(modules), expert)
         self.run: Run = ForwardRun(settings, self.events, model=self._name)
         self._clock = clock
         self._patch = family.patch(transformer.config)
@@ -206,7 +208,9 @@ class DraftAttentionHandle:
         try:
             tick = self._tick(call)
             self._model.call = self._read(call, tick)
-            return call, self._evaluation(call, tick)
+            evaluation = self._evaluation(call, tick)
+            self._model.call.conditional = evaluation.conditional is not None
+            return call, evaluation
         except Exception as error:
             self._model.call = None
             self.run.failed(error)
@@ -269,6 +273,7 @@ def apply_draft_attention(
     scheduler: Any = None,
     timesteps: Sequence[float] | Tensor | None = None,
     steps: int | None = None,
+    expert: str | None = None,
 ) -> DraftAttentionHandle:
     """Serve a transformer's video self-attention with draft attention until the handle is removed.
 
@@ -285,10 +290,16 @@ def apply_draft_attention(
         scheduler: the pipeline's scheduler.
         timesteps: the timesteps of a run, noisiest first.
         steps: the number of steps of a run.
+        expert: which of a family's models this is, for a profile ("high" and "low" for Wan 2.2); None finds it in the
+            settings' profile by its weights.
 
     Raises:
+        ProfileError: if `expert` is no plain name.
         TypeError: if the class is not known, or a processor computes attention in a way that cannot be served.
-        ValueError: if draft attention is applied already, or more than one of scheduler, timesteps, steps is given.
+        ValueError: if draft attention is applied already, more than one of scheduler, timesteps, steps is given, or
+            the profile's masks, where the method is calibatt, are of another model.
     """
     clock = RunClock(scheduler, timesteps, steps)
-    return DraftAttentionHandle(getattr(transformer, "_orig_mod", transformer), settings or Settings(), clock)
+    if expert is not None:
+        check_name("the expert", expert)
+    return DraftAttentionHandle(getattr(transformer, "_orig_mod", transformer), settings or Settings(), clock, expert)

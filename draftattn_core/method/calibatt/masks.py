@@ -45,7 +45,11 @@ class EnergyTarget:
         """eps of step `step` (from 0, the noisiest) in a run of `steps` steps."""
         if not 0 <= step < steps:
             raise ValueError(f"step {step} is not one of {steps} steps: count them from 0")
-        return self.floor + (self.start - self.floor) * math.exp(-self.rate * step / steps)
+        return self.at_share(step / steps)
+
+    def at_share(self, share: float) -> float:
+        """eps where `share` = t / T of the run lies behind, 0..1."""
+        return self.floor + (self.start - self.floor) * math.exp(-self.rate * share)
 
     @classmethod
     def for_steps(cls, steps: int, floor: float | None = None) -> EnergyTarget:

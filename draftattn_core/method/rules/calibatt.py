@@ -20,10 +20,11 @@ from ..calibatt.portable import PortableVolume
 from ..calibatt.repetition import ANCHORS, anchor_work, attend_anchors
 from ..policy import Policy
 from ..selection import select_blocks
-from .call import RuleCall, whole_map
+from .call import CallPosition, RuleCall, whole_map
 from .rule import Attended, Default, Rule
 
-# What a part of a call finds in its state: its share of the mask of the whole.
+# What a call finds in its state: the run's `CalibratedMasks`; a part of a call, its share of the mask of the whole.
+MASKS = "calibrated masks"
 _PART = "part of the mask"
 
 At = tuple[int, int]
@@ -152,6 +153,10 @@ class Portable:
     def bytes(self) -> int:
         return sum(mask.bytes for mask in self.masks.values())
 
+    def at(self, progress: float, layer: int) -> tuple[int, int]:
+        """Key of the mask for a place in a run."""
+        return sum(progress >= edge for edge in self.edges), layer
+
     def select(self, call: RuleCall) -> Tensor:
         """Kept block pairs of a call; q and k are not looked at.
 
@@ -162,8 +167,8 @@ class Portable:
         """
         if call.position is None:
             raise ValueError("portable masks need to know the layer and the progress, which this host does not tell")
+        at = self.at(call.position.progress, call.position.layer)
         progress = call.position.progress
-        at = sum(progress >= edge for edge in self.edges), call.position.layer
         if at not in self.masks:
             raise ValueError(f"layer {at[1]} has no portable mask for progress {progress:.2f}: calibrate the model")
         mask = self.masks[at]
@@ -188,3 +193,109 @@ def _cut(mask: PortableVolume | DisplacementMask, tables: LayoutTables, policy: 
     if isinstance(mask, DisplacementMask):
         return whole_map(mask.mask(tables).unsqueeze(0), tables)
     return select_blocks(mask.scores(tables), tables, policy)
+
+
+@dataclass(frozen=True)
+class CalibratedMasks:
+    """What a calibration gives a run: its masks where they fit, their portable form on any other grid.
+
+    Attributes:
+        exact: masks of the grid and the noise levels of the calibration.
+        progress: of every step of `exact`, ascending. In a run of other noise levels a call takes the masks of the
+            nearest one (ours; published masks are for one number of steps).
+        portable: for every other layout.
+        densities: per key of `portable` the density of each head's exact masks, which the portable ones get too.
+    """
+
+    exact: Calibrated
+    progress: tuple[float, ...]
+    portable: Portable
+    densities: Mapping[tuple[int, int], tuple[float, ...]]
+    _on_device: dict[torch.device, Calibrated] = field(default_factory=dict, repr=False)
+
+    def remark(self, layout: Layout) -> str | None:
+        """What to tell the user of a run with that layout; None where the masks are its own."""
+        if layout.grid == self.exact.layout.grid:
+            return None
+        return (
+            f"the masks were calibrated on the grid {self.exact.layout.grid} and the run has {layout.grid}: their "
+            "portable form is used, by displacement; calibrate on this grid for the published one"
+        )
+
+    def select(self, call: RuleCall) -> Tensor:
+        """Kept block pairs of a call, by lists or by displacements."""
+        if self.remark(call.tables.layout) is None:
+            return self._exact(call).select(self._placed(call))
+        if call.position is None:
+            return self.portable.select(call)
+        known = self.densities.get(self.portable.at(call.position.progress, call.position.layer), ())
+        part = heads_of(call, len(known)) if known else slice(0)
+        heads = replace(call.heads, densities=known[part]) if known else call.heads
+        return self.portable.select(replace(call, heads=heads))
+
+    def attend(self, call: RuleCall, default: Default) -> Attended | None:
+        """Repetition heads where the masks are the call's own; otherwise all heads by their portable masks."""
+        if self.remark(call.tables.layout) is not None:
+            return None
+        return self._exact(call).attend(self._placed(call), default)
+
+    def _exact(self, call: RuleCall) -> Calibrated:
+        """The lists on the call's device, loaded with the first call."""
+        device = call.q.device
+        if device not in self._on_device:
+            self._on_device[device] = self.exact.to(device)
+        return self._on_device[device]
+
+    def _placed(self, call: RuleCall) -> RuleCall:
+        """The call at the calibrated step nearest in noise, of those that its layer has."""
+        position = call.position
+        if position is None:
+            return call
+        steps = [step for step, layer in self.exact.lists if layer == position.layer]
+        nearest = min(steps, key=lambda step: abs(self.progress[step] - position.progress), default=position.step)
+        return call if nearest == position.step else replace(call, position=_At(position, nearest))
+
+
+@dataclass(frozen=True)
+class _At:
+    """A position at another step."""
+
+    position: CallPosition
+    step: int
+
+    @property
+    def progress(self) -> float:
+        return self.position.progress
+
+    @property
+    def layer(self) -> int:
+        return self.position.layer
+
+    @property
+    def first_head(self) -> int:
+        return self.position.first_head
+
+    @property
+    def all_heads(self) -> int:
+        return self.position.all_heads
+
+
+def _masks_of(call: RuleCall) -> CalibratedMasks:
+    found = call.state.get(MASKS)
+    if not isinstance(found, CalibratedMasks):
+        raise ValueError("the method calibatt needs calibrated masks in the call's state: run it with a profile")
+    return found
+
+
+def _select(call: RuleCall) -> Tensor:
+    if _PART in call.state:
+        part_of_whole: Tensor = call.state[_PART]
+        return part_of_whole
+    return _masks_of(call).select(call)
+
+
+def _attend(call: RuleCall, default: Default) -> Attended | None:
+    return None if _PART in call.state else _masks_of(call).attend(call, default)
+
+
+RULE = Rule(_select, attend=_attend)

@@ -13,6 +13,7 @@ RULES = {
     "adaspa": "adaspa:RULE",
     "ear": "ear:RULE",
     "tail_error": "ear:TAIL_RULE",
+    "calibatt": "calibatt:RULE",
 }
 
 

@@ -25,6 +25,7 @@ from .canvas import (
     wrapped,
     write,
 )
+from .evaluations import SKIPPED, evaluations
 
 REASON_COLOURS: dict[DenseReason, Colour] = {
     DenseReason.SCHEDULE: (196, 190, 180),
@@ -43,7 +44,6 @@ REASON_COLOURS: dict[DenseReason, Colour] = {
     DenseReason.STOOD_ASIDE: (158, 42, 43),
 }
 UNSEEN: Colour = (246, 247, 249)
-SKIPPED: Colour = (214, 228, 240)
 _MARGIN = 14
 
 
@@ -297,11 +297,16 @@ def error_text(error: float) -> str:
 
 
 def report_sheet(report: RunReport, title: str = "DraftAttention report") -> Image.Image:
-    """Density map, seconds per step and, where the probe ran, the tails, below each other, with the run's notes."""
-    mapped = density_map(report, title)
-    parts = [mapped]
-    if cells(report):
-        parts.append(_framed(seconds_per_step(report, max(420, mapped.width - 2 * _MARGIN))))
+    """Density map, seconds per step, evaluations where some were to be skipped and, where the probe ran, the tails,
+    below each other, with the run's notes. Where only steps are skipped there is no attention to draw."""
+    seen, skipping = bool(cells(report)), bool(report.decisions)
+    mapped = density_map(report, title) if seen or not skipping else _framed(_heading(report, title, 640))
+    parts, width = [mapped], max(420, mapped.width - 2 * _MARGIN)
+    if seen:
+        parts.append(_framed(seconds_per_step(report, width)))
+    drawn = evaluations(report, width)
+    if drawn is not None:
+        parts.append(_framed(drawn))
     tails = tails_per_layer(report)
     if tails is not None:
         parts.append(_framed(tails))

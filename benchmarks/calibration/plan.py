@@ -1,0 +1,144 @@
+"""What the bench measures, in the order of its worth: captured evaluations, then whole runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from benchmarks.frontier.methods import Solver
+from benchmarks.quality.capture import prompt_of
+from benchmarks.quality.plan import BIG_GRIDS, SMALL_GRIDS
+from draftattention.draftattn_core import TokenGrid
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """A dense run that a profile may be made from; its prompt is that of its seed."""
+
+    grid: TokenGrid
+    steps: int
+    seed: int
+    solver: Solver = "euler"
+
+    @property
+    def key(self) -> str:
+        return f"{self.grid}-{self.steps}-{self.solver}-{self.seed}"
+
+    @property
+    def prompt(self) -> str:
+        return prompt_of(self.seed)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Part A: evaluations of dense runs whose attention every method answers.
+
+    Attributes:
+        steps: of the Euler path that is followed.
+        pairs: (step whose calls online budgets were measured on, step that is judged), one for each bucket of progress.
+        seeds: of the judged runs.
+        calibration: runs that profiles are made from; none of `seeds`.
+        elsewhere: runs on another grid. other_steps: runs of fewer steps, by their number. other_sampler: with another
+            solver.
+        works: target works of budgets; uniform_works: of one density for all heads; transfer_works: of profiles made
+            under other conditions than the judged runs.
+        published: target works of published methods, on the first `published_seeds` seeds.
+        masks: runs that CalibAtt's masks are made from, none to leave them out; judged where published methods are.
+    """
+
+    name: str
+    grid: TokenGrid
+    steps: int
+    pairs: tuple[tuple[int, int], ...]
+    seeds: tuple[int, ...]
+    calibration: tuple[CalibrationRun, ...]
+    elsewhere: tuple[CalibrationRun, ...] = ()
+    other_steps: tuple[CalibrationRun, ...] = ()
+    other_sampler: tuple[CalibrationRun, ...] = ()
+    works: tuple[float, ...] = (0.10, 0.15, 0.20, 0.30)
+    transfer_works: tuple[float, ...] = (0.15, 0.30)
+    uniform_works: tuple[float, ...] = (0.08, 0.10, 0.15, 0.20, 0.25, 0.30, 0.40, 0.50)
+    published: tuple[float, ...] = (0.15, 0.30)
+    published_seeds: int = 1
+    masks: tuple[CalibrationRun, ...] = ()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Part B: whole runs against their dense twins.
+
+    Attributes:
+        means: mean densities of the sparse evaluations; warm: dense ones at the start.
+    """
+
+    name: str
+    grid: TokenGrid
+    steps: int
+    seeds: tuple[int, ...]
+    calibration: tuple[CalibrationRun, ...]
+    means: tuple[float, ...] = (0.15, 0.25)
+    warm: int = 2
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Whether a measured weight for each layer beats plain absolute error.
+
+    Attributes:
+        at_steps: one for each bucket of progress.
+        weighing: seeds that the weights are measured on; seeds: those that judge.
+        works: mean works of the evaluations.
+    """
+
+    name: str
+    grid: TokenGrid
+    steps: int
+    at_steps: tuple[int, ...]
+    weighing: tuple[int, ...]
+    seeds: tuple[int, ...]
+    calibration: tuple[CalibrationRun, ...]
+    works: tuple[float, ...] = (0.15, 0.25)
+
+
+Scenario = Captured | Whole | Sensitivity
+
+_PAIRS = {20: ((1, 2), (4, 7), (11, 13)), 8: ((0, 1), (2, 4), (5, 6))}
+# Prompts of the seeds: 0 shapes, 1 pan, 2 both, 3 shapes, ...
+_CALIBRATION_SEEDS = (3, 4, 5, 7)
+
+
+def runs(grid: TokenGrid, steps: int, seeds: tuple[int, ...], solver: Solver = "euler") -> tuple[CalibrationRun, ...]:
+    return tuple(CalibrationRun(grid, steps, seed, solver) for seed in seeds)
+
+
+def scenarios(quick: bool) -> list[Scenario]:
+    """In the order of work."""
+    small, real = SMALL_GRIDS[0], BIG_GRIDS[0]
+    on_small, on_real = runs(small, 20, _CALIBRATION_SEEDS), runs(real, 8, _CALIBRATION_SEEDS[:2])
+    captured = Captured(
+        "captured, small grid",
+        small,
+        20,
+        _PAIRS[20],
+        (0, 1, 2),
+        on_small,
+        other_steps=(*runs(small, 8, _CALIBRATION_SEEDS[:3]), *runs(small, 4, _CALIBRATION_SEEDS[:3])),
+        other_sampler=runs(small, 20, _CALIBRATION_SEEDS[:2], "dpmpp_2m"),
+    )
+    whole = Whole("whole runs, small grid", small, 20, (0, 1), on_small)
+    weighed = Sensitivity(
+        "weight by layer, small grid", small, 20, (2, 7, 13), _CALIBRATION_SEEDS[:2], (0, 1, 2), on_small
+    )
+    masks = replace(captured, name="masks, small grid", masks=on_small[:3])
+    if quick:
+        return [captured, weighed, whole, masks]
+    real_captured = Captured("captured, real size", real, 8, _PAIRS[8], (0, 1), on_real, on_small, published=())
+    return [
+        captured,
+        weighed,
+        whole,
+        real_captured,
+        masks,
+        Whole("whole runs, real size", real, 20, (0, 1, 2, 3), on_real),
+        replace(captured, name="from the real size to the small grid", elsewhere=on_real),
+        replace(real_captured, name="published methods and masks, real size", published=(0.15,), masks=on_real),
+    ]

@@ -1,0 +1,213 @@
+"""Runs in ComfyUI's Python: Skip Steps under everything a sampling run may be, held against the run without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import host
+import torch
+from skipped_runs import STEPS, compared, counted, skipping
+from toy_runs import LATENT, TEXT, calm, node, run, wan
+
+CHECKS, check = host.registry()
+OTHER_TEXT = [[torch.zeros(1, 7, 64), {}]]
+SHORT_TEXT = [[torch.zeros(1, 5, 64), {}]]
+# Deterministic samplers: of one evaluation per step, some remembering steps before; and of two.
+SMOOTH = ("euler", "dpmpp_2m", "uni_pc", "heun", "dpm_2")
+NOISY = ("euler_ancestral", "dpmpp_2s_ancestral", "dpm_2_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde")
+ALL = {"threshold": 1e9, "first": 2, "max_skips": None}
+
+
+@check("Skip Steps with guidance stacked, split and none: near the run without it, one decision for all conditions")
+def _() -> None:
+    for negative, cfg, each in ((SHORT_TEXT, 3.0, 1), (OTHER_TEXT, 3.0, 2), (TEXT, 1.0, 1)):
+        for rule, threshold, most in (("forecast", 0.1, 0.04), ("easycache", 0.2, 0.2)):
+            found = compared(calm(wan()), each=each, negative=negative, cfg=cfg, rule=rule, threshold=threshold)
+            assert 0 < found.off < most, (cfg, rule, found.off)
+            assert {(made.branches_computed, made.branches_skipped) for made in found.report.decisions} == (
+                {(1, 0), (0, 1)} if cfg == 1.0 else {(2, 0), (0, 2)}
+            )
+
+
+@check("Skip Steps with a batch of two different videos, and the noise of one alone decides for neither")
+def _() -> None:
+    noise = host.noise_like(LATENT.repeat(2, 1, 1, 1, 1))
+    found = compared(calm(wan()), latent=LATENT.repeat(2, 1, 1, 1, 1), noise=noise, negative=SHORT_TEXT, cfg=3.0)
+    assert 0 < found.off < 0.04, found.off
+    alone = [compared(calm(wan()), noise=noise[index : index + 1], negative=SHORT_TEXT, cfg=3.0) for index in (0, 1)]
+    # The errors measured are those of the video that errs more, as long as both have the same history.
+    worst = [max(pair) for pair in zip(*([made.error or 0.0 for made in one.report.decisions[:3]] for one in alone))]
+    for made, expected in zip(found.report.decisions[:3], worst, strict=True):
+        assert abs((made.error or 0.0) - expected) < 1e-3 * max(expected, 1e-3), (made.error, expected)
+
+
+@check("Skip Steps under second-order and multistep samplers: near the run without it")
+def _() -> None:
+    for sampler in SMOOTH:
+        found = compared(calm(wan()), sampler=sampler)
+        assert 0 < found.off < 0.04, (sampler, found.off)
+        steps = {"heun": 2 * STEPS - 1, "dpm_2": 2 * STEPS - 1}.get(sampler, len(found.report.decisions))
+        assert len(found.report.decisions) == steps
+
+
+@check("Skip Steps under ancestral and SDE samplers: the forecast measures that it errs, and what is reused stays near")
+def _() -> None:
+    for sampler in NOISY:
+        found = compared(calm(wan()), sampler=sampler, rule="easycache", threshold=0.3)
+        assert 0 < found.off < 0.3, (sampler, found.off)
+        patched, handle = skipping(calm(wan()))
+        out, plain = run(patched, steps=STEPS, sampler=sampler), run(calm(wan()), steps=STEPS, sampler=sampler)
+        assert handle.report.skip_error() > 0.1, (sampler, handle.report.summary())
+        off = float((out - plain).norm() / plain.norm())
+        assert off < 0.02 and (off == 0.0) == (handle.report.skipped == 0), (sampler, off, handle.report.summary())
+
+
+@check("Skip Steps from an image or video (denoise below 1)")
+def _() -> None:
+    started = 0.5 * host.noise_like(LATENT, seed=3)
+    found = compared(calm(wan()), latent=started, denoise=0.6, negative=SHORT_TEXT, cfg=3.0)
+    assert 0 < found.off < 0.04, found.off
+    assert found.report.decisions[0].progress > 0.3, "the run begins in the middle"
+
+
+@check("Skip Steps in both halves of a run under KSamplerAdvanced")
+def _() -> None:
+    def halves(model: Any, **more: Any) -> torch.Tensor:
+        first = run(model, start_step=0, last_step=STEPS, **more)
+        none = torch.zeros_like(LATENT)
+        return run(
+            model, first, noise=none, disable_noise=True, start_step=STEPS, last_step=10000, force_full_denoise=True,
+            **more,
+        )  # fmt: skip
+
+    model = calm(wan())
+    bare, every = counted(model)
+    plain = halves(bare, steps=2 * STEPS)
+    exact, _ = skipping(model, threshold=0.0)
+    assert torch.equal(halves(exact, steps=2 * STEPS), plain) and len(every) == 2 * STEPS
+    patched, handle = skipping(model)
+    patched, calls = counted(patched)
+    reports: list[Any] = []
+    patched.add_wrapper_with_key(
+        "sampler_sample", "check", lambda ex, *a, **k: (ex(*a, **k), reports.append(handle))[0]
+    )
+    out = halves(patched, steps=2 * STEPS)
+    off = float((out - plain).norm() / plain.norm())
+    assert 0 < off < 0.04, off
+    second = handle.report
+    # The second half is a run of its own: it begins in the middle of the noise, without history.
+    assert [made.index for made in second.decisions] == list(range(STEPS)) and second.decisions[0].progress > 0.4
+    assert [str(made.outcome) for made in second.decisions[:3]] == ["computed"] * 3
+    assert second.skipped > 0 and len(calls) - second.outcomes["computed"] < STEPS
+
+
+@check("Skip Steps in context windows: a history and a decision for each, near the run without it")
+def _() -> None:
+    windows = node("nodes_context_windows", "WanContextWindowsManualNode")
+    model = windows.execute(calm(wan()), 21, 8, "standard_static", 1, False, "pyramid", False).args[0]
+    found = compared(model, windows=True, latent=torch.zeros(1, 16, 9, 6, 10))
+    assert 0 < found.off < 0.04, found.off
+    seen = {made.window for made in found.report.decisions}
+    assert len(seen) > 1 and None not in seen and len(found.report.decisions) == STEPS * len(seen)
+    by_window = [[made for made in found.report.decisions if made.window == window] for window in seen]
+    assert all(str(made.outcome) == "computed" for own in by_window for made in own[:2])
+
+
+def lora(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    name = "diffusion_model.blocks.0.self_attn.q"
+    down, up = (torch.randn(shape, generator=generator) for shape in ((4, 128), (128, 4)))
+    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+
+
+@check("Skip Steps with a LoRA hook on one condition: near the run without it, and the hook does not outlive it")
+def _() -> None:
+    import comfy.hooks
+
+    hook = comfy.hooks.create_hook_lora(lora(2), 0.2, 0.0)
+    hooked = comfy.hooks.set_hooks_for_conditioning(TEXT, hook)
+    model = calm(wan())
+    before = run(model, steps=STEPS, negative=SHORT_TEXT, cfg=3.0)
+    found = compared(model, each=2, positive=hooked, negative=SHORT_TEXT, cfg=3.0)
+    assert 0 < found.off < 0.04, found.off
+    assert torch.equal(run(model, steps=STEPS, negative=SHORT_TEXT, cfg=3.0), before), "the hook outlived its run"
+
+
+@check("a condition that changes within the run, by range or by a hook's strength, is computed where it does")
+def _() -> None:
+    import comfy.hooks
+
+    model = calm(wan())
+    middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
+    ranges = [
+        [TEXT[0][0], {"start_percent": 0.0, "end_percent": 0.5}],
+        [0.5 * TEXT[0][0], {"start_percent": 0.5, "end_percent": 1.0}],
+    ]
+    hook = comfy.hooks.create_hook_lora(lora(2), 1.0, 0.0)
+    frames = comfy.hooks.HookKeyframeGroup()
+    frames.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.0))
+    frames.add(comfy.hooks.HookKeyframe(strength=0.2, start_percent=0.5))
+    hook.set_keyframes_on_hooks(frames)
+    for positive in (ranges, comfy.hooks.set_hooks_for_conditioning(TEXT, hook)):
+        bare, every = counted(model)
+        run(bare, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
+        levels = sorted({call.sigma for call in every}, reverse=True)
+        switch = next(index for index, sigma in enumerate(levels) if sigma <= middle * (1 + 1e-6))
+        # Everything is skipped that may be: what is left had to be computed.
+        patched, _ = skipping(model, **ALL, max_reach=1e9)
+        patched, calls = counted(patched)
+        run(patched, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
+        computed = [levels.index(call.sigma) for call in calls if set(call.kinds) == {0}]
+        assert computed == [0, 1, switch, switch + 1, STEPS - 1], (switch, computed)
+
+
+@check("Skip Steps holds three latents of the condition and two of every other at most, and none after the run")
+def _() -> None:
+    for rule, held_most in (("easycache", 5), ("forecast", 4)):
+        for negative in (SHORT_TEXT, OTHER_TEXT):
+            patched, handle = skipping(calm(wan()), rule=rule, threshold=0.1)
+            held: list[int] = []
+            watch = lambda *_, handle=handle, held=held: held.append(handle.run.step_cache.held_bytes)  # noqa: E731
+            run(patched, steps=STEPS, negative=negative, cfg=3.0, callback=watch)
+            assert handle.report.skipped > 0 and max(held) == held_most * LATENT.nbytes, (rule, held)
+            assert handle.run.step_cache.held_bytes == 0
+
+
+@check("a cancelled run leaves no history to the next one")
+def _() -> None:
+    class Cancelled(Exception):
+        pass
+
+    def cancel(step: int, *_: Any) -> None:
+        if step == 6:
+            raise Cancelled
+
+    fresh, _ = skipping(calm(wan()))
+    expected = run(fresh, steps=STEPS)
+    patched, handle = skipping(calm(wan()))
+    try:
+        run(patched, latent=0.3 + LATENT, steps=STEPS, callback=cancel)
+    except Cancelled:
+        pass
+    else:
+        raise AssertionError("the run was not cancelled")
+    assert handle.report.cancelled == f"cancelled after step 7 of {STEPS}" and handle.run.step_cache.held_bytes == 0
+    assert torch.equal(run(patched, steps=STEPS), expected)
+
+
+@check("what fails in the step cache is computed, counted and told")
+def _() -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    forecast = host.pack("draftattn_core.run.step_cache.forecast").ForecastState
+    plain = run(calm(wan()), steps=STEPS)
+    original, forecast.predict = forecast.predict, broken
+    try:
+        patched, handle = skipping(calm(wan()))
+        assert torch.equal(run(patched, steps=STEPS), plain)
+    finally:
+        forecast.predict = original
+    reasons = host.pack("draftattn_core.run.skips").reasons(handle.report.decisions)
+    assert reasons["error"] >= 1 and reasons["stood aside after errors"] >= 1, reasons
+    assert handle.report.outcomes == {"computed": STEPS}

@@ -1,0 +1,99 @@
+"""What the checks of skipped steps share: Skip Steps on a model, and its runs held against those that skip nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import host
+import torch
+from toy_runs import difference, run
+
+STEPS = 12
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call of the network.
+
+    Attributes:
+        sigma: its noise level. kinds: `cond_or_uncond` of the host.
+    """
+
+    sigma: float
+    kinds: tuple[int, ...]
+
+
+def settings(rule: str = "forecast", threshold: float = 0.1, first: int = 3, **more: Any) -> Any:
+    return host.pack("draftattn_core.run.step_cache").StepCacheSettings(rule, threshold, first, **more)
+
+
+def skipping(model: Any, **given: Any) -> tuple[Any, Any]:
+    """A model under Skip Steps, and the handle of its reports."""
+    found: tuple[Any, Any] = host.pack("nodes.host.adapter").apply_skip_steps(model, settings(**given))
+    return found
+
+
+def counted(model: Any) -> tuple[Any, list[Asked]]:
+    """The model, and a list that grows with every call of its network."""
+    calls: list[Asked] = []
+
+    def count(executor: Any, x: Any, t: Any, *args: Any, **kwargs: Any) -> Any:
+        options = next(value for value in (*args, *kwargs.values()) if isinstance(value, dict) and "sigmas" in value)
+        calls.append(Asked(float(options["sigmas"][0]), tuple(options["cond_or_uncond"])))
+        return executor(x, t, *args, **kwargs)
+
+    patched = model.clone()
+    patched.add_wrapper_with_key("diffusion_model", "check", count)
+    return patched, calls
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run with Skip Steps beside one without.
+
+    Attributes:
+        off: relative L2 difference of their latents. calls: of the network. report: of the run.
+    """
+
+    off: float
+    calls: list[Asked]
+    report: Any
+
+
+def compared(
+    model: Any, *, each: int = 1, windows: bool = False, sample: Callable[..., torch.Tensor] = run, **given: Any
+) -> Compared:
+    """Sample a model with and without Skip Steps, having checked what must hold for every run: threshold 0 is the model
+    to the bit; some calls are answered without the network, and every call is counted; there is one decision per
+    evaluation (and context window), in order.
+
+    Args:
+        each: calls of the network per evaluation. windows: whether the run has context windows.
+        sample: runs a model, by default as `run` does.
+        given: for `sample`, but for rule, threshold, first and max_skips, which are for Skip Steps.
+    """
+    skip = {name: given.pop(name) for name in ("rule", "threshold", "first", "max_skips") if name in given}
+    more = {"steps": STEPS, **given}
+    bare, every = counted(model)
+    plain = sample(bare, **more)
+    exact, handle = skipping(model, **{**skip, "threshold": 0.0})
+    exact, calls = counted(exact)
+    assert torch.equal(sample(exact, **more), plain), "threshold 0 is not the model to the bit"
+    assert calls == every and handle.report.outcomes == {"computed": len(every)}, handle.report.outcomes
+    patched, handle = skipping(model, **skip)
+    patched, calls = counted(patched)
+    out = sample(patched, **more)
+    report = handle.report
+    assert report.notes == [], report.notes
+    assert report.outcomes["computed"] == len(calls) and sum(report.outcomes.values()) == len(every), report.outcomes
+    assert report.skipped > 0 and len(calls) < len(every), report.summary()
+    decided = [made.index for made in report.decisions]
+    assert len(decided) == len(every) // each and decided == sorted(decided), decided
+    assert windows or decided == list(range(len(decided))), decided
+    assert sum(made.branches_computed + made.branches_skipped for made in report.decisions) == sum(
+        len(call.kinds) for call in every
+    )
+    assert torch.isfinite(out).all() and out.shape == plain.shape
+    return Compared(difference(out, plain), calls, report)

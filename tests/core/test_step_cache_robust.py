@@ -1,0 +1,205 @@
+"""What may be relied upon whatever happens around the step cache: exactness, errors, threads, refused settings."""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from draftattention.draftattn_core.run.step_cache import Decision, Reason, RunStepCache, StepCacheSettings
+from draftattention.draftattn_core.run.step_cache.cache import MAX_ERRORS
+
+from .step_cases import (
+    BOTH,
+    EASY,
+    FORECAST,
+    SHAPE,
+    Host,
+    Model,
+    levels,
+    never,
+    noise,
+    outcomes,
+    reasons,
+    run,
+    smooth_model,
+    walk,
+)
+
+
+@pytest.mark.parametrize("settings", [EASY, FORECAST, replace(FORECAST, quantity="velocity")], ids=str)
+def test_hosts_may_change_in_place_what_they_passed(settings: StepCacheSettings) -> None:
+    runs = []
+    for spoil in (False, True):
+        cache = RunStepCache(settings)
+        host = Host(cache, steps=20)
+        found = []
+        for i, s in enumerate((0.9, 0.8, 0.7, 0.6)):
+            x = noise(i)
+            out = host.ask(smooth_model(0), x, s)
+            found.append(out.clone())
+            if spoil:
+                x.fill_(7.0)
+                out.fill_(7.0)
+        runs.append(found)
+    assert all(torch.equal(a, b) for a, b in zip(*runs))
+
+
+@BOTH
+def test_threshold_0_computes_even_what_would_be_predicted_exactly(settings: StepCacheSettings) -> None:
+    cache = RunStepCache(replace(settings, threshold=0.0, quantity="velocity"))
+    host, velocity = Host(cache, steps=20), noise(9)
+    walk(host, lambda x, s: velocity.clone(), [0.9, 0.8, 0.7, 0.6])
+    assert len(host.calls) == 4 and cache.decisions[-1].estimate == 0.0
+
+
+@BOTH
+def test_two_runs_alike_are_equal_to_the_bit(settings: StepCacheSettings) -> None:
+    ends = [run(Host(RunStepCache(settings), steps=20), smooth_model(0), levels(20)) for _ in range(2)]
+    assert torch.equal(*ends)
+
+
+@BOTH
+@pytest.mark.parametrize("where", ["predict", "store", "tensors of another batch"])
+def test_what_fails_in_here_is_computed_and_told(
+    settings: StepCacheSettings, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = RunStepCache(settings)
+    host, model = Host(cache, steps=20), smooth_model(0)
+    walk(host, model, [0.9, 0.8, 0.7])
+    assert host.calls == [0.9, 0.8]
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    name = "EasyCacheState" if settings.rule == "easycache" else "ForecastState"
+    module = f"draftattention.draftattn_core.run.step_cache.{'easycache' if 'Easy' in name else 'forecast'}"
+    with monkeypatch.context() as patch:
+        if where == "tensors of another batch":
+            x = noise(1, (3, *SHAPE[1:]))
+            ask = host.of("a", "b", conditional=0)
+        else:
+            x, ask = noise(1), host.of("cond", "late", conditional=0) if where == "store" else host
+            x = noise(1, (2, *SHAPE[1:])) if where == "store" else x
+            patch.setattr(f"{module}.{name}.{where}", broken)
+        assert torch.equal(ask.ask(model, x, 0.6), model(x, 0.6))
+    assert cache.decisions[-1].reason is Reason.ERROR and cache.errors >= 1
+    assert str(cache.decisions[-1].outcome) == "computed"
+    # Nothing that was half done is built upon.
+    walk(host, model, [0.5, 0.4])
+    assert host.calls[-2:] == [0.5, 0.4]
+    host.ask(never, noise(2), 0.3)
+
+
+@BOTH
+def test_after_a_few_errors_the_cache_stands_aside(settings: StepCacheSettings) -> None:
+    cache = RunStepCache(settings)
+    host, model = Host(cache, steps=20), smooth_model(0)
+    wrong = host.of("a", "b", conditional=0)
+    for i in range(MAX_ERRORS):
+        # Three samples are no two branches.
+        wrong.ask(model, noise(i, (3, *SHAPE[1:])), 0.9 - i / 100)
+    walk(host, model, [0.8, 0.7, 0.6, 0.5])
+    assert host.calls[-4:] == [0.8, 0.7, 0.6, 0.5]
+    assert set(reasons(cache)[-4:]) == {Reason.STOOD_ASIDE} and cache.held_bytes == 0
+
+
+@BOTH
+def test_a_latent_that_is_not_finite_never_leads_to_a_skip(settings: StepCacheSettings) -> None:
+    cache = RunStepCache(settings)
+    host = Host(cache, steps=20)
+    for i, s in enumerate((0.9, 0.8, 0.7, 0.6)):
+        host.ask(lambda x, s: x * math.nan, noise(i), s)
+    assert outcomes(cache.decisions) == "CCCC" and cache.errors == 0
+
+
+@BOTH
+def test_a_call_that_the_model_left_half_done_is_asked_again_in_the_same_evaluation(
+    settings: StepCacheSettings,
+) -> None:
+    cache = RunStepCache(settings)
+    host, model = Host(cache, steps=20), smooth_model(0)
+    walk(host, model, [0.9])
+
+    def out_of_memory(x: Tensor, s: float) -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        host.ask(out_of_memory, noise(31), 0.8)
+    host.ask(model, noise(31), 0.8)
+    host.ask(never, noise(32), 0.7)
+    assert [d.index for d in cache.decisions] == [0, 1, 2]
+
+
+@BOTH
+def test_conditions_on_two_threads_share_each_decision(settings: StepCacheSettings) -> None:
+    # As with one condition per GPU. The threads meet after every noise level, as a sampler makes them.
+    cache = RunStepCache(StepCacheSettings(settings.rule, 0.3, 3))
+    host = Host(cache, steps=30)
+    meet, wrong = threading.Barrier(2, timeout=30), []
+
+    def work(key: str, seed: int) -> None:
+        mine, model = host.of(key, conditional=0 if key == "cond" else None), smooth_model(seed)
+        try:
+            x = noise(0)
+            for i, s in enumerate(levels(30)[:-1]):
+                x = x - 0.03 * mine.ask(model, x, s, i == 29)
+                meet.wait()
+        except Exception as error:
+            wrong.append(error)
+            meet.abort()
+
+    threads = [threading.Thread(target=work, args=args) for args in (("cond", 0), ("uncond", 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and cache.errors == 0
+    decided: tuple[Decision, ...] = cache.decisions
+    assert [d.index for d in decided] == list(range(30)) and 0 < cache.computed < 30
+    assert {(d.branches_computed, d.branches_skipped) for d in decided} == {(2, 0), (0, 2)}
+
+
+def test_a_low_precision_model_is_answered_in_its_dtype_by_sums_in_float32() -> None:
+    cache = RunStepCache(StepCacheSettings("forecast", 1e9, 2, quantity="difference"))
+    host = Host(cache, steps=20)
+    model: Model = lambda x, s: (x.float() * (1 + s)).to(torch.bfloat16)  # noqa: E731
+    x = [noise(i).to(torch.bfloat16) for i in range(3)]
+    v = [host.ask(model, x[i], s) for i, s in enumerate((0.9, 0.8))]
+    answered = host.ask(never, x[2], 0.7)
+    d = [v[i].double() - x[i].double() for i in range(2)]
+    assert answered.dtype == torch.bfloat16
+    assert torch.equal(answered, (x[2].double() + 2 * d[1] - d[0]).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rule": "taylor"},
+        {"quantity": "features"},
+        {"threshold": -0.1},
+        {"threshold": math.nan},
+        {"first": -1},
+        {"first_share": 1.5},
+        {"max_skips": 0},
+        {"max_reach": 0.0},
+        {"windows": ()},
+        {"windows": ((0.0, 0.2), (0.3, 0.4), (0.5, 0.6))},
+        {"windows": ((0.5, 0.4),)},
+        {"windows": ((0.1, 0.5), (0.4, 0.8))},
+        {"windows": ((0.1, 1.5),)},
+    ],
+    ids=str,
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        StepCacheSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_model_without_published_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="wan2.1"):
+        StepCacheSettings.published("flux")  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Profiles from the command line: `python run.py calibrate --help`."""
