@@ -25,5 +25,6 @@ below = find_packages(include=[pattern for folder in FOLDERS for pattern in (fol
 setup(
     packages=[NAME, *(f"{NAME}.{package}" for package in below)],
     package_dir={NAME: "."},
+    package_data={f"{NAME}.kernels": ["tuned/*.json"]},
     cmdclass={"build_py": BuildPackage},
 )

@@ -139,6 +139,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _tell(task: Task, outcome: Outcome) -> None:
     print(f"{task.name}: {outcome.verdict}, {len(outcome.rows)} rows, {outcome.seconds:.0f} s", flush=True)
+    print("".join(f"    {row.brief()}\n" for row in outcome.rows), end="", flush=True)
 
 
 if __name__ == "__main__":

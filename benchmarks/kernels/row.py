@@ -76,6 +76,15 @@ class Row:
         values = asdict(self).items()
         return {k: str(x) if isinstance(x, float) and not math.isfinite(x) else x for k, x in values}
 
+    def brief(self) -> str:
+        """For those who watch: what, where, and how long or why not."""
+        where = ", ".join(
+            filter(None, (self.by, self.shape, "" if self.density is None else f"density {self.density:g}"))
+        )
+        found = self.status if self.seconds is None or self.status != "timed" else f"{1e3 * self.seconds:.3f} ms"
+        note = f", {self.note}" if self.note and self.status != "timed" else ""
+        return f"{self.what}{f' ({where})' if where else ''}: {found}{note}"
+
     def line(self) -> str:
         return MARK + json.dumps(asdict(self))
 

@@ -107,6 +107,11 @@ def test_after_one_that_hangs_the_others_like_it_are_not_tried(monkeypatch: pyte
     assert late.verdict == OUT_OF_TIME
 
 
+def test_rows_are_told_in_a_line_each() -> None:
+    assert ROW.brief() == "attend (pointer, S, density 0.25): 1.500 ms"
+    assert Row("dense", "cuDNN", "failed", note="out of memory").brief() == "cuDNN: failed, out of memory"
+
+
 def test_every_selection_of_the_bench_has_files_of_its_own() -> None:
     def name(*words: str) -> str:
         return bench._part(bench.parser().parse_args(list(words)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import checks, child, ours
+from benchmarks.kernels import checks, child, graphs, ours
 from benchmarks.kernels import row as names
 from benchmarks.kernels.checks import Check, check_rows
 from benchmarks.kernels.inputs import structured
@@ -75,6 +75,17 @@ def test_our_rows() -> None:
     assert whole.flops == 4 * whole.executed * 111**2 * 64
     assert whole.off is not None and whole.off < 1e-6
     assert whole.error < rows["tail none"].error  # type: ignore[operator]
+
+
+def test_a_whole_call_of_ours_is_captured_and_replayed() -> None:
+    def capture(run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+        out = run()
+        return lambda: out.copy_(run()), out
+
+    row = graphs.replayed(
+        Row("graph", "x", "failed"), VARIANTS["pointer"], SHAPE, "linear1", CPU, torch.float32, capture
+    )
+    assert row.status == "right"
 
 
 def test_a_wrong_variant_gets_no_speed() -> None:
