@@ -93,6 +93,7 @@ def _head(records: list[Record], verdicts: Sequence[tuple[str, Verdict]]) -> lis
         f"- Online budgets and the gains of uniform rows are measured (64 rows) on an earlier evaluation of the same "
         f"run; the oracle on the judged evaluation itself ({ORACLE_ROWS} other rows). Profiles are made as "
         "Calibrate makes them, of runs of other seeds.",
+        "- In calibration.json `held_out` is false where budgets were solved on the very evaluation that judges them.",
         f"- Time spent: {effort(records)}.",
         "",
         "## Targets",
