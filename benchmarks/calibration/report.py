@@ -44,7 +44,9 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
             continue
         name = f"{group[0].grid}-{group[0].steps}-steps"
         picture = out / f"error-{name}.png"
-        plot(rows, f"{group[0].grid}, {group[0].steps} steps, {_evaluations(rows)} evaluations", picture)
+        fewest, most = min(len(row.figures) for row in rows), _evaluations(rows)
+        counted = f"{most} evaluations" if fewest == most else f"{most} evaluations, of published methods {fewest}"
+        plot(rows, f"{group[0].grid}, {group[0].steps} steps, {counted}", picture)
         paths.append(picture)
         found += json_rows(group[0], rows)
         sections += _captured_section(group[0], rows, picture.name)
