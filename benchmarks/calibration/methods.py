@@ -38,7 +38,6 @@ class Cell:
 
     Attributes:
         method: the row's name; budget: what was asked for.
-        held_out: whether nothing it rests on is of the judged run.
         score: judges one evaluation, given the one before that online methods measure on.
         runs: what its figures come from, none for methods without any.
         masks: whether it takes masks of them, not a profile.
@@ -46,7 +45,6 @@ class Cell:
 
     method: str
     budget: float
-    held_out: bool
     score: Callable[[Evaluation, Evaluation], list[Score]]
     runs: tuple[CalibrationRun, ...] = ()
     masks: bool = False
@@ -68,13 +66,13 @@ class Cells:
     def of(self, seed: int) -> list[Cell]:
         """All cells for the judged run of `seed`."""
         plan = self.scenario
-        cells = [Cell(UNIFORM, work, True, self._uniform(work)) for work in plan.uniform_works]
+        cells = [Cell(UNIFORM, work, self._uniform(work)) for work in plan.uniform_works]
         for work in plan.works:
-            cells.append(Cell(ONLINE, work, False, self._by(self._online_figures, work)))
-            cells.append(Cell(ORACLE, work, False, self._by(self._oracle_figures, work)))
+            cells.append(Cell(ONLINE, work, self._by(self._online_figures, work)))
+            cells.append(Cell(ORACLE, work, self._by(self._oracle_figures, work)))
         for name, runs in self._profiles_of(seed).items():
             works = plan.works if name == PROFILE else plan.transfer_works
-            cells += [Cell(name, work, True, self._by_profile(runs, work), runs) for work in works]
+            cells += [Cell(name, work, self._by_profile(runs, work), runs) for work in works]
         if seed in plan.seeds[: plan.published_seeds]:
             cells += self._published()
         return cells
@@ -98,10 +96,10 @@ class Cells:
         since = {second: second - first - 1 for first, second in plan.pairs}
         for target in plan.published:
             for row in published():
-                cells.append(Cell(row.name, target, True, lambda e, b, r=row, t=target: score_published(r, e, b, t)))
+                cells.append(Cell(row.name, target, lambda e, b, r=row, t=target: score_published(r, e, b, t)))
             cells.append(
                 Cell(
-                    "Re-ttention", target, False,
+                    "Re-ttention", target,
                     lambda e, b, t=target: score_rettention(e, b, t, since[e.layers[0].call.step]),
                 )
             )  # fmt: skip
@@ -110,9 +108,9 @@ class Cells:
             for mass in MASSES:
                 for repeats, name in ((True, MASKS), (False, f"{MASKS}, no repetition heads")):
                     by = self._by_masks(mass, repeats)
-                    cells.append(Cell(name, mass, True, by, runs, masks=True))
+                    cells.append(Cell(name, mass, by, runs, masks=True))
             for tail, name in ((False, PORTABLE), (True, f"{PORTABLE} + our tail")):
-                cells += [Cell(name, t, True, self._by_portable(runs, t, tail), runs, masks=True) for t in plan.works]
+                cells += [Cell(name, t, self._by_portable(runs, t, tail), runs, masks=True) for t in plan.works]
         return cells
 
     def _uniform(self, work: float) -> Callable[[Evaluation, Evaluation], list[Score]]:

@@ -44,7 +44,9 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
             continue
         name = f"{group[0].grid}-{group[0].steps}-steps"
         picture = out / f"error-{name}.png"
-        plot(rows, f"{group[0].grid}, {group[0].steps} steps, {_evaluations(rows)} evaluations", picture)
+        fewest, most = min(len(row.figures) for row in rows), _evaluations(rows)
+        counted = f"{most} evaluations" if fewest == most else f"{most} evaluations, of published methods {fewest}"
+        plot(rows, f"{group[0].grid}, {group[0].steps} steps, {counted}", picture)
         paths.append(picture)
         found += json_rows(group[0], rows)
         sections += _captured_section(group[0], rows, picture.name)
@@ -93,6 +95,7 @@ def _head(records: list[Record], verdicts: Sequence[tuple[str, Verdict]]) -> lis
         f"- Online budgets and the gains of uniform rows are measured (64 rows) on an earlier evaluation of the same "
         f"run; the oracle on the judged evaluation itself ({ORACLE_ROWS} other rows). Profiles are made as "
         "Calibrate makes them, of runs of other seeds.",
+        "- In calibration.json `held_out` is false where budgets were solved on the very evaluation that judges them.",
         f"- Time spent: {effort(records)}.",
         "",
         "## Targets",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.calibration.captured import known_cells, unit
 from benchmarks.calibration.evaluation import Score
-from benchmarks.calibration.methods import ONLINE, ORACLE
+from benchmarks.calibration.methods import ORACLE
 from benchmarks.calibration.plan import Captured, Whole
 from benchmarks.calibration.whole import methods
 from benchmarks.calibration.whole import unit as whole_unit
@@ -17,8 +17,6 @@ from benchmarks.quality.raw import Record
 
 At = tuple[int, int]
 """Seed and step of an evaluation."""
-# Measured on the judged run itself.
-_SAME_RUN = (ONLINE, ORACLE, "Re-ttention")
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,8 @@ def captured_rows(scenarios: Sequence[Captured], records: Sequence[Record]) -> l
         # "Other prompts" rests on other runs for each seed.
         same = rows.setdefault((row.method, row.budget), Row(row.method, row.budget, row.made_from))
         same.figures.update(row.figures)
+        if row.made_from not in same.made_from.split("; "):
+            same.made_from += f"; {row.made_from}"
     return list(rows.values())
 
 
@@ -163,7 +163,7 @@ def json_rows(scenario: Captured, rows: Sequence[Row]) -> list[dict[str, object]
             "ssim": None,
             "grid": str(scenario.grid),
             "steps": scenario.steps,
-            "held_out": row.method not in _SAME_RUN,
+            "held_out": row.method != ORACLE,
             "made_from": row.made_from,
             "evaluations": len(row.figures),
         }
@@ -186,7 +186,7 @@ def json_whole_rows(scenario: Whole, rows: Sequence[WholeRow]) -> list[dict[str,
             "ssim": round(sum(row.ssim.values()) / len(row.ssim), 5),
             "grid": str(scenario.grid),
             "steps": scenario.steps,
-            "held_out": row.method not in _SAME_RUN,
+            "held_out": row.method != ORACLE,
             "made_from": " ".join(run.key for run in scenario.calibration) if row.method.startswith("profile") else "",
             "evaluations": len(row.psnr),
         }

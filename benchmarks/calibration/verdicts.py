@@ -48,7 +48,7 @@ def equal_error(rows: Sequence[Row], method: str) -> Verdict:
     met = all(ratio is not None and ratio >= LEAST_RATIO for ratio in found.values())
     reason = ""
     if not met and (best := ratios(rows, ORACLE)):
-        reason = f". Budgets solved on the call itself reach {_ratio_words(best)}: that is all there is to gain here"
+        reason = f". Budgets solved on the call itself reach {_ratio_words(best)}: about all there is to gain here"
     return Verdict(target, met, f"uniform work over its work, by its work: {_ratio_words(found)}{reason}")
 
 

@@ -101,7 +101,7 @@ class Pipeline:
             pipe(prompt=job.prompt, num_inference_steps=self.steps, generator=generator, **arguments)
             runs = [handle.run for handle in handles]
         profiles = [found for run in runs if (found := run.profile(job.prompt)) is not None]
-        votes = [vote for run in runs if (vote := run.calibration(job.prompt)) is not None]
+        votes = [masks for run in runs if (masks := run.calibration(job.prompt)) is not None]
         return Recorded(
             reduce(lambda a, b: a.merged(b, same_run=True), profiles) if profiles else None,
             # Both experts saw one run.
