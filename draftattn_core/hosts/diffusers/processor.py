@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -20,9 +20,11 @@ from ...geometry.grid import TokenGrid
 from ...run.report import DenseReason, Position
 from ...run.run import Run
 from .clock import Tick
+from .parallel import HeadExchange, RankHeads
 from .text_mask import TextMask, read_text_mask
 
 _DISPATCH = "dispatch_attention_fn"
+NO_BACKWARD = "sparse attention has no backward pass, so calls that record gradients ran dense"
 
 
 @dataclass
@@ -98,6 +100,10 @@ def _widened(mask: Tensor, length: int) -> Tensor:
     return row[:, None, None, :] & row[:, None, :, None]
 
 
+def _records_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 class DraftAttentionProcessor:
     """Processor of one video self-attention module.
 
@@ -152,15 +158,31 @@ class DraftAttentionProcessor:
         def attention(
             query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
         ) -> Tensor:
-            def dense() -> Tensor:
-                full = attn_mask
-                if mask is not None and full is not None and full.is_meta:
-                    full = _widened(mask, query.shape[1])
-                out: Tensor = dispatch(query, key, value, attn_mask=full, **options)
-                return out
+            def attend(q: Tensor, k: Tensor, v: Tensor, heads: RankHeads | None, **options: Any) -> Tensor:
+                def dense() -> Tensor:
+                    full = attn_mask
+                    if mask is not None and full is not None and full.is_meta:
+                        full = _widened(mask, q.shape[1])
+                    out: Tensor = dispatch(q, k, v, attn_mask=full, **options)
+                    return out
+
+                return self._serve(q, k, v, mask, plain, dense, heads)
 
             plain = not options.get("is_causal") and options.get("scale") is None
-            return self._serve(query, key, value, mask, plain, dense)
+            call, exchange = self.model.call, HeadExchange.of(options.get("parallel_config"))
+            if exchange is None or call is None:
+                return attend(query, key, value, None, **options)
+            if _records_gradients(query, key, value):
+                # Only diffusers' own exchange has a backward pass; within it, gradients could no longer be told.
+                call.run.note(NO_BACKWARD)
+                place = Position(call.tick.step, call.tick.progress, self.layer, self.model.layers)
+                everything = lambda: dispatch(query, key, value, attn_mask=attn_mask, **options)  # noqa: E731
+                return call.run.dense(
+                    everything, DenseReason.BACKEND, place, query.transpose(1, 2), keys=call.grid.tokens
+                )
+            heads = exchange.heads_here(query.shape[2])
+            alone = {**options, "parallel_config": None}
+            return exchange.call(query, key, value, call.grid.tokens, lambda q, k, v: attend(q, k, v, heads, **alone))
 
         if attention_mask is not None and attention_mask.dim() == 2:
             # HunyuanVideo 1.5's processor widens this to L x L: gigabytes for a video, nothing on the meta device.
@@ -169,7 +191,14 @@ class DraftAttentionProcessor:
         return run(self.inner, attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
     def _serve(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: bool, dense: Callable[[], Tensor]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        plain: bool,
+        dense: Callable[[], Tensor],
+        heads: RankHeads | None = None,
     ) -> Tensor:
         """One attention call in diffusers' form: query, key, value and result (B, L, H, D)."""
         call = self.model.call
@@ -177,6 +206,8 @@ class DraftAttentionProcessor:
             return self.model.run.dense(dense, DenseReason.UNKNOWN_GRID)
         run, tick, grid = call.run, call.tick, call.grid
         position = Position(tick.step, tick.progress, self.layer, self.model.layers)
+        if heads is not None:
+            position = replace(position, first_head=heads.first, all_heads=heads.all_heads)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         read = DenseReason.MASK if not plain else self._read_text(call, q, k, v, mask)
         if isinstance(read, DenseReason):
@@ -207,8 +238,8 @@ class DraftAttentionProcessor:
         self, call: ModelCall, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> TextMask | DenseReason:
         """What the core must know of the text in a call of (B, H, L, D) tensors, or why the call goes dense."""
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            call.run.note("sparse attention has no backward pass, so calls that record gradients ran dense")
+        if _records_gradients(q, k, v):
+            call.run.note(NO_BACKWARD)
             return DenseReason.BACKEND
         text = q.shape[2] - call.grid.tokens
         if text < 0 or (text and not self.model.text) or k.shape != q.shape:
