@@ -15,6 +15,8 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
     WanTransformer3DModel,
 )
+from diffusers.hooks import context_parallel
+from diffusers.models._modeling_parallel import gather_size_by_comm
 
 from draftattention.draftattn_core import Policy, Schedule, Settings
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
@@ -77,6 +79,19 @@ def a_cpu_counts_as_accelerator() -> Iterator[None]:
         yield
 
 
+def gather_uneven(tensor: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
+    """What NCCL does when ranks hold parts of unequal size; gloo refuses, so diffusers' uneven splits end there."""
+    sizes = gather_size_by_comm(tensor.shape[dim], group)
+    padded = tensor.new_zeros([max(sizes) if i == dim else n for i, n in enumerate(tensor.shape)])
+    padded.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part.narrow(dim, 0, size) for part, size in zip(parts, sizes, strict=True)], dim)
+
+
+context_parallel._all_gather_anything = gather_uneven
+
+
 def over_ranks(model: Any, *, uneven: bool = False, ring: bool = False) -> Any:
     """The model under context parallelism over all processes."""
     size = dist.get_world_size()
@@ -115,7 +130,9 @@ def compare(
     with apply_draft_attention(model, chosen, steps=1) as handle:
         alone, alone_calls = run(model, inputs), handle.report.calls_sparse
     over_ranks(model, uneven=uneven)
-    dense_ranks = run(model, inputs)
+    # Without ours, diffusers would pair HunyuanVideo's mask with tokens in the order of the exchange.
+    with apply_draft_attention(model, settings(schedule=Schedule(((0.0, 1.0),))), steps=1):
+        dense_ranks = run(model, inputs)
     with apply_draft_attention(model, chosen, steps=1) as handle:
         out = run(model, inputs)
         report = handle.report
@@ -129,3 +146,17 @@ def compare(
         "sparsity": far(alone, dense),
         "calls": (report.calls_sparse, alone_calls, report.calls_dense()),
     }
+
+
+def refusal(heads: int = HEADS, ring: bool = False, late: bool = False) -> str:
+    """What draft attention says to a parallelism that it cannot serve, asked before (`late`) or after it is there."""
+    model, inputs = model_of("wan", heads), inputs_of("wan", (2, 6, 8), 1)
+    try:
+        if late:
+            with apply_draft_attention(model, settings(), steps=1):
+                run(over_ranks(model, ring=ring), inputs)
+        else:
+            apply_draft_attention(over_ranks(model, ring=ring), settings(), steps=1)
+    except ValueError as error:
+        return str(error)
+    return "nothing was refused"

@@ -71,7 +71,7 @@ class RankProcesses:
         return self._answers("done", CALL_S)
 
     def _answers(self, kind: str, seconds: float) -> list[Any]:
-        found = []
+        found, failures = [], []
         for rank, pipe in enumerate(self._pipes):
             if not pipe.poll(seconds):
                 raise TimeoutError(f"rank {rank} said nothing for {seconds:.0f} s")
@@ -80,8 +80,10 @@ class RankProcesses:
             except EOFError:
                 said, value = "gone", None
             if said not in (kind, "gone"):
-                raise RuntimeError(f"rank {rank}:\n{value}")
+                failures.append(f"rank {rank}:\n{value}")
             found.append(value)
+        if failures:
+            raise RuntimeError("\n".join(failures))
         return found
 
     def close(self) -> None:

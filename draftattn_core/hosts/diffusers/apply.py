@@ -30,6 +30,7 @@ from ...run.settings import Settings
 from .branches import Branches
 from .clock import RunClock, Tick
 from .forward import ForwardCall, ForwardRun, itself_uncompiled, uncompiled, wrap_forward
+from .parallel import HeadExchange
 from .processor import DraftAttentionProcessor, ModelCall, ServedModel
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,9 @@ class DraftAttentionHandle:
         for module in modules:
             if isinstance(module.processor, DraftAttentionProcessor) and module.processor.model.active:
                 raise ValueError("this transformer has draft attention already: call remove() on its handle first")
+        exchange = HeadExchange.of(getattr(transformer, "_parallel_config", None))
+        if exchange is not None:
+            exchange.check_heads(transformer.config.num_attention_heads)
         self.settings = settings
         self.events = Events()
         self.new_step_cache: Callable[[], StepCache] | None = None
@@ -289,6 +293,7 @@ def apply_draft_attention(
     Raises:
         TypeError: if the class is not known, or a processor computes attention in a way that cannot be served.
         ValueError: if draft attention is applied already, or more than one of scheduler, timesteps, steps is given.
+        ParallelismError: under ring attention, or with heads that cannot be dealt to the ranks.
     """
     clock = RunClock(scheduler, timesteps, steps)
     return DraftAttentionHandle(getattr(transformer, "_orig_mod", transformer), settings or Settings(), clock)

@@ -145,7 +145,9 @@ def context_parallel_plan(transformer: Any) -> dict[str, Any] | None:
         transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, ulysses_anything=True),
                                        cp_plan=context_parallel_plan(transformer))
 
-    Ours splits video and text tokens alike; prompts have any length, hence `ulysses_anything`.
+    Ours splits video and text tokens alike; prompts have any length, hence `ulysses_anything`. It needs draft attention
+    on the transformer, which puts the tokens back in order for the text mask in sparse and in dense calls; diffusers
+    alone would pair the mask with other tokens.
 
     Raises:
         ParallelismError: if the model has no plan and there is none for it here.
