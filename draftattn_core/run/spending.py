@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from .fingerprint import Conditions, Fingerprint, ModelName, ProfileError
 from .probe import HeadTails
 from .profile import Profile
 from .profile_recorder import ProfileRecorder
+from .ranks.ranks import Ranks
+from .ranks.together import of_all_heads
 from .report import Position, SpentBudgets
 from .settings import Settings
 from .share import Promise, Share, error_at, relative, squared_at
@@ -62,12 +64,14 @@ class Spending:
         model: what the host knows of the model.
         note: keeps a message for the user.
         told: where `SpentBudgets` go.
+        ranks: the other processes that hold heads of the run; None if there are none.
     """
 
     settings: Settings
     model: ModelName
     note: Callable[[str], object]
     told: list[SpentBudgets]
+    ranks: Ranks | None = None
     ended: bool = False
     recorder: ProfileRecorder | None = None
     _shape: CallShape | None = None
@@ -156,7 +160,9 @@ class Spending:
             checks = self._profile is not None and not self._checked
             if not (self.settings.record or self._online or checks):
                 return False
-            return self.recorder.wants(self.model.expert, position.progress, position.layer, position.first_head)
+            # Ranks ask for the same head, so that they measure together.
+            first = 0 if self.ranks is not None else position.first_head
+            return self.recorder.wants(self.model.expert, position.progress, position.layer, first)
 
     def profile(self, prompt: str | None, steps: int) -> Profile | None:
         """What this run measured, for a file (`add_to_file`); None if that is nothing.
@@ -173,15 +179,26 @@ class Spending:
     def measure(self, request: AttendRequest, position: Position, tails: tuple[TailName, ...]) -> ErrorCurves | None:
         """Take the error curves of a call; None if that failed, which ends the spending. Waits for the device.
 
+        Over ranks, every rank takes those of all heads, so that all of them solve the same budgets.
+
         Args:
             tails: what each head may choose from.
         """
-        settings = self.settings
+        settings, why = self.settings, "another rank could not measure its heads"
+        curves: ErrorCurves | None = None
         try:
             found = error_curves(request, settings.policy, tails, seed=position.layer, gains=settings.auto_gain)
             curves = found.cpu()
+        except (ProfileError, ValueError) as error:
+            why = str(error)
+        taken = curves
+        if self.ranks is not None:
+            taken, position = of_all_heads(self.ranks, curves), replace(position, first_head=0, all_heads=0)
+        try:
+            if taken is None:
+                raise ValueError(why)
             with self._lock:
-                self._take(curves, position)
+                self._take(taken, position)
             return curves
         except (ProfileError, ValueError) as error:
             with self._lock:

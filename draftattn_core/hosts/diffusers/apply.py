@@ -24,6 +24,8 @@ from ...run.evaluation import Branch, Evaluation, StepCache
 from ...run.events import Events
 from ...run.fingerprint import ModelName, family_of, weights_identity
 from ...run.profile import expert_of
+from ...run.ranks.lost import RankLostError
+from ...run.ranks.process_group import DEFAULT_TIMEOUT_S, ProcessRanks, is_lost
 from ...run.report import RunReport
 from ...run.run import Run
 from ...run.settings import Settings
@@ -110,7 +112,7 @@ class DraftAttentionHandle:
         new_step_cache: makes the step cache of each run; None to compute every evaluation.
     """
 
-    def __init__(self, transformer: Any, settings: Settings, clock: RunClock) -> None:
+    def __init__(self, transformer: Any, settings: Settings, clock: RunClock, rank_timeout: float) -> None:
         family = _family(transformer)
         modules = family.attention(transformer)
         for module in modules:
@@ -126,6 +128,9 @@ class DraftAttentionHandle:
         self.run: Run = ForwardRun(settings, self.events, model=self._name)
         self._clock = clock
         self._patch = family.patch(transformer.config)
+        self._rank_timeout = rank_timeout
+        self._ranks: ProcessRanks | None = None
+        self._transformer = transformer
         self._channels = getattr(transformer.config, "out_channels", None) or sys.maxsize
         self._expert = id(transformer)
         self._branches = Branches()
@@ -182,8 +187,10 @@ class DraftAttentionHandle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.active and not self.run.steps.complete:
-            self._finish(cancelled=True)
+        if kind is not None and self.active:
+            self.run.leave()
+            if not self.run.steps.complete:
+                self._finish(cancelled=True)
         self.remove()
 
     # Where the whole model is compiled, so is what `compute` calls, and nothing else of this.
@@ -191,13 +198,15 @@ class DraftAttentionHandle:
     def _forward(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._model.active:
             return forward(*args, **kwargs)
-        call, evaluation = self._begin(forward, args, kwargs)
         try:
+            call, evaluation = self._begin(forward, args, kwargs)
             if evaluation is None:
                 return forward(*args, **kwargs)
             return call.in_hosts_form(self.run.evaluate(call.compute, call.latent, evaluation))
-        except BaseException:
+        except BaseException as error:
             self._broke()
+            if self._ranks is not None and not isinstance(error, RankLostError) and is_lost(error):
+                raise RankLostError(self._ranks.lost) from error
             raise
         finally:
             self._end()
@@ -206,15 +215,28 @@ class DraftAttentionHandle:
     def _begin(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[ForwardCall, Evaluation | None]:
-        call = ForwardCall(forward, args, kwargs, self._channels)
+        call, evaluation = ForwardCall(forward, args, kwargs, self._channels), None
+        self._meet_ranks()
         try:
             tick = self._tick(call)
             self._model.call = self._read(call, tick)
-            return call, self._evaluation(call, tick)
+            evaluation = self._evaluation(call, tick)
+        except RankLostError:
+            raise
         except Exception as error:
-            self._model.call = None
             self.run.failed(error)
-            return call, None
+        if self.run.begin_evaluation(failed=evaluation is None):
+            self._model.call = evaluation = None
+        return call, evaluation
+
+    def _meet_ranks(self) -> None:
+        """Have the run joined with those of the other ranks, once the transformer is parallel over tokens."""
+        if self._ranks is not None:
+            return
+        exchange = HeadExchange.of(getattr(self._transformer, "_parallel_config", None))
+        if exchange is not None:
+            self._ranks = ProcessRanks(exchange.group, self._rank_timeout)
+            self.run.join(self._ranks)
 
     def _tick(self, call: ForwardCall) -> Tick:
         """Where the call stands, in a run that has begun."""
@@ -225,6 +247,8 @@ class DraftAttentionHandle:
                 self.run = self._model.run = ForwardRun(self.settings, self.events, model=self._name)
             if self.new_step_cache is not None:
                 self.run.step_cache = self.new_step_cache()
+            if self._ranks is not None:
+                self.run.join(self._ranks)
             self._branches = Branches()
             self.run.start(tick.steps, tick.progress)
         if not self._clock.knows_length:
@@ -258,6 +282,7 @@ class DraftAttentionHandle:
     @uncompiled
     def _broke(self) -> None:
         """The model raised: this run is over, however the next one may look."""
+        self.run.leave()
         self._finish(cancelled=True)
 
     @uncompiled
@@ -273,12 +298,16 @@ def apply_draft_attention(
     scheduler: Any = None,
     timesteps: Sequence[float] | Tensor | None = None,
     steps: int | None = None,
+    rank_timeout: float = DEFAULT_TIMEOUT_S,
 ) -> DraftAttentionHandle:
     """Serve a transformer's video self-attention with draft attention until the handle is removed.
 
     Pass the pipeline's scheduler (or the timesteps, or the number of steps), so that the schedule follows the steps of
     a run; `RunClock` says how progress is found. Runs are told apart on their own: `handle.report` is that of the
     current or last one. With two experts (Wan 2.2) apply it to each transformer, both with the pipeline's scheduler.
+
+    Under `enable_parallelism(ContextParallelConfig(ulysses_degree=N))` the ranks are one run: apply it on each of them,
+    with the same settings, before or after. A finished run's report counts for all ranks.
 
     Args:
         transformer: a WanTransformer3DModel, WanVACETransformer3DModel (its VACE layers count after the others),
@@ -289,6 +318,7 @@ def apply_draft_attention(
         scheduler: the pipeline's scheduler.
         timesteps: the timesteps of a run, noisiest first.
         steps: the number of steps of a run.
+        rank_timeout: under context parallelism, how long one rank may keep the others waiting, in seconds.
 
     Raises:
         TypeError: if the class is not known, or a processor computes attention in a way that cannot be served.
@@ -296,4 +326,5 @@ def apply_draft_attention(
         ParallelismError: under ring attention, or with heads that cannot be dealt to the ranks.
     """
     clock = RunClock(scheduler, timesteps, steps)
-    return DraftAttentionHandle(getattr(transformer, "_orig_mod", transformer), settings or Settings(), clock)
+    transformer = getattr(transformer, "_orig_mod", transformer)
+    return DraftAttentionHandle(transformer, settings or Settings(), clock, rank_timeout)

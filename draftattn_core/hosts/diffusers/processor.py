@@ -211,7 +211,7 @@ class DraftAttentionProcessor:
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         read = DenseReason.MASK if not plain else self._read_text(call, q, k, v, mask)
         if isinstance(read, DenseReason):
-            return run.dense(dense, read, position, q)
+            return run.attention(q, k, v, grid=grid, position=position, dense=dense, refused=read)
 
         # Text that no sample reads is left out. Its own rows become zeros: they only ever feed such text again.
         unread = q.shape[2] - grid.tokens - read.kept
