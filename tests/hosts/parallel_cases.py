@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +23,8 @@ from diffusers.models._modeling_parallel import gather_size_by_comm
 from draftattention.draftattn_core import Policy, Schedule, Settings
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
 from draftattention.draftattn_core.hosts.diffusers.parallel import context_parallel_plan
+from draftattention.draftattn_core.run.ranks.lost import RankLostError
+from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 
 HEADS = 4
 
@@ -160,3 +164,119 @@ def refusal(heads: int = HEADS, ring: bool = False, late: bool = False) -> str:
     except ValueError as error:
         return str(error)
     return "nothing was refused"
+
+
+def sampled(model: Any, grid: tuple[int, int, int], handle_of: Any, steps: int = 8, meddle: Any = None) -> Any:
+    """An Euler run with guidance, two calls a step; the last latent and the report."""
+    torch.manual_seed(1)
+    inputs = inputs_of("wan", grid, 1)
+    x, condition = inputs["hidden_states"], inputs["encoder_hidden_states"]
+    texts = condition, torch.zeros_like(condition)
+    levels = torch.linspace(1.0, 0.0, steps + 1)
+    with handle_of(timesteps=(1000.0 * levels[:-1]).tolist()) as handle:
+        for step in range(steps):
+            if meddle is not None:
+                meddle(handle, step)
+            cond, uncond = (
+                run(model, {"hidden_states": x, "timestep": 1000.0 * levels[step, None], "encoder_hidden_states": text})
+                for text in texts
+            )
+            x = x + (levels[step + 1] - levels[step]) * (uncond + 3.0 * (cond - uncond))
+        report = handle.finish_run()
+    return x, report
+
+
+def story(report: Any) -> dict[str, Any]:
+    """What a report says, times aside."""
+    told = report.to_dict()
+    for timed in ("attention_seconds", "step_seconds", "total_seconds", "work"):
+        del told[timed]
+    told["decisions"] = [(d.index, str(d.outcome), str(d.reason), d.estimate, d.error) for d in report.decisions]
+    return told
+
+
+def sample_both_ways(grid: tuple[int, int, int] = (2, 6, 8), **changes: Any) -> dict[str, Any]:
+    """The same run by one process and by all ranks."""
+    skip = changes.pop("skip", None)
+    if skip is not None:
+        changes["skip"] = StepCacheSettings(**skip)
+    chosen = settings(**changes)
+    model = model_of("wan")
+    alone, alone_report = sampled(model, grid, lambda **more: apply_draft_attention(model, chosen, **more))
+    over_ranks(model)
+    out, report = sampled(model, grid, lambda **more: apply_draft_attention(model, chosen, **more))
+    return {
+        "distance": float((out - alone).norm() / alone.norm()),
+        "alone": story(alone_report),
+        "ranks": story(report),
+        "sum": out.double().sum().item(),
+    }
+
+
+def sample_with_fault(fault: str) -> dict[str, Any]:
+    """A run over ranks in which something fails on rank 1 alone, in the third step."""
+    from draftattention.draftattn_core.run import run as run_module
+
+    model = over_ranks(model_of("wan"))
+    errors = {"error": ValueError("planted"), "memory": torch.OutOfMemoryError("planted")}
+
+    def meddle(handle: Any, step: int) -> None:
+        if dist.get_rank() != 1 or step != 2:
+            return
+        if fault == "reading":
+            handle._read = fail_once(handle._read, ValueError("planted"))
+        elif fault == "cache":
+            cache = handle.run.step_cache
+            cache._decide = fail_once(cache._decide, ValueError("planted"))
+        elif fault == "store":
+            cache = handle.run.step_cache
+            cache._learn = fail_once(cache._learn, ValueError("planted"))
+        else:
+            run_module.attend = fail_once(run_module.attend, errors[fault])
+
+    before = run_module.attend
+    skip = StepCacheSettings("easycache", threshold=2.0, first=1)
+    chosen = settings(skip=skip) if fault in ("cache", "store") else settings()
+    try:
+        out, report = sampled(
+            model, (2, 6, 8), lambda **more: apply_draft_attention(model, chosen, **more), meddle=meddle
+        )
+    finally:
+        run_module.attend = before
+    told = story(report)
+    return {"sum": out.double().sum().item(), "dense": told["calls_dense"], "calls": told["calls"], "told": told}
+
+
+def fail_once(function: Any, error: Exception) -> Any:
+    left = [error]
+
+    def act(*args: Any, **kwargs: Any) -> Any:
+        if left:
+            raise left.pop()
+        return function(*args, **kwargs)
+
+    return act
+
+
+def end_in_silence(rank: int, how: str, timeout: float) -> str:
+    """What the others say when `rank` says nothing for a while ("sleep") or is gone ("exit")."""
+    model = over_ranks(model_of("wan"))
+
+    def meddle(handle: Any, step: int) -> None:
+        if dist.get_rank() == rank and step == 2:
+            if how == "exit":
+                os._exit(1)
+            time.sleep(2 * timeout)
+
+    begun = time.perf_counter()
+    try:
+        sampled(
+            model,
+            (2, 6, 8),
+            lambda **more: apply_draft_attention(model, settings(), rank_timeout=timeout, **more),
+            meddle=meddle,
+        )
+    except RankLostError as error:
+        waited = time.perf_counter() - begun
+        return f"{error} ({'in time' if waited < 5 * timeout else f'after {waited:.0f} s'})"
+    return "the run went on"

@@ -47,7 +47,10 @@ class RankProcesses:
     """`size` processes, rank 0 first, that have one gloo group."""
 
     def __init__(self, size: int, module: str, folder: str) -> None:
-        context = processes.get_context("spawn")
+        context = processes.get_context("forkserver" if "forkserver" in processes.get_all_start_methods() else "spawn")
+        if context.get_start_method() == "forkserver":
+            # Imported once, for all processes of all sizes; the server ends with this process.
+            context.set_forkserver_preload([module])
         self._pipes, self._processes = [], []
         store = os.path.join(folder, "rendezvous")
         for rank in range(size):

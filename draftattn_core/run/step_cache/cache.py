@@ -127,7 +127,7 @@ class RunStepCache:
             evaluation: as given to `answer`.
         """
         with self._lock:
-            self._safely(lambda: self._store(x, prediction, evaluation), evaluation, told=False)
+            self._safely(lambda: self._store(x, prediction, evaluation), evaluation)
 
     def clear(self) -> None:
         """Free the latents. What was decided stays known."""
@@ -182,16 +182,14 @@ class RunStepCache:
         stream.in_a_row = 0
         return None
 
-    def _safely(
-        self, act: Callable[[], Answer | None], evaluation: Evaluation, told: bool = True
-    ) -> Answer | None:
+    def _safely(self, act: Callable[[], Answer | None], evaluation: Evaluation) -> Answer | None:
         try:
             return act()
         except RankLostError:
             raise
         except Exception as error:
             self._errors += 1
-            if told and self.together is not None:
+            if self.together is not None:
                 self.together.failed(error)
             log.warning(
                 "step cache: an evaluation is computed after %s: %s", type(error).__name__, error, exc_info=True
@@ -236,6 +234,9 @@ class RunStepCache:
         _serve(stream, evaluation)
         if kind is not None and self._errors < MAX_ERRORS:
             self._learn(stream, x, prediction, evaluation, kind)
+        if self.together is not None:
+            # What one rank could not keep, none keeps.
+            self.together.all_skip(False)
 
     def _learn(self, stream: _Stream, x: Tensor, prediction: Tensor, evaluation: Evaluation, kind: Prediction) -> None:
         """Give every branch of a computed call its part, and measure the prediction that the call made needless."""
