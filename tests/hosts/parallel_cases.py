@@ -101,9 +101,7 @@ def over_ranks(model: Any, *, uneven: bool = False, ring: bool = False) -> Any:
     size = dist.get_world_size()
     shape = (size, 1) if ring else (1, size)
     mesh = dist.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=("ring", "ulysses"))
-    config = ContextParallelConfig(
-        ring_degree=shape[0], ulysses_degree=shape[1], ulysses_anything=uneven, mesh=mesh
-    )
+    config = ContextParallelConfig(ring_degree=shape[0], ulysses_degree=shape[1], ulysses_anything=uneven, mesh=mesh)
     with a_cpu_counts_as_accelerator():
         model.enable_parallelism(config=config, cp_plan=context_parallel_plan(model))
     return model

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...geometry.grid import TokenGrid
@@ -32,7 +33,7 @@ from ...run.settings import Settings
 from .branches import Branches
 from .clock import RunClock, Tick
 from .forward import ForwardCall, ForwardRun, itself_uncompiled, uncompiled, wrap_forward
-from .parallel import HeadExchange
+from .parallel import HeadExchange, ParallelismError
 from .processor import DraftAttentionProcessor, ModelCall, ServedModel
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class DraftAttentionHandle:
         exchange = HeadExchange.of(getattr(transformer, "_parallel_config", None))
         if exchange is not None:
             exchange.check_heads(transformer.config.num_attention_heads)
+        self._outermost = exchange is not None
         self.settings = settings
         self.events = Events()
         self.new_step_cache: Callable[[], StepCache] | None = None
@@ -216,7 +218,7 @@ class DraftAttentionHandle:
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[ForwardCall, Evaluation | None]:
         call, evaluation = ForwardCall(forward, args, kwargs, self._channels), None
-        self._meet_ranks()
+        self._meet_ranks(call)
         try:
             tick = self._tick(call)
             self._model.call = self._read(call, tick)
@@ -229,12 +231,21 @@ class DraftAttentionHandle:
             self._model.call = evaluation = None
         return call, evaluation
 
-    def _meet_ranks(self) -> None:
-        """Have the run joined with those of the other ranks, once the transformer is parallel over tokens."""
+    def _meet_ranks(self, call: ForwardCall) -> None:
+        """Have the run joined with those of the other ranks, once the transformer is parallel over tokens.
+
+        Raises:
+            ParallelismError: if this rank is given only a part of what says where in the run the call stands.
+        """
         if self._ranks is not None:
             return
         exchange = HeadExchange.of(getattr(self._transformer, "_parallel_config", None))
         if exchange is not None:
+            if not self._outermost and torch.as_tensor(call.argument("timestep", 1)).dim() > 1:
+                raise ParallelismError(
+                    "this model has a timestep per token, and a rank that had draft attention first is given only some "
+                    "of them: call enable_parallelism first, then apply_draft_attention"
+                )
             self._ranks = ProcessRanks(exchange.group, self._rank_timeout)
             self.run.join(self._ranks)
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 RING = (
     "ring attention shows a rank only some of the keys of a query, and draft attention selects among all of them: use "
-    "ContextParallelConfig(ulysses_degree=N). Partial results could be merged by their log-sum-exp, tail included, once "
-    "blocks are selected across ranks; that is not built"
+    "ContextParallelConfig(ulysses_degree=N). Partial results could be merged by their log-sum-exp, tail included, "
+    "once blocks are selected across ranks; that is not built"
 )
 
 

@@ -48,8 +48,7 @@ def merge(own: RunReport, heard: Sequence[dict[str, Any]]) -> RunReport:
         return own
     own.calls[:] = [_merged(call, [said["calls"][i] for said in heard]) for i, call in enumerate(own.calls)]
     own.evaluations[:] = [
-        (step, _constant(max(said["evaluations"][i] for said in heard)))
-        for i, (step, _) in enumerate(own.evaluations)
+        (step, _constant(max(said["evaluations"][i] for said in heard))) for i, (step, _) in enumerate(own.evaluations)
     ]
     heads = [{layer: len(names) for layer, names in said["tails"]} for said in heard]
     own.tails = {layer: tuple(x for part in parts for x in part) for layer, parts in _by_layer(heard, "tails")}
@@ -82,7 +81,7 @@ def _merged(call: Call, parts: Sequence[Sequence[Any]]) -> Call:
         return replace(call, position=position, seconds=_constant(max(seconds)))
 
     def mean(values: Sequence[float]) -> float:
-        return sum(value * share for value, share in zip(values, pairs, strict=True)) / total
+        return float(sum(value * share for value, share in zip(values, pairs, strict=True)) / total)
 
     density = None if call.density is None else mean([1.0 if d is None else d for d in densities])
     return Call(position, density, call.reason, total, _constant(max(seconds)), mean(tails))

@@ -78,8 +78,8 @@ class ProcessRanks:
     def lost(self) -> str:
         """What is said where another rank is gone."""
         return (
-            f"rank {self.rank} of {self.size}: another rank ended or did not answer within {self.timeout_s:g} s, so this "
-            "run ends here; the other rank's own output says why"
+            f"rank {self.rank} of {self.size}: another rank ended or did not answer within {self.timeout_s:g} s, so "
+            "this run ends here; the other rank's own output says why"
         )
 
 

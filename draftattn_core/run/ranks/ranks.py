@@ -1,8 +1,8 @@
 """What the ranks of one run say to each other.
 
-All of it is a sequence of exchanges, the same on every rank. Whatever the ranks decide together follows from what all of
-them said in an exchange, so it is the same everywhere. A rank on which something failed says so instead of its numbers:
-then that exchange raises on every other rank, and the work under way ends there for all of them.
+All of it is a sequence of exchanges, the same on every rank. Whatever the ranks decide together follows from what all
+of them said in an exchange, so it is the same everywhere. A rank on which something failed says so instead of its
+numbers: then that exchange raises on every rank, and the work under way ends there for all of them.
 """
 
 from __future__ import annotations

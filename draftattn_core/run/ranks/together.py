@@ -42,9 +42,9 @@ def of_all_heads(ranks: Ranks, curves: ErrorCurves | None) -> ErrorCurves | None
         return None
     points = len(curves.densities)
     table = torch.cat([said.view(-1, 3 * points + 2) for said in heard])
-    kept, squared, gains, norms, tails = table.split([points, points, points, 1, 1], 1)
+    kept, squared, gains, rest = (table[:, at : at + points] for at in range(0, 4 * points, points))
     return replace(
-        curves, kept=kept, squared=squared, gains=gains, norms=norms[:, 0], tails=tails[:, 0].to(curves.tails.dtype)
+        curves, kept=kept, squared=squared, gains=gains, norms=rest[:, 0], tails=rest[:, 1].to(curves.tails.dtype)
     )
 
 
