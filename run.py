@@ -44,6 +44,7 @@ COMMANDS = {
     "bench cpu": Command("benchmarks.cpu", "requirements-dev.txt", "speed against dense attention on the CPU"),
     "bench kernels": Command("benchmarks.kernels", "requirements-dev.txt", "speed of the GPU kernels"),
     "bench e2e": Command("benchmarks.e2e", "requirements-dev.txt", "speed of whole sampling runs"),
+    "bench ranks": Command("benchmarks.ranks", "requirements-dev.txt", "speed over several GPUs"),
     "bench aot": Command("tools.aot", "requirements-dev.txt", "kernels compiled without a GPU"),
     "doctor": Command("draftattention.draftattn_core.doctor", "requirements-demo.txt", "what this machine can run"),
 }
