@@ -75,7 +75,7 @@ class MeasuredCalls:
             wanted = found.put_into(policy)
         else:
             found, wanted = after.found, after.put_into(policy) or policy.with_density(1.0)
-        self.report.keep_tails(position.layer, found.names, found.gains)
+        self.report.keep_tails(position, found.names, found.gains)
         at_once = before is None or self.settings.max_error > 0.0
         return again(result, wanted) if at_once and wanted != policy else result
 

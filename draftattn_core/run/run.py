@@ -27,6 +27,7 @@ from ..backends.request import OUT_OF_MEMORY
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Policy, WrongHeadsError
+from ..method.rules import rule_of
 from .evaluation import Answer, Evaluation, Outcome, StepCache
 from .events import CallDone, EvaluationDone, Event, Events, Note, RunDone, RunStarted, StepDone, Waiting
 from .fingerprint import ModelName
@@ -37,7 +38,7 @@ from .profile import Profile
 from .ranks.lost import RankLostError
 from .ranks.merge import merged_report
 from .ranks.ranks import OtherRankFailed, Ranks
-from .ranks.together import CachesTogether, agreed, most_errors
+from .ranks.together import CachesTogether, agreed, most_errors, one_deal
 from .ready import ReadyBackends, free
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .settings import Settings
@@ -89,7 +90,7 @@ class Run:
     finished: bool = False
     ranks: Ranks | None = None
     _checked: set[int] = field(default_factory=set)
-    _states: dict[tuple[int, str, int], dict[str, Any]] = field(default_factory=dict)
+    _states: dict[tuple[int, str, tuple[int, ...]], dict[str, Any]] = field(default_factory=dict)
     _measured: MeasuredCalls = field(init=False)
     _ready: ReadyBackends = field(default_factory=ReadyBackends)
     _errors: int = 0
@@ -138,6 +139,30 @@ class Run:
         with self._lock:
             self._errors = errors
         return any_failed
+
+    def dealt(self, position: Position, heads: int) -> tuple[int, ...] | None:
+        """How the heads of a layer are dealt to the ranks for this call, the same on every rank; see `deal`.
+
+        Args:
+            position: of the call, without heads.
+            heads: of the whole layer, a multiple of the number of ranks.
+
+        Returns:
+            None for as they come: where no budgets are known, or a rule has heads of its own.
+
+        Raises:
+            RankLostError: if another rank of this run is gone.
+        """
+        rule = rule_of(self.settings.policy.method)
+        if self.ranks is None or self.spending is None or rule.order is not None or rule.attend is not None:
+            return None
+        order, failure = None, None
+        try:
+            order = self.spending.dealt(position, heads, self.ranks.size)
+        except Exception as error:
+            self.failed(error)
+            failure = DenseReason.ERROR
+        return one_deal(self.ranks, order, failure)
 
     def start(self, steps: int | None = None, progress: float = 0.0) -> Run:
         """Begin, and say so.
@@ -475,8 +500,8 @@ class Run:
             request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices
         )
         self.plan.keep(position, heads, found)
+        self.report.keep_tails(position, found.names, found.gains)
         with self._lock:
-            self.report.tails[layer], self.report.tail_gains[layer] = found.names, found.gains
             self.report.tail_errors[layer] = {
                 name: float(errors.mean()) for name, errors in (probe.fitted or probe.errors).items()
             }
@@ -504,7 +529,9 @@ class Run:
     def _state_of(self, position: Position) -> dict[str, Any]:
         """What the selection rule keeps of these heads of a layer from call to call, for each condition by itself."""
         with self._lock:
-            return self._states.setdefault((position.layer, position.branch, position.first_head), {})
+            return self._states.setdefault(
+                (position.layer, position.branch, position.heads or (position.first_head,)), {}
+            )
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):

@@ -29,6 +29,7 @@ from .fingerprint import Conditions, Fingerprint, ModelName, ProfileError
 from .probe import HeadTails
 from .profile import Profile
 from .profile_recorder import ProfileRecorder
+from .ranks.deal import deal
 from .ranks.ranks import Ranks
 from .ranks.together import of_all_heads
 from .report import Position, SpentBudgets
@@ -83,7 +84,7 @@ class Spending:
     _layers: tuple[int, ...] = ()
     _fresh: bool = False
     _solved: dict[tuple[int, float, int], tuple[Budgets, tuple[int, ...]]] = field(default_factory=dict)
-    _shares: dict[tuple[float, int, int, int], Share | None] = field(default_factory=dict)
+    _shares: dict[tuple[float, int, tuple[int, ...]], Share | None] = field(default_factory=dict)
     _promise: Promise = field(default_factory=lambda: Promise({}, {}))
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -193,7 +194,8 @@ class Spending:
             why = str(error)
         taken = curves
         if self.ranks is not None:
-            taken, position = of_all_heads(self.ranks, curves), replace(position, first_head=0, all_heads=0)
+            taken = of_all_heads(self.ranks, curves, position)
+            position = replace(position, first_head=0, all_heads=0, heads=())
         try:
             if taken is None:
                 raise ValueError(why)
@@ -267,22 +269,33 @@ class Spending:
             density = self._mean(position.progress, position.layer)
             if density is None:
                 return None
-            key = (position.progress, position.layer, position.first_head, heads)
+            key = (position.progress, position.layer, position.numbers(heads))
             if key not in self._shares:
                 self._shares[key] = self._new_share(figures, shape, position, heads)
             return self._shares[key]
+
+    def dealt(self, position: Position, heads: int, ranks: int) -> tuple[int, ...] | None:
+        """How the heads of a layer are dealt to the ranks by their budgets; None before there are any."""
+        with self._lock:
+            if self.ended or self._shape is None:
+                return None
+            self.meet(position, self._shape)
+            share = self.share(position, heads)
+            return None if share is None or share.densities is None else deal(share.densities, ranks)
 
     def _new_share(self, figures: CompleteFigures, shape: CallShape, position: Position, heads: int) -> Share | None:
         """`share` of a call that budgets hold for; None if the layer has no such heads."""
         bucket = bucket_of(position.progress)
         budgets, layers = self._solve(figures, shape, bucket, position)
-        row, some = layers.index(position.layer), slice(position.first_head, position.first_head + heads)
-        given = tuple(float(x) for x in budgets.density[0, row, some])
-        if len(given) != heads:
+        row, some = layers.index(position.layer), list(position.numbers(heads))
+        every = tuple(float(x) for x in budgets.density[0, row])
+        if max(some) >= len(every):
             return None
-        names, gains = figures.heads(bucket, position.layer, given, position.first_head)
+        given = tuple(every[head] for head in some)
+        tails, fitted = figures.heads(bucket, position.layer, every)
         if not self.settings.auto_gain:
-            gains = head_gains(self.settings.policy.tail_gain, shape.heads)[some]
+            fitted = head_gains(self.settings.policy.tail_gain, shape.heads)
+        names, gains = (tuple(of[head] for head in some) for of in (tails, fitted))
         squared, norms = (float(x[0, row, some].sum()) for x in (budgets.squared, budgets.norms))
         dense = bool(budgets.dense[0, row])
         return Share(None if dense else given, HeadTails(names, gains), squared, norms)

@@ -32,10 +32,12 @@ class RankHeads:
 
     Attributes:
         first: number of the first one; all_heads: of the layer.
+        dealt: numbers of all of them, where they do not follow each other; () where they do.
     """
 
     first: int
     all_heads: int
+    dealt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +89,13 @@ class HeadExchange:
             works += f", or with ulysses_anything=True one of {', '.join(map(str, some))}"
         raise ParallelismError(f"{heads} heads cannot be dealt to {self.ranks} ranks: {works}")
 
-    def heads_here(self, heads: int) -> RankHeads:
-        """Which of `heads` heads come to this rank."""
-        return RankHeads(self.rank * -(-heads // self.ranks), heads)
+    def heads_here(self, heads: int, order: tuple[int, ...] | None) -> RankHeads:
+        """Which of `heads` heads come to this rank, as they come or in the order in which they are dealt."""
+        each = -(-heads // self.ranks)
+        if order is None:
+            return RankHeads(self.rank * each, heads)
+        dealt = order[self.rank * each : (self.rank + 1) * each]
+        return RankHeads(dealt[0], heads, dealt)
 
     def call(
         self,
@@ -98,6 +104,7 @@ class HeadExchange:
         value: Tensor,
         video: int,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        order: tuple[int, ...] | None = None,
     ) -> Tensor:
         """Run `attend` between the exchanges.
 
@@ -106,6 +113,7 @@ class HeadExchange:
                 then one of the text's.
             video: tokens of the whole video.
             attend: computes (B, L, heads of this rank, D) from as much, all tokens in host order: video, then text.
+            order: in which heads are dealt to the ranks; None as they come.
 
         Returns:
             (B, tokens of this rank, H, D).
@@ -122,10 +130,13 @@ class HeadExchange:
             out = attend(*(x.index_select(1, order) for x in (q, k, v)))
             return torch.empty_like(out).index_copy_(1, order, out)
 
+        dealt = None if order is None else torch.tensor(order, device=query.device)
+        if dealt is not None:
+            query, key, value = (x.index_select(2, dealt) for x in (query, key, value))
         out: Tensor = _templated_context_parallel_attention(
             query, key, value, forward_op=between, backward_op=None, _parallel_config=self.config
         )
-        return out
+        return out if dealt is None else torch.empty_like(out).index_copy_(2, dealt, out)
 
 
 def exchange_order(video: int, text: int, ranks: int) -> Tensor:

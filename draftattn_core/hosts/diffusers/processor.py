@@ -180,9 +180,14 @@ class DraftAttentionProcessor:
                 return call.run.dense(
                     everything, DenseReason.BACKEND, place, query.transpose(1, 2), keys=call.grid.tokens
                 )
-            heads = exchange.heads_here(query.shape[2])
+            place = Position(call.tick.step, call.tick.progress, self.layer, self.model.layers)
+            even = query.shape[2] % exchange.ranks == 0
+            order = call.run.dealt(place, query.shape[2]) if even else None
+            heads = exchange.heads_here(query.shape[2], order)
             alone = {**options, "parallel_config": None}
-            return exchange.call(query, key, value, call.grid.tokens, lambda q, k, v: attend(q, k, v, heads, **alone))
+            return exchange.call(
+                query, key, value, call.grid.tokens, lambda q, k, v: attend(q, k, v, heads, **alone), order
+            )
 
         if attention_mask is not None and attention_mask.dim() == 2:
             # HunyuanVideo 1.5's processor widens this to L x L: gigabytes for a video, nothing on the meta device.
@@ -207,7 +212,7 @@ class DraftAttentionProcessor:
         run, tick, grid = call.run, call.tick, call.grid
         position = Position(tick.step, tick.progress, self.layer, self.model.layers)
         if heads is not None:
-            position = replace(position, first_head=heads.first, all_heads=heads.all_heads)
+            position = replace(position, first_head=heads.first, all_heads=heads.all_heads, heads=heads.dealt)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         read = DenseReason.MASK if not plain else self._read_text(call, q, k, v, mask)
         if isinstance(read, DenseReason):

@@ -34,6 +34,7 @@ def _told(report: RunReport) -> dict[str, Any]:
         ],
         "evaluations": [seconds() for _, seconds in report.evaluations],
         "tails": list(report.tails.items()),
+        "tail_heads": list(report.tail_heads.items()),
         "tail_gains": list(report.tail_gains.items()),
         "tail_errors": list(report.tail_errors.items()),
         "notes": report.notes,
@@ -51,10 +52,16 @@ def merge(own: RunReport, heard: Sequence[dict[str, Any]]) -> RunReport:
         (step, _constant(max(said["evaluations"][i] for said in heard))) for i, (step, _) in enumerate(own.evaluations)
     ]
     heads = [{layer: len(names) for layer, names in said["tails"]} for said in heard]
-    own.tails = {layer: tuple(x for part in parts for x in part) for layer, parts in _by_layer(heard, "tails")}
-    own.tail_gains = {
-        layer: tuple(x for part in parts for x in part) for layer, parts in _by_layer(heard, "tail_gains")
-    }
+    numbers = {layer: _joined(parts) for layer, parts in _by_layer(heard, "tail_heads")}
+    own.tail_heads = {}
+    own.tails, own.tail_gains = (
+        {
+            layer: tuple(x for _, x in sorted(zip(numbers[layer], _joined(parts), strict=True)))
+            for layer, parts in _by_layer(heard, what)
+            if layer in numbers
+        }
+        for what in ("tails", "tail_gains")
+    )
     own.tail_errors = {
         layer: {
             name: sum(part[name] * of[layer] for part, of in zip(parts, heads, strict=True))
@@ -67,6 +74,10 @@ def merge(own: RunReport, heard: Sequence[dict[str, Any]]) -> RunReport:
     return own
 
 
+def _joined(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    return [each for part in parts for each in part]
+
+
 def _by_layer(heard: Sequence[dict[str, Any]], what: str) -> list[tuple[int, list[Any]]]:
     """What every rank has for a layer, layer by layer."""
     of_ranks = [dict(said[what]) for said in heard]
@@ -76,7 +87,7 @@ def _by_layer(heard: Sequence[dict[str, Any]], what: str) -> list[tuple[int, lis
 def _merged(call: Call, parts: Sequence[Sequence[Any]]) -> Call:
     densities, pairs, seconds, tails = zip(*parts, strict=True)
     total = sum(pairs)
-    position = None if call.position is None else replace(call.position, first_head=0, all_heads=0)
+    position = None if call.position is None else replace(call.position, first_head=0, all_heads=0, heads=())
     if call.position is None or not total:
         return replace(call, position=position, seconds=_constant(max(seconds)))
 

@@ -38,6 +38,7 @@ class About(IntEnum):
     SUMS = 3
     SKIP = 4
     REPORT = 5
+    DEAL = 6
 
 
 class Ranks(Protocol):

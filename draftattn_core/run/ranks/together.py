@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..error_curve import ErrorCurves
-from ..report import DenseReason
+from ..report import DenseReason, Position
 from .ranks import NOTHING, About, OtherRankFailed, Ranks
 
 
@@ -24,24 +24,37 @@ def agreed(ranks: Ranks | None, reason: DenseReason | None) -> DenseReason | Non
     return None
 
 
-def of_all_heads(ranks: Ranks, curves: ErrorCurves | None) -> ErrorCurves | None:
+def one_deal(ranks: Ranks, order: tuple[int, ...] | None, failure: DenseReason | None) -> tuple[int, ...] | None:
+    """How heads are dealt for a call: as rank 0 says, for another machine may round budgets otherwise."""
+    told = NOTHING if order is None else torch.tensor(order, dtype=torch.float64)
+    try:
+        said = ranks.exchange(About.DEAL, told, failure)[0]
+    except OtherRankFailed:
+        return None
+    return tuple(int(head) for head in said) or None
+
+
+def of_all_heads(ranks: Ranks, curves: ErrorCurves | None, position: Position) -> ErrorCurves | None:
     """The curves of every head of a layer, from those of this rank's heads, on the CPU.
 
     Args:
         curves: heads of this rank, in float64 on the CPU; None if they could not be measured.
+        position: of the call; says which heads these are.
 
     Returns:
-        The same on every rank; None if one of them has none.
+        The same on every rank, in the order of the layer's heads; None if one of them has none.
     """
     told = NOTHING
     if curves is not None:
         columns = curves.kept, curves.squared, curves.gains, curves.norms[:, None], curves.tails[:, None].double()
+        columns = torch.tensor(position.numbers(curves.heads), dtype=torch.float64)[:, None], *columns
         told = torch.cat(columns, 1).flatten()
     heard = ranks.exchange(About.CURVES, told)
     if curves is None or not all(len(said) for said in heard):
         return None
     points = len(curves.densities)
-    table = torch.cat([said.view(-1, 3 * points + 2) for said in heard])
+    table = torch.cat([said.view(-1, 3 * points + 3) for said in heard])
+    table = table[table[:, 0].argsort(), 1:]
     kept, squared, gains, rest = (table[:, at : at + points] for at in range(0, 4 * points, points))
     return replace(
         curves, kept=kept, squared=squared, gains=gains, norms=rest[:, 0], tails=rest[:, 1].to(curves.tails.dtype)
