@@ -295,7 +295,7 @@ class Spending:
         tails, fitted = figures.heads(bucket, position.layer, every)
         if not self.settings.auto_gain:
             fitted = head_gains(self.settings.policy.tail_gain, shape.heads)
-        names, gains = (tuple(of[head] for head in some) for of in (tails, fitted))
+        names, gains = tuple(tails[head] for head in some), tuple(fitted[head] for head in some)
         squared, norms = (float(x[0, row, some].sum()) for x in (budgets.squared, budgets.norms))
         dense = bool(budgets.dense[0, row])
         return Share(None if dense else given, HeadTails(names, gains), squared, norms)

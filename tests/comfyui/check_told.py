@@ -143,7 +143,7 @@ def _() -> None:
 
 
 def like_raylight(network: Any) -> None:
-    """Gives the self-attention modules a `forward` as raylight's Wan has it, which asks for no attention of the host."""
+    """Gives the self-attention modules a `forward` as raylight's Wan has it, which asks for none of the host."""
 
     def usp_self_attn_forward(
         self: Any, x: torch.Tensor, freqs: Any, transformer_options: Any = None, **kwargs: Any

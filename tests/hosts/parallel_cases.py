@@ -22,7 +22,7 @@ from diffusers.models._modeling_parallel import gather_size_by_comm
 
 from draftattention.draftattn_core import Policy, Schedule, Settings
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
-from draftattention.draftattn_core.hosts.diffusers.parallel import context_parallel_plan
+from draftattention.draftattn_core.hosts.diffusers.parallel import HeadExchange, context_parallel_plan
 from draftattention.draftattn_core.run.ranks.lost import RankLostError
 from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 
@@ -202,8 +202,17 @@ def sample_both_ways(grid: tuple[int, int, int] = (2, 6, 8), **changes: Any) -> 
     model = model_of("wan")
     alone, alone_report = sampled(model, grid, lambda **more: apply_draft_attention(model, chosen, **more))
     over_ranks(model)
-    out, report = sampled(model, grid, lambda **more: apply_draft_attention(model, chosen, **more))
+    orders: set[Any] = set()
+    plain = HeadExchange.heads_here
+
+    def heads_here(self: Any, heads: int, order: Any) -> Any:
+        orders.add(order)
+        return plain(self, heads, order)
+
+    with mock.patch.object(HeadExchange, "heads_here", heads_here):
+        out, report = sampled(model, grid, lambda **more: apply_draft_attention(model, chosen, **more))
     return {
+        "orders": orders - {None},
         "distance": float((out - alone).norm() / alone.norm()),
         "alone": story(alone_report),
         "ranks": story(report),

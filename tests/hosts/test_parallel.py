@@ -104,7 +104,11 @@ def test_probed_tails_are_reported_for_all_heads_in_order(two):
 
 
 def test_budgets_rest_on_the_measured_errors_of_all_heads(two):
-    told = is_one_run(two.call("sample_both_ways", budgets="error"))
+    found = two.call("sample_both_ways", budgets="error")
+    told = is_one_run(found)
+    orders = found[0]["orders"]
+    assert found[1]["orders"] == orders
+    assert any(sorted(order[:2]) != [0, 1] for order in orders), "heads were dealt as they came"
     assert [sorted(len(heads) for heads in row["after"].values()) for row in told["budgets"]][0] == [4, 4]
 
 

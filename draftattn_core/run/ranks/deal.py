@@ -1,8 +1,9 @@
 """Heads dealt to ranks by their work, so that no rank waits long for the fullest.
 
 Every rank gets as many heads as any other, for the exchange before attention moves equal parts. In order of falling
-work they are dealt to and fro over the ranks (0, 1, ..., 1, 0, 0, 1, ...), as xDiT deals them by the counts of the last
-step; here budgets say the work beforehand, so nothing is counted or gathered.
+work each head goes to the rank that has least so far and still has room. xDiT deals to and fro over the ranks (0, 1, ...,
+1, 0, 0, 1, ...) by the counts of the last step; on tables as unequal as those of real models that leaves the fullest rank
+with more (tests/core/test_deal.py). Here budgets say the work beforehand, so nothing is counted or gathered.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ def deal(work: Sequence[float], ranks: int) -> tuple[int, ...]:
     """
     if ranks < 1 or len(work) % ranks:
         raise ValueError(f"{len(work)} heads cannot be dealt evenly to {ranks} ranks")
-    # Heads of equal work keep their order, so equal work everywhere is dealt alike on every rank.
-    falling = sorted(range(len(work)), key=lambda head: (-work[head], head))
+    room = len(work) // ranks
     hands: list[list[int]] = [[] for _ in range(ranks)]
-    for place, head in enumerate(falling):
-        turn, seat = divmod(place, ranks)
-        hands[seat if turn % 2 == 0 else ranks - 1 - seat].append(head)
+    loads = [0.0] * ranks
+    # Ties go to the lower number, of heads and of ranks.
+    for head in sorted(range(len(work)), key=lambda head: (-work[head], head)):
+        rank = min((rank for rank in range(ranks) if len(hands[rank]) < room), key=loads.__getitem__)
+        hands[rank].append(head)
+        loads[rank] += work[head]
     return tuple(head for hand in hands for head in sorted(hand))
 
 

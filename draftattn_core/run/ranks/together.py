@@ -46,9 +46,9 @@ def of_all_heads(ranks: Ranks, curves: ErrorCurves | None, position: Position) -
     """
     told = NOTHING
     if curves is not None:
-        columns = curves.kept, curves.squared, curves.gains, curves.norms[:, None], curves.tails[:, None].double()
-        columns = torch.tensor(position.numbers(curves.heads), dtype=torch.float64)[:, None], *columns
-        told = torch.cat(columns, 1).flatten()
+        numbers = torch.tensor(position.numbers(curves.heads), dtype=torch.float64)
+        columns = numbers[:, None], curves.kept, curves.squared, curves.gains, curves.norms[:, None]
+        told = torch.cat([*columns, curves.tails[:, None].double()], 1).flatten()
     heard = ranks.exchange(About.CURVES, told)
     if curves is None or not all(len(said) for said in heard):
         return None
