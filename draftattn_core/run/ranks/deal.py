@@ -1,9 +1,9 @@
 """Heads dealt to ranks by their work, so that no rank waits long for the fullest.
 
 Every rank gets as many heads as any other, for the exchange before attention moves equal parts. In order of falling
-work each head goes to the rank that has least so far and still has room. xDiT deals to and fro over the ranks (0, 1, ...,
-1, 0, 0, 1, ...) by the counts of the last step; on tables as unequal as those of real models that leaves the fullest rank
-with more (tests/core/test_deal.py). Here budgets say the work beforehand, so nothing is counted or gathered.
+work each head goes to the rank that has least so far and still has room. xDiT deals to and fro over the ranks (0, 1,
+..., 1, 0, 0, 1, ...) by the counts of the last step; on tables as unequal as those of real models that leaves the
+fullest rank with more (tests/core/test_deal.py). Here budgets say the work beforehand: nothing is counted or gathered.
 """
 
 from __future__ import annotations
