@@ -161,3 +161,11 @@ def test_a_rank_that_is_gone_ends_the_run_with_one_sentence(four, how) -> None:
             f"rank {rank} of 4: another rank ended or did not answer within 2 s, so this run ends here; the other "
             "rank's own output says why (in time)"
         )
+
+
+def test_a_rank_that_is_gone_in_the_middle_of_diffusers_exchange_is_told_alike(two) -> None:
+    said = two.call("end_in_silence", rank=1, how="exchange", timeout=20.0)
+    assert said[0] == (
+        "rank 0 of 2: another rank ended or did not answer within 20 s, so this run ends here; the other rank's own "
+        "output says why (in time)"
+    )
