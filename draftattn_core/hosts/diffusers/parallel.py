@@ -8,7 +8,7 @@ sparse or dense, so ranks never wait for an exchange that another rank left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,7 @@ class HeadExchange:
         video: int,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor],
         order: tuple[int, ...] | None = None,
+        kept: dict[Hashable, Tensor] | None = None,
     ) -> Tensor:
         """Run `attend` between the exchanges.
 
@@ -114,6 +115,7 @@ class HeadExchange:
             video: tokens of the whole video.
             attend: computes (B, L, heads of this rank, D) from as much, all tokens in host order: video, then text.
             order: in which heads are dealt to the ranks; None as they come.
+            kept: index tensors of earlier calls, to be used again.
 
         Returns:
             (B, tokens of this rank, H, D).
@@ -121,16 +123,23 @@ class HeadExchange:
         from diffusers.models.attention_dispatch import _templated_context_parallel_attention
 
         self.check_heads(query.shape[2])
+        indices = {} if kept is None else kept
+
+        def index(key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+            at = key, query.device
+            if at not in indices:
+                indices[at] = make().to(query.device)
+            return indices[at]
 
         def between(_: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             text = q.shape[1] - video
             if text <= 0 or k.shape[1] != q.shape[1]:
                 return attend(q, k, v)
-            order = exchange_order(video, text, self.ranks).to(q.device)
-            out = attend(*(x.index_select(1, order) for x in (q, k, v)))
-            return torch.empty_like(out).index_copy_(1, order, out)
+            tokens = index(("tokens", video, text), lambda: exchange_order(video, text, self.ranks))
+            out = attend(*(x.index_select(1, tokens) for x in (q, k, v)))
+            return torch.empty_like(out).index_copy_(1, tokens, out)
 
-        dealt = None if order is None else torch.tensor(order, device=query.device)
+        dealt = None if order is None else index(("heads", order), lambda: torch.tensor(order))
         if dealt is not None:
             query, key, value = (x.index_select(2, dealt) for x in (query, key, value))
         out: Tensor = _templated_context_parallel_attention(

@@ -8,8 +8,8 @@ very function it was meant for, with the user's attention backend.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any
 
@@ -35,11 +35,13 @@ class ModelCall:
         run: the run it belongs to.
         grid: its token grid.
         tick: where it stands in the run.
+        indices: see `HeadExchange.call`.
     """
 
     run: Run
     grid: TokenGrid
     tick: Tick
+    indices: dict[Hashable, Tensor] = field(default_factory=dict)
     _read: tuple[Tensor, TextMask | None] | None = None
 
     def text_mask(self, mask: Tensor | None, text: int) -> TextMask | None:
@@ -186,7 +188,13 @@ class DraftAttentionProcessor:
             heads = exchange.heads_here(query.shape[2], order)
             alone = {**options, "parallel_config": None}
             return exchange.call(
-                query, key, value, call.grid.tokens, lambda q, k, v: attend(q, k, v, heads, **alone), order
+                query,
+                key,
+                value,
+                call.grid.tokens,
+                lambda q, k, v: attend(q, k, v, heads, **alone),
+                order,
+                call.indices,
             )
 
         if attention_mask is not None and attention_mask.dim() == 2:
