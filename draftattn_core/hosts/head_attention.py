@@ -92,9 +92,11 @@ class HeadAttention:
         self, dense: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *, transformer_options: Any, **more: Any
     ) -> Tensor:
         """The form of raylight's inner attention, (B, L, H, D): `dense(q, k, v, **more)` is what it would compute."""
-        heads_first = (x.transpose(1, 2) for x in (q, k, v))
         plain = not more.get("causal") and more.get("softmax_scale") is None and not more.get("dropout_p")
-        return self._serve(*heads_first, lambda: dense(q, k, v, **more), lambda out: out.transpose(1, 2), plain=plain)
+        query, key, value = (x.transpose(1, 2) for x in (q, k, v))
+        return self._serve(
+            query, key, value, lambda: dense(q, k, v, **more), lambda out: out.transpose(1, 2), plain=plain
+        )
 
     def _serve(
         self,
