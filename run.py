@@ -48,6 +48,7 @@ COMMANDS = {
     "bench kernels": Command("benchmarks.kernels", "requirements-dev.txt", "speed of the GPU kernels"),
     "bench e2e": Command("benchmarks.e2e", "requirements-dev.txt", "speed of whole sampling runs"),
     "bench gpu": Command("benchmarks.gpu", "requirements-dev.txt", "all that a GPU can tell, within N minutes"),
+    "bench ranks": Command("benchmarks.ranks", "requirements-dev.txt", "speed over several GPUs"),
     "bench aot": Command("tools.aot", "requirements-dev.txt", "kernels compiled without a GPU"),
     "calibrate": Command("tools.calibrate", "requirements-demo.txt", "make a profile of a model, for budgets by error"),
     "doctor": Command("draftattention.draftattn_core.doctor", "requirements-demo.txt", "what this machine can run"),

@@ -17,7 +17,9 @@ from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Policy, TailName
 from .plan import Plan
 from .probe import HeadTails
-from .report import Position, RunReport
+from .ranks.lost import RankLostError
+from .ranks.ranks import NOTHING, About, OtherRankFailed
+from .report import DenseReason, Position, RunReport
 from .settings import Settings
 from .share import tails_at
 from .spending import CallShape, Spending
@@ -73,7 +75,7 @@ class MeasuredCalls:
             wanted = found.put_into(policy)
         else:
             found, wanted = after.found, after.put_into(policy) or policy.with_density(1.0)
-        self.report.keep_tails(position.layer, found.names, found.gains)
+        self.report.keep_tails(position, found.names, found.gains)
         at_once = before is None or self.settings.max_error > 0.0
         return again(result, wanted) if at_once and wanted != policy else result
 
@@ -91,8 +93,12 @@ class MeasuredCalls:
             request = AttendRequest(q, k, v, tables, keep, None, key_bias, q.shape[-1] ** -0.5)
             asked = HeadTails.of(self.settings.policy, q.shape[1]).names
             spending.measure(request, position, TAILS if self.settings.auto_tail else tuple(dict.fromkeys(asked)))
+        except (OtherRankFailed, RankLostError):
+            raise
         except Exception as error:
             self.tell(f"nothing was recorded of a dense call: {type(error).__name__}: {error}")
+            if spending.ranks is not None:
+                spending.ranks.exchange(About.CURVES, NOTHING, DenseReason.ERROR)
 
     def _tails(self, request: AttendRequest, policy: Policy, backend: str) -> tuple[TailName, ...]:
         """Tails that a head of this call may have."""

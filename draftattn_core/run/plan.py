@@ -45,7 +45,7 @@ class Plan:
         self._policy = policy
         self._spending = spending
         self._densities = densities
-        self._found: dict[tuple[int, int, int], HeadTails] = {}
+        self._found: dict[tuple[int, tuple[int, ...]], HeadTails] = {}
         self._lock = threading.Lock()
 
     def starts_dense(self, progress: float) -> bool:
@@ -77,21 +77,21 @@ class Plan:
     def found(self, position: Position, heads: int) -> HeadTails | None:
         """What the probe found for these heads; None before it has looked."""
         with self._lock:
-            return self._found.get((position.layer, position.first_head, heads))
+            return self._found.get((position.layer, position.numbers(heads)))
 
     def keep(self, position: Position, heads: int, found: HeadTails) -> None:
         """Use what the probe found in every later call of these heads."""
         with self._lock:
-            self._found[(position.layer, position.first_head, heads)] = found
+            self._found[(position.layer, position.numbers(heads))] = found
 
 
 def _of_heads(policy: Policy, position: Position, heads: int) -> Policy:
-    """The policy of `heads` heads from `position.first_head` on."""
+    """The policy of the `heads` heads of a call."""
     if not position.all_heads:
         return policy
-    last = position.first_head + heads
-    if last > position.all_heads:
-        raise WrongHeadsError(f"heads {position.first_head} to {last - 1} of a layer of {position.all_heads} heads")
+    numbers = position.numbers(heads)
+    if len(numbers) != heads or max(numbers) >= position.all_heads:
+        raise WrongHeadsError(f"heads {numbers[0]} to {max(numbers)} of a layer of {position.all_heads} heads")
 
     def part(what: str, given: Sequence[_Value]) -> tuple[_Value, ...]:
         if len(given) != position.all_heads:
@@ -99,7 +99,7 @@ def _of_heads(policy: Policy, position: Position, heads: int) -> Policy:
                 f"{len(given)} {what} for {position.all_heads} heads: give one for all or one per head; "
                 "those of a profile fit the model it was made on"
             )
-        return tuple(given[position.first_head : last])
+        return tuple(given[head] for head in numbers)
 
     if isinstance(policy.density, tuple):
         policy = replace(policy, density=part("densities", policy.density))

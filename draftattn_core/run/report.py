@@ -61,6 +61,7 @@ class Position:
             call holds them all. A device that holds some of the heads reads its part of the whole plan by them.
         conditional: for a batch that serves several conditions one after the other, of as many samples each, whether
             each is the conditional branch; empty if the host does not say. For calibration.
+        heads: numbers of the call's heads where they do not follow each other; () where they do.
     """
 
     step: int
@@ -71,6 +72,11 @@ class Position:
     first_head: int = 0
     all_heads: int = 0
     conditional: tuple[bool, ...] = ()
+    heads: tuple[int, ...] = ()
+
+    def numbers(self, count: int) -> tuple[int, ...]:
+        """Numbers of the `count` heads of the call in their layer."""
+        return self.heads or tuple(range(self.first_head, self.first_head + count))
 
     def __post_init__(self) -> None:
         if self.first_head < 0 or (self.first_head and self.first_head >= self.all_heads):
@@ -189,6 +195,7 @@ class RunReport:
         calls: every call in order of completion.
         notes: messages for the user, each once.
         tails: per layer, the tail each head ended up with, where the error probe chose.
+        tail_heads: per layer, the numbers of the heads that these are about, where they are not all in order.
         tail_gains: per layer, the log gain each head's tail ended up with, where the error probe fitted it.
         tail_errors: per layer, the probe's mean relative error of each tail, with its gain where that was fitted.
         budgets: what measured errors made of the schedule's density, in order of progress.
@@ -205,6 +212,7 @@ class RunReport:
     calls: list[Call] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tails: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    tail_heads: dict[int, tuple[int, ...]] = field(default_factory=dict)
     tail_gains: dict[int, tuple[float, ...]] = field(default_factory=dict)
     tail_errors: dict[int, dict[str, float]] = field(default_factory=dict)
     budgets: list[SpentBudgets] = field(default_factory=list)
@@ -235,10 +243,13 @@ class RunReport:
             if outcome != "computed":
                 self.answered[step] = outcome
 
-    def keep_tails(self, layer: int, names: tuple[str, ...], gains: tuple[float, ...]) -> None:
-        """Keep the tails and gains that a layer's heads ended up with."""
+    def keep_tails(self, position: Position, names: tuple[str, ...], gains: tuple[float, ...]) -> None:
+        """Keep the tails and gains that the heads of a call ended up with."""
+        layer = position.layer
         with self._lock:
             self.tails[layer], self.tail_gains[layer] = names, gains
+            if position.all_heads:
+                self.tail_heads[layer] = position.numbers(len(names))
 
     def note(self, message: str) -> bool:
         """Keep a message for the user; False if it was there already."""

@@ -27,6 +27,7 @@ from ..backends.request import OUT_OF_MEMORY
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Policy, WrongHeadsError
+from ..method.rules import rule_of
 from ..method.rules.calibatt import MASKS, CalibratedMasks
 from .calibatt_recorder import CalibAttRecorder
 from .calibration import Calibration
@@ -37,6 +38,10 @@ from .measured_calls import MeasuredCalls
 from .plan import Plan
 from .probe import HeadTails, probe_tails
 from .profile import Profile
+from .ranks.lost import RankLostError
+from .ranks.merge import merged_report
+from .ranks.ranks import OtherRankFailed, Ranks
+from .ranks.together import CachesTogether, agreed, most_errors, one_deal
 from .ready import ReadyBackends, free
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .settings import Settings
@@ -47,6 +52,15 @@ from .steps import Steps
 log = logging.getLogger(__name__)
 
 MAX_ERRORS = 3
+
+
+@dataclass(eq=False)
+class _Done:
+    """A call served sparse: its output in the host's form, how it counts, and what the core made."""
+
+    out: Tensor
+    call: Call
+    result: Attention
 
 
 @dataclass(eq=False)
@@ -64,6 +78,7 @@ class Run:
         voting: what votes for CalibAtt's masks; None where nobody asked for them.
         model: what the host knows of the model.
         steps: how far the run has come.
+        ranks: the other processes that hold heads of this run (`join`); None if there are none.
     """
 
     settings: Settings
@@ -78,8 +93,9 @@ class Run:
     steps: Steps = field(default_factory=Steps)
     started: bool = False
     finished: bool = False
+    ranks: Ranks | None = None
     _checked: set[int] = field(default_factory=set)
-    _states: dict[tuple[int, str, int], dict[str, Any]] = field(default_factory=dict)
+    _states: dict[tuple[int, str, tuple[int, ...]], dict[str, Any]] = field(default_factory=dict)
     _measured: MeasuredCalls = field(init=False)
     _ready: ReadyBackends = field(default_factory=ReadyBackends)
     _masks: CalibratedMasks | None = field(init=False)
@@ -97,6 +113,66 @@ class Run:
         self._masks = self._calibrated_masks()
         if self.step_cache is None and self.settings.skip.rule != "off":
             self.step_cache = RunStepCache(self.settings.skip)
+
+    def join(self, ranks: Ranks) -> None:
+        """Be one run with those of the other ranks, from its beginning on: what is decided from measurements is decided
+        from those of all heads, a call that is dense on one rank is dense on all, and the report counts for all.
+
+        Every rank serves the same calls and evaluations in the same order, and finishes its run.
+        """
+        self.ranks = ranks
+        if self.spending is not None:
+            self.spending.ranks = ranks
+        if isinstance(self.step_cache, RunStepCache):
+            self.step_cache.together = CachesTogether(ranks)
+
+    def leave(self) -> None:
+        """Say nothing more to the other ranks: this one is about to end, or they are gone."""
+        self.ranks = None
+        if self.spending is not None:
+            self.spending.ranks = None
+        if isinstance(self.step_cache, RunStepCache):
+            self.step_cache.together = None
+
+    def begin_evaluation(self, failed: bool = False) -> bool:
+        """Told at the beginning of every evaluation where there are ranks.
+
+        Args:
+            failed: whether this rank could not read it.
+
+        Returns:
+            Whether any rank could not.
+        """
+        if self.ranks is None:
+            return failed
+        errors, any_failed = most_errors(self.ranks, self._errors, failed)
+        with self._lock:
+            self._errors = errors
+        return any_failed
+
+    def dealt(self, position: Position, heads: int) -> tuple[int, ...] | None:
+        """How the heads of a layer are dealt to the ranks for this call, the same on every rank; see `deal`.
+
+        Args:
+            position: of the call, without heads.
+            heads: of the whole layer, a multiple of the number of ranks.
+
+        Returns:
+            None for as they come: where no budgets are known, or a rule has heads of its own.
+
+        Raises:
+            RankLostError: if another rank of this run is gone.
+        """
+        rule = rule_of(self.settings.policy.method)
+        if self.ranks is None or self.spending is None or rule.order is not None or rule.attend is not None:
+            return None
+        order, failure = None, None
+        try:
+            order = self.spending.dealt(position, heads, self.ranks.size)
+        except Exception as error:
+            self.failed(error)
+            failure = DenseReason.ERROR
+        return one_deal(self.ranks, order, failure)
 
     def start(self, steps: int | None = None, progress: float = 0.0) -> Run:
         """Begin, and say so.
@@ -128,6 +204,8 @@ class Run:
             self.step_cache.clear()
         if isinstance(self.step_cache, RunStepCache):
             self.report.decisions = self.step_cache.decisions
+        if self.ranks is not None and self.started:
+            self._merge()
         report = self.report
         report.finish()
         if cancelled:
@@ -138,6 +216,13 @@ class Run:
         text = tell(report)
         self._emit(RunDone(text, report.cancelled, self.steps.total, report.seconds, *self._counts()))
         return report
+
+    def _merge(self) -> None:
+        assert self.ranks is not None
+        try:
+            merged_report(self.ranks, self.report)
+        except (RankLostError, OtherRankFailed) as error:
+            self._tell(f"what is reported is of this rank's heads alone: {error}")
 
     def evaluate(self, model: Callable[[Tensor], Tensor], x: Tensor, evaluation: Evaluation) -> Tensor:
         """Answer one evaluation of the model: by the model, or by the step cache where that is near enough.
@@ -190,6 +275,8 @@ class Run:
             return None
         try:
             return self.step_cache.answer(x, evaluation)
+        except RankLostError:
+            raise
         except Exception as error:
             self.failed(error)
             return None
@@ -298,6 +385,7 @@ class Run:
         extra_after: int = 0,
         key_bias: Tensor | None = None,
         from_core: Callable[[Tensor], Tensor] = lambda out: out,
+        refused: DenseReason | None = None,
     ) -> Tensor:
         """Serve one video self-attention call, sparse where the plan allows it.
 
@@ -308,60 +396,106 @@ class Run:
             dense: the host's own attention for this call, in the host's output form.
             key_bias: see `draft_attention`.
             from_core: turns (B, H, L, D) into the host's output form.
+            refused: why the host wants it dense; None if it does not.
 
         Returns:
             The output in the host's form. Never raises on account of the sparse path.
+
+        Raises:
+            RankLostError: if another rank of this run is gone.
         """
-        settings = self.settings
-        if grid.tokens >= settings.min_tokens and not self.stood_aside:
+        layout = partial(self.settings.layout, grid, extra_before, extra_after)
+        done, errors = None, self._errors
+        try:
+            policy = refused or self._policy(q, k, v, layout, position, key_bias)
+            if isinstance(policy, DenseReason):
+                reason: DenseReason | None = policy
+            else:
+                done = self._attempt(q, k, v, layout, policy, position, key_bias, from_core)
+                reason = done if isinstance(done, DenseReason) else None
+            reason = agreed(self.ranks, reason)
+        except OtherRankFailed as failed:
+            reason = failed.reason
+        if reason is DenseReason.ERROR and self._errors == errors and self.ranks is not None:
+            self._count_error("an error on another rank")
+        if reason is not None or done is None or isinstance(done, DenseReason):
+            # Out here, neither a traceback nor a result that another rank made useless keeps the call's tensors alive.
+            done = None
+            if reason is DenseReason.OUT_OF_MEMORY:
+                free(q.device)
+            return self.dense(dense, reason or DenseReason.ERROR, position, q)
+        self.report.add(done.call)
+        if self.events.wanted(CallDone):
+            self._emit(CallDone(position, done.result))
+        return done.out
+
+    def _policy(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Callable[[], Layout],
+        position: Position,
+        key_bias: Tensor | None,
+    ) -> Policy | DenseReason:
+        """What a call is asked to do, or why it is to be dense."""
+        settings, planned = self.settings, layout()
+        few = planned.grid.tokens < settings.min_tokens
+        if not few and not self.stood_aside:
             self._ready.prepare(settings, q, key_bias is not None, self._wait, self.note)
         if not self.stood_aside:
-            self._measured.meet(position, q, grid, extra_before + extra_after)
+            self._measured.meet(position, q, planned.grid, planned.extra_before + planned.extra_after)
         try:
             policy = self.plan.at(position, q.shape[1])
         except WrongHeadsError as error:
             policy = DenseReason.HEADS
             self._tell(f"DraftAttention runs dense: {error}")
         if isinstance(policy, DenseReason):
-            layout = settings.layout(grid, extra_before, extra_after)
-            self._measured.dense(q, k, v, layout, position, key_bias)
-            self._vote(q, k, v, layout, position, key_bias)
-            return self.dense(dense, policy, position, q)
-        if grid.tokens < settings.min_tokens:
-            return self.dense(dense, DenseReason.FEW_TOKENS, position, q)
-        if q.shape[2] != grid.tokens + extra_before + extra_after:
-            return self.dense(dense, DenseReason.TOKENS, position, q)
+            self._measured.dense(q, k, v, planned, position, key_bias)
+            self._vote(q, k, v, planned, position, key_bias)
+            return policy
+        if few:
+            return DenseReason.FEW_TOKENS
+        if q.shape[2] != planned.tokens:
+            return DenseReason.TOKENS
         if self.stood_aside:
-            return self.dense(dense, DenseReason.STOOD_ASIDE, position, q)
-
-        remark = None if self._masks is None else self._masks.remark(settings.layout(grid))
+            return DenseReason.STOOD_ASIDE
+        remark = None if self._masks is None else self._masks.remark(settings.layout(planned.grid))
         if remark is not None:
             self.note(remark)
+        return policy
+
+    def _attempt(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Callable[[], Layout],
+        policy: Policy,
+        position: Position,
+        key_bias: Tensor | None,
+        from_core: Callable[[Tensor], Tensor],
+    ) -> _Done | DenseReason:
+        """The call served sparse, or why it cannot be."""
         stop = self._stopwatch(q.device)
-        result, failure = None, DenseReason.NON_FINITE
         try:
-            result = self._sparse(q, k, v, settings.layout(grid, extra_before, extra_after), policy, position, key_bias)
-            if result is not None:
-                out, shares = from_core(result.out), (result.density(), result.tail_work())
+            result = self._sparse(q, k, v, layout(), policy, position, key_bias)
+            if result is None:
+                return DenseReason.NON_FINITE
+            out, density, tail_work = from_core(result.out), result.density(), result.tail_work()
+        except (OtherRankFailed, RankLostError):
+            raise
         except OUT_OF_MEMORY:
-            result, failure = None, DenseReason.OUT_OF_MEMORY
             self._tell("DraftAttention ran out of memory in a sparse call and ran it dense: lower the resolution")
+            return DenseReason.OUT_OF_MEMORY
         except (NoBackendError, WrongHeadsError) as error:
-            failure = DenseReason.BACKEND if isinstance(error, NoBackendError) else DenseReason.HEADS
             self._tell(f"DraftAttention runs dense: {error}")
+            return DenseReason.BACKEND if isinstance(error, NoBackendError) else DenseReason.HEADS
         except Exception as error:
-            result, failure = None, DenseReason.ERROR
             self.failed(error)
-        if result is None:
-            # Outside `except`, the traceback no longer keeps the call's tensors alive.
-            if failure is DenseReason.OUT_OF_MEMORY:
-                free(q.device)
-            return self.dense(dense, failure, position, q)
+            return DenseReason.ERROR
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
-        self.report.add(Call(position, shares[0], None, pairs, stop(), shares[1]))
-        if self.events.wanted(CallDone):
-            self._emit(CallDone(position, result))
-        return out
+        return _Done(out, Call(position, density, None, pairs, stop(), tail_work), result)
 
     def _sparse(
         self,
@@ -417,8 +551,8 @@ class Run:
             request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices
         )
         self.plan.keep(position, heads, found)
+        self.report.keep_tails(position, found.names, found.gains)
         with self._lock:
-            self.report.tails[layer], self.report.tail_gains[layer] = found.names, found.gains
             self.report.tail_errors[layer] = {
                 name: float(errors.mean()) for name, errors in (probe.fitted or probe.errors).items()
             }
@@ -447,7 +581,9 @@ class Run:
         """What the selection rule keeps of these heads of a layer from call to call, for each condition by itself."""
         given = {} if self._masks is None else {MASKS: self._masks}
         with self._lock:
-            return self._states.setdefault((position.layer, position.branch, position.first_head), given)
+            return self._states.setdefault(
+                (position.layer, position.branch, position.heads or (position.first_head,)), given
+            )
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):
@@ -485,11 +621,14 @@ class Run:
     def failed(self, error: Exception) -> None:
         """Count an error of ours, from an except block: the first is logged with its traceback, after `MAX_ERRORS` the
         run stands aside. Hosts call it for errors of their own translation."""
+        if not self._errors:
+            log.error("DraftAttention: a sparse call failed and ran dense\n%s", traceback.format_exc())
+        self._count_error(f"error: {type(error).__name__}: {error}")
+
+    def _count_error(self, message: str) -> None:
         with self._lock:
             self._errors += 1
-            first, last = self._errors == 1, self._errors == MAX_ERRORS
-        if first:
-            log.error("DraftAttention: a sparse call failed and ran dense\n%s", traceback.format_exc())
-        self._tell(f"error: {type(error).__name__}: {error}")
+            last = self._errors == MAX_ERRORS
+        self._tell(message)
         if last:
             self._tell(f"DraftAttention stands aside for the rest of this run after {MAX_ERRORS} errors")

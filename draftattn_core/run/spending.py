@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from .margin import margin
 from .probe import HeadTails
 from .profile import Profile
 from .profile_recorder import ProfileRecorder
+from .ranks.deal import deal
+from .ranks.ranks import Ranks
+from .ranks.together import of_all_heads
 from .report import Position, SpentBudgets
 from .settings import Settings
 from .share import Promise, Share, error_at, relative, squared_at
@@ -63,12 +66,14 @@ class Spending:
         model: what the host knows of the model.
         note: keeps a message for the user.
         told: where `SpentBudgets` go.
+        ranks: the other processes that hold heads of the run; None if there are none.
     """
 
     settings: Settings
     model: ModelName
     note: Callable[[str], object]
     told: list[SpentBudgets]
+    ranks: Ranks | None = None
     ended: bool = False
     recorder: ProfileRecorder | None = None
     _shape: CallShape | None = None
@@ -80,7 +85,7 @@ class Spending:
     _layers: tuple[int, ...] = ()
     _fresh: bool = False
     _solved: dict[tuple[int, float, int], tuple[Budgets, tuple[int, ...]]] = field(default_factory=dict)
-    _shares: dict[tuple[float, int, int, int], Share | None] = field(default_factory=dict)
+    _shares: dict[tuple[float, int, tuple[int, ...]], Share | None] = field(default_factory=dict)
     _promise: Promise = field(default_factory=lambda: Promise({}, {}))
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -157,7 +162,9 @@ class Spending:
             checks = self._profile is not None and not self._checked
             if not (self.settings.record or self._online or checks):
                 return False
-            return self.recorder.wants(self.model.expert, position.progress, position.layer, position.first_head)
+            # Ranks ask for the same head, so that they measure together.
+            first = 0 if self.ranks is not None else position.first_head
+            return self.recorder.wants(self.model.expert, position.progress, position.layer, first)
 
     def profile(self, prompt: str | None, steps: int) -> Profile | None:
         """What this run measured, for a file (`add_to_file`); None if that is nothing.
@@ -174,15 +181,27 @@ class Spending:
     def measure(self, request: AttendRequest, position: Position, tails: tuple[TailName, ...]) -> ErrorCurves | None:
         """Take the error curves of a call; None if that failed, which ends the spending. Waits for the device.
 
+        Over ranks, every rank takes those of all heads, so that all of them solve the same budgets.
+
         Args:
             tails: what each head may choose from.
         """
-        settings = self.settings
+        settings, why = self.settings, "another rank could not measure its heads"
+        curves: ErrorCurves | None = None
         try:
             found = error_curves(request, settings.policy, tails, seed=position.layer, gains=settings.auto_gain)
             curves = found.cpu()
+        except (ProfileError, ValueError) as error:
+            why = str(error)
+        taken = curves
+        if self.ranks is not None:
+            taken = of_all_heads(self.ranks, curves, position)
+            position = replace(position, first_head=0, all_heads=0, heads=())
+        try:
+            if taken is None:
+                raise ValueError(why)
             with self._lock:
-                self._take(curves, position)
+                self._take(taken, position)
             return curves
         except (ProfileError, ValueError) as error:
             with self._lock:
@@ -251,22 +270,33 @@ class Spending:
             density = self._mean(position.progress, position.layer)
             if density is None:
                 return None
-            key = (position.progress, position.layer, position.first_head, heads)
+            key = (position.progress, position.layer, position.numbers(heads))
             if key not in self._shares:
                 self._shares[key] = self._new_share(figures, shape, position, heads)
             return self._shares[key]
+
+    def dealt(self, position: Position, heads: int, ranks: int) -> tuple[int, ...] | None:
+        """How the heads of a layer are dealt to the ranks by their budgets; None before there are any."""
+        with self._lock:
+            if self.ended or self._shape is None:
+                return None
+            self.meet(position, self._shape)
+            share = self.share(position, heads)
+            return None if share is None or share.densities is None else deal(share.densities, ranks)
 
     def _new_share(self, figures: CompleteFigures, shape: CallShape, position: Position, heads: int) -> Share | None:
         """`share` of a call that budgets hold for; None if the layer has no such heads."""
         bucket = bucket_of(position.progress)
         budgets, layers = self._solve(figures, shape, bucket, position)
-        row, some = layers.index(position.layer), slice(position.first_head, position.first_head + heads)
-        given = tuple(float(x) for x in budgets.density[0, row, some])
-        if len(given) != heads:
+        row, some = layers.index(position.layer), list(position.numbers(heads))
+        every = tuple(float(x) for x in budgets.density[0, row])
+        if max(some) >= len(every):
             return None
-        names, gains = figures.heads(bucket, position.layer, given, position.first_head)
+        given = tuple(every[head] for head in some)
+        tails, fitted = figures.heads(bucket, position.layer, every)
         if not self.settings.auto_gain:
-            gains = head_gains(self.settings.policy.tail_gain, shape.heads)[some]
+            fitted = head_gains(self.settings.policy.tail_gain, shape.heads)
+        names, gains = tuple(tails[head] for head in some), tuple(fitted[head] for head in some)
         squared, norms = (float(x[0, row, some].sum()) for x in (budgets.squared, budgets.norms))
         dense = bool(budgets.dense[0, row])
         return Share(None if dense else given, HeadTails(names, gains), squared, norms)

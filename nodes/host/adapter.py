@@ -31,6 +31,7 @@ from .calls import HostCall, classify
 from .evaluations import evaluation_of
 from .layouts import NoLayout, Tokens, describe
 from .memory import unrecorded
+from .raylight import attention_of_raylight
 from .recording import keep_recording, model_name, recording_of
 from .runs import ModelCall, Moment, ReportHandle, Sampling, Trajectory
 from .status import show_status
@@ -91,6 +92,8 @@ class Adapter:
             if self.choices is not None:
                 chain.restore(options, found)
             if opened is not None:
+                # raylight takes a model over when it is loaded, which is after the run was opened.
+                opened.bypassed = opened.bypassed or attention_of_raylight(guider.model_patcher.model.diffusion_model)
                 opened.finish(cancelled)
                 keep_recording(opened.run, None if cancelled else recording_of(guider.model_options))
             forget()
@@ -104,6 +107,7 @@ class Adapter:
             steps = trajectory.whole_steps()
             tokens = _expected(patcher.model.diffusion_model, tuple(shapes[0]) if shapes else tuple(noise.shape))
             bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))
+            bypassed += attention_of_raylight(patcher.model.diffusion_model)
         except Exception:
             log.exception("DraftAttention does not understand this run and leaves it dense")
             self._show(None, RunReport(notes=["this run was not understood and stayed dense, see the log"]))

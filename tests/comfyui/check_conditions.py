@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,14 +123,11 @@ def _() -> None:
     assert difference(run(patched, negative=negative, cfg=3.0), without) < 1e-4, "the hook outlived its run"
 
 
-@check("the host's own multi-GPU sampling, condition and uncondition on a device each")
-def _() -> None:
+@contextmanager
+def on_two_devices(patched: Any) -> Iterator[None]:
+    """The host's multi-GPU sampling of a model. Two devices in name only: their tensors all lie on the CPU."""
     import comfy.sampler_helpers as helpers
 
-    if not hasattr(helpers, "prepare_model_patcher_multigpu_clones"):
-        raise host.Absent("this ComfyUI has no multi-GPU sampling")
-    patched, handle = host.apply(wan(), schedule=almost_dense())
-    # Two devices in name only: their tensors all lie on the CPU.
     second = patched.clone(model_override=(wan().model, ({}, {}, {}, set())))
     second.load_device = torch.device("cpu", 1)
 
@@ -136,22 +135,58 @@ def _() -> None:
         options["multigpu_clones"] = {patcher.load_device: patcher, second.load_device: second}
         return [second]
 
+    original, helpers.prepare_model_patcher_multigpu_clones = helpers.prepare_model_patcher_multigpu_clones, prepare
+    try:
+        yield
+    finally:
+        helpers.prepare_model_patcher_multigpu_clones = original
+
+
+@check("the host's own multi-GPU sampling, condition and uncondition on a device each")
+def _() -> None:
+    import comfy.sampler_helpers as helpers
+
+    if not hasattr(helpers, "prepare_model_patcher_multigpu_clones"):
+        raise host.Absent("this ComfyUI has no multi-GPU sampling")
+    patched, handle = host.apply(wan(), schedule=almost_dense())
     threads: set[int] = set()
     negative = [[torch.zeros(1, 5, 64), {}]]
     plain = run(wan(), negative=negative, cfg=3.0, steps=4)
-    original, helpers.prepare_model_patcher_multigpu_clones = helpers.prepare_model_patcher_multigpu_clones, prepare
-    try:
-        with Spy() as spy:
-            done = host.pack("draftattn_core.run.events").EvaluationDone
-            handle.events.subscribe(done, lambda _: threads.add(threading.get_ident()))
-            out = run(patched, negative=negative, cfg=3.0, steps=4)
-    finally:
-        helpers.prepare_model_patcher_multigpu_clones = original
+    with Spy() as spy, on_two_devices(patched):
+        done = host.pack("draftattn_core.run.events").EvaluationDone
+        handle.events.subscribe(done, lambda _: threads.add(threading.get_ident()))
+        out = run(patched, negative=negative, cfg=3.0, steps=4)
     assert len(threads) == 2, "the host used one thread"
     assert difference(out, plain) < 1e-4
     branches = Counter(call["position"].branch for call in spy.calls)
     assert branches == {"cond": 4 * LAYERS, "uncond": 4 * LAYERS}
     assert set(handle.report.calls_dense()) == {"not self-attention"} and len(handle.report.density_map()) == 4
+
+
+@check("the host's own multi-GPU sampling skips the steps that one device skips, with a state on each")
+def _() -> None:
+    import comfy.sampler_helpers as helpers
+
+    if not hasattr(helpers, "prepare_model_patcher_multigpu_clones"):
+        raise host.Absent("this ComfyUI has no multi-GPU sampling")
+    skip = host.pack("draftattn_core.run.step_cache").StepCacheSettings("forecast", 100.0, 3)
+    negative = [[torch.zeros(1, 5, 64), {}]]
+    found = []
+    for devices in (1, 2):
+        sparse, handle = host.apply(wan(), schedule=almost_dense())
+        patched = host.pack("nodes.host.adapter").apply_skip_steps(sparse, skip)
+        with on_two_devices(patched) if devices == 2 else nullcontext():
+            out = run(patched, negative=negative, cfg=3.0, steps=12)
+        decided = Counter((d.index, str(d.outcome), str(d.reason)) for d in handle.report.decisions)
+        branches = sum(d.branches_computed + d.branches_skipped for d in handle.report.decisions)
+        found.append((out, decided, branches))
+    (alone, decided, branches), (split, decided_split, branches_split) = found
+    # Every device decides for its own condition: nothing that one holds is asked of the other.
+    assert set(decided.values()) == {1} and set(decided_split.values()) == {2}
+    assert set(decided) == set(decided_split) and len(decided) == 12, (decided, decided_split)
+    assert branches == branches_split == 24
+    assert any(outcome != "computed" for _, outcome, _ in decided)
+    assert difference(split, alone) < 1e-4
 
 
 @check("conditions computed in several threads at once")

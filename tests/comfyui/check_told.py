@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 from typing import Any
 
 import host
@@ -139,3 +140,43 @@ def _() -> None:
     fine, handle = host.apply(wan(), strict=True)
     run(fine)
     assert handle.report.calls_sparse == 2 * LAYERS
+
+
+def like_raylight(network: Any) -> None:
+    """Gives the self-attention modules a `forward` as raylight's Wan has it, which asks for none of the host."""
+
+    def usp_self_attn_forward(
+        self: Any, x: torch.Tensor, freqs: Any, transformer_options: Any = None, **kwargs: Any
+    ) -> Any:
+        return self.o(self.v(x))
+
+    usp_self_attn_forward.__module__ = "raylight.diffusion_models.wan.xdit_context_parallel"
+    for block in network.blocks:
+        block.self_attn.forward = types.MethodType(usp_self_attn_forward, block.self_attn)
+
+
+@check("raylight's own attention is told in one line, also where it comes with the loading of the model")
+def _() -> None:
+    patched, handle = host.apply(wan())
+    taken_over = False
+
+    def loading(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal taken_over
+        if not taken_over:
+            like_raylight(patched.model.diffusion_model)
+            taken_over = True
+        return executor(*args, **kwargs)
+
+    patched.add_wrapper_with_key("sampler_sample", "raylight", loading)
+    with Logged() as logged:
+        run(patched)
+    assert handle.report.calls_sparse == 0
+    lines = [line for line in logged.lines if "raylight, over several GPUs" in line]
+    assert len(lines) == 1 and "nothing was sparse" in lines[0], logged.lines
+    strict, _ = host.apply(patched, strict=True)
+    try:
+        run(strict)
+    except ValueError as error:
+        assert "raylight" in str(error)
+    else:
+        raise AssertionError("strict let raylight pass")

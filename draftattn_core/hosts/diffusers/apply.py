@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...geometry.grid import TokenGrid
@@ -24,12 +25,15 @@ from ...run.evaluation import Branch, Evaluation, StepCache
 from ...run.events import Events
 from ...run.fingerprint import ModelName, check_name, family_of, weights_identity
 from ...run.profile import expert_of
+from ...run.ranks.lost import RankLostError
+from ...run.ranks.process_group import DEFAULT_TIMEOUT_S, ProcessRanks, is_lost
 from ...run.report import RunReport
 from ...run.run import Run
 from ...run.settings import Settings
 from .branches import Branches
 from .clock import RunClock, Tick
 from .forward import ForwardCall, ForwardRun, itself_uncompiled, uncompiled, wrap_forward
+from .parallel import HeadExchange, ParallelismError
 from .processor import DraftAttentionProcessor, ModelCall, ServedModel
 
 log = logging.getLogger(__name__)
@@ -111,12 +115,18 @@ class DraftAttentionHandle:
         new_step_cache: makes the step cache of each run; None to compute every evaluation.
     """
 
-    def __init__(self, transformer: Any, settings: Settings, clock: RunClock, expert: str | None = None) -> None:
+    def __init__(
+        self, transformer: Any, settings: Settings, clock: RunClock, rank_timeout: float, expert: str | None = None
+    ) -> None:
         family = _family(transformer)
         modules = family.attention(transformer)
         for module in modules:
             if isinstance(module.processor, DraftAttentionProcessor) and module.processor.model.active:
                 raise ValueError("this transformer has draft attention already: call remove() on its handle first")
+        exchange = HeadExchange.of(getattr(transformer, "_parallel_config", None))
+        if exchange is not None:
+            exchange.check_heads(transformer.config.num_attention_heads)
+        self._outermost = exchange is not None
         self.settings = settings
         self.events = Events()
         self.new_step_cache: Callable[[], StepCache] | None = None
@@ -124,6 +134,9 @@ class DraftAttentionHandle:
         self.run: Run = ForwardRun(settings, self.events, model=self._name)
         self._clock = clock
         self._patch = family.patch(transformer.config)
+        self._rank_timeout = rank_timeout
+        self._ranks: ProcessRanks | None = None
+        self._transformer = transformer
         self._channels = getattr(transformer.config, "out_channels", None) or sys.maxsize
         self._expert = id(transformer)
         self._branches = Branches()
@@ -180,8 +193,10 @@ class DraftAttentionHandle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.active and not self.run.steps.complete:
-            self._finish(cancelled=True)
+        if kind is not None and self.active:
+            self.run.leave()
+            if not self.run.steps.complete:
+                self._finish(cancelled=True)
         self.remove()
 
     # Where the whole model is compiled, so is what `compute` calls, and nothing else of this.
@@ -189,13 +204,15 @@ class DraftAttentionHandle:
     def _forward(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._model.active:
             return forward(*args, **kwargs)
-        call, evaluation = self._begin(forward, args, kwargs)
         try:
+            call, evaluation = self._begin(forward, args, kwargs)
             if evaluation is None:
                 return forward(*args, **kwargs)
             return call.in_hosts_form(self.run.evaluate(call.compute, call.latent, evaluation))
-        except BaseException:
+        except BaseException as error:
             self._broke()
+            if self._ranks is not None and not isinstance(error, RankLostError) and is_lost(error):
+                raise RankLostError(self._ranks.lost) from error
             raise
         finally:
             self._end()
@@ -204,17 +221,38 @@ class DraftAttentionHandle:
     def _begin(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[ForwardCall, Evaluation | None]:
-        call = ForwardCall(forward, args, kwargs, self._channels)
+        call, evaluation = ForwardCall(forward, args, kwargs, self._channels), None
+        self._meet_ranks(call)
         try:
             tick = self._tick(call)
             self._model.call = self._read(call, tick)
             evaluation = self._evaluation(call, tick)
             self._model.call.conditional = evaluation.conditional is not None
-            return call, evaluation
+        except RankLostError:
+            raise
         except Exception as error:
-            self._model.call = None
             self.run.failed(error)
-            return call, None
+        if self.run.begin_evaluation(failed=evaluation is None):
+            self._model.call = evaluation = None
+        return call, evaluation
+
+    def _meet_ranks(self, call: ForwardCall) -> None:
+        """Have the run joined with those of the other ranks, once the transformer is parallel over tokens.
+
+        Raises:
+            ParallelismError: if this rank is given only a part of what says where in the run the call stands.
+        """
+        if self._ranks is not None:
+            return
+        exchange = HeadExchange.of(getattr(self._transformer, "_parallel_config", None))
+        if exchange is not None:
+            if not self._outermost and torch.as_tensor(call.argument("timestep", 1)).dim() > 1:
+                raise ParallelismError(
+                    "this model has a timestep per token, and a rank that had draft attention first is given only some "
+                    "of them: call enable_parallelism first, then apply_draft_attention"
+                )
+            self._ranks = ProcessRanks(exchange.group, self._rank_timeout)
+            self.run.join(self._ranks)
 
     def _tick(self, call: ForwardCall) -> Tick:
         """Where the call stands, in a run that has begun."""
@@ -225,6 +263,8 @@ class DraftAttentionHandle:
                 self.run = self._model.run = ForwardRun(self.settings, self.events, model=self._name)
             if self.new_step_cache is not None:
                 self.run.step_cache = self.new_step_cache()
+            if self._ranks is not None:
+                self.run.join(self._ranks)
             self._branches = Branches()
             self.run.start(tick.steps, tick.progress)
         if not self._clock.knows_length:
@@ -258,6 +298,7 @@ class DraftAttentionHandle:
     @uncompiled
     def _broke(self) -> None:
         """The model raised: this run is over, however the next one may look."""
+        self.run.leave()
         self._finish(cancelled=True)
 
     @uncompiled
@@ -274,12 +315,16 @@ def apply_draft_attention(
     timesteps: Sequence[float] | Tensor | None = None,
     steps: int | None = None,
     expert: str | None = None,
+    rank_timeout: float = DEFAULT_TIMEOUT_S,
 ) -> DraftAttentionHandle:
     """Serve a transformer's video self-attention with draft attention until the handle is removed.
 
     Pass the pipeline's scheduler (or the timesteps, or the number of steps), so that the schedule follows the steps of
     a run; `RunClock` says how progress is found. Runs are told apart on their own: `handle.report` is that of the
     current or last one. With two experts (Wan 2.2) apply it to each transformer, both with the pipeline's scheduler.
+
+    Under `enable_parallelism(ContextParallelConfig(ulysses_degree=N))` the ranks are one run: apply it on each of them,
+    with the same settings, before or after. A finished run's report counts for all ranks.
 
     Args:
         transformer: a WanTransformer3DModel, WanVACETransformer3DModel (its VACE layers count after the others),
@@ -292,14 +337,17 @@ def apply_draft_attention(
         steps: the number of steps of a run.
         expert: which of a family's models this is, for a profile ("high" and "low" for Wan 2.2); None finds it in the
             settings' profile by its weights.
+        rank_timeout: under context parallelism, how long one rank may keep the others waiting, in seconds.
 
     Raises:
         ProfileError: if `expert` is no plain name.
         TypeError: if the class is not known, or a processor computes attention in a way that cannot be served.
         ValueError: if draft attention is applied already, more than one of scheduler, timesteps, steps is given, or
             the profile's masks, where the method is calibatt, are of another model.
+        ParallelismError: under ring attention, or with heads that cannot be dealt to the ranks.
     """
     clock = RunClock(scheduler, timesteps, steps)
     if expert is not None:
         check_name("the expert", expert)
-    return DraftAttentionHandle(getattr(transformer, "_orig_mod", transformer), settings or Settings(), clock, expert)
+    transformer = getattr(transformer, "_orig_mod", transformer)
+    return DraftAttentionHandle(transformer, settings or Settings(), clock, rank_timeout, expert)

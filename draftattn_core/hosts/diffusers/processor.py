@@ -8,8 +8,8 @@ very function it was meant for, with the user's attention backend.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any
 
@@ -20,9 +20,11 @@ from ...geometry.grid import TokenGrid
 from ...run.report import DenseReason, Position
 from ...run.run import Run
 from .clock import Tick
+from .parallel import HeadExchange, RankHeads
 from .text_mask import TextMask, read_text_mask
 
 _DISPATCH = "dispatch_attention_fn"
+NO_BACKWARD = "sparse attention has no backward pass, so calls that record gradients ran dense"
 
 
 @dataclass
@@ -34,12 +36,14 @@ class ModelCall:
         grid: its token grid.
         tick: where it stands in the run.
         conditional: whether it serves the condition itself.
+        indices: see `HeadExchange.call`.
     """
 
     run: Run
     grid: TokenGrid
     tick: Tick
     conditional: bool = True
+    indices: dict[Hashable, Tensor] = field(default_factory=dict)
     _read: tuple[Tensor, TextMask | None] | None = None
 
     def text_mask(self, mask: Tensor | None, text: int) -> TextMask | None:
@@ -100,6 +104,10 @@ def _widened(mask: Tensor, length: int) -> Tensor:
     return row[:, None, None, :] & row[:, None, :, None]
 
 
+def _records_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 class DraftAttentionProcessor:
     """Processor of one video self-attention module.
 
@@ -154,15 +162,42 @@ class DraftAttentionProcessor:
         def attention(
             query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
         ) -> Tensor:
-            def dense() -> Tensor:
-                full = attn_mask
-                if mask is not None and full is not None and full.is_meta:
-                    full = _widened(mask, query.shape[1])
-                out: Tensor = dispatch(query, key, value, attn_mask=full, **options)
-                return out
+            def attend(q: Tensor, k: Tensor, v: Tensor, heads: RankHeads | None, **options: Any) -> Tensor:
+                def dense() -> Tensor:
+                    full = attn_mask
+                    if mask is not None and full is not None and full.is_meta:
+                        full = _widened(mask, q.shape[1])
+                    out: Tensor = dispatch(q, k, v, attn_mask=full, **options)
+                    return out
+
+                return self._serve(q, k, v, mask, plain, dense, heads)
 
             plain = not options.get("is_causal") and options.get("scale") is None
-            return self._serve(query, key, value, mask, plain, dense)
+            call, exchange = self.model.call, HeadExchange.of(options.get("parallel_config"))
+            if exchange is None or call is None:
+                return attend(query, key, value, None, **options)
+            if _records_gradients(query, key, value):
+                # Only diffusers' own exchange has a backward pass; within it, gradients could no longer be told.
+                call.run.note(NO_BACKWARD)
+                place = Position(call.tick.step, call.tick.progress, self.layer, self.model.layers)
+                everything = lambda: dispatch(query, key, value, attn_mask=attn_mask, **options)  # noqa: E731
+                return call.run.dense(
+                    everything, DenseReason.BACKEND, place, query.transpose(1, 2), keys=call.grid.tokens
+                )
+            place = Position(call.tick.step, call.tick.progress, self.layer, self.model.layers)
+            even = query.shape[2] % exchange.ranks == 0
+            order = call.run.dealt(place, query.shape[2]) if even else None
+            heads = exchange.heads_here(query.shape[2], order)
+            alone = {**options, "parallel_config": None}
+            return exchange.call(
+                query,
+                key,
+                value,
+                call.grid.tokens,
+                lambda q, k, v: attend(q, k, v, heads, **alone),
+                order,
+                call.indices,
+            )
 
         if attention_mask is not None and attention_mask.dim() == 2:
             # HunyuanVideo 1.5's processor widens this to L x L: gigabytes for a video, nothing on the meta device.
@@ -171,7 +206,14 @@ class DraftAttentionProcessor:
         return run(self.inner, attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
 
     def _serve(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, plain: bool, dense: Callable[[], Tensor]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        plain: bool,
+        dense: Callable[[], Tensor],
+        heads: RankHeads | None = None,
     ) -> Tensor:
         """One attention call in diffusers' form: query, key, value and result (B, L, H, D)."""
         call = self.model.call
@@ -179,10 +221,12 @@ class DraftAttentionProcessor:
             return self.model.run.dense(dense, DenseReason.UNKNOWN_GRID)
         run, tick, grid = call.run, call.tick, call.grid
         position = Position(tick.step, tick.progress, self.layer, self.model.layers, conditional=(call.conditional,))
+        if heads is not None:
+            position = replace(position, first_head=heads.first, all_heads=heads.all_heads, heads=heads.dealt)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         read = DenseReason.MASK if not plain else self._read_text(call, q, k, v, mask)
         if isinstance(read, DenseReason):
-            return run.dense(dense, read, position, q)
+            return run.attention(q, k, v, grid=grid, position=position, dense=dense, refused=read)
 
         # Text that no sample reads is left out. Its own rows become zeros: they only ever feed such text again.
         unread = q.shape[2] - grid.tokens - read.kept
@@ -209,8 +253,8 @@ class DraftAttentionProcessor:
         self, call: ModelCall, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     ) -> TextMask | DenseReason:
         """What the core must know of the text in a call of (B, H, L, D) tensors, or why the call goes dense."""
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-            call.run.note("sparse attention has no backward pass, so calls that record gradients ran dense")
+        if _records_gradients(q, k, v):
+            call.run.note(NO_BACKWARD)
             return DenseReason.BACKEND
         text = q.shape[2] - call.grid.tokens
         if text < 0 or (text and not self.model.text) or k.shape != q.shape:

@@ -23,12 +23,14 @@ from torch import Tensor
 
 from ..evaluation import Answer, Evaluation, Outcome
 from ..prediction import Prediction
+from ..ranks.lost import RankLostError
 from .easycache import EasyCacheState
 from .flow import flow_latent, flow_velocity, joined, kind_of, prediction_of, split
 from .forecast import ForecastState
-from .latents import Parts, relative_error
+from .latents import Parts, error_norms
 from .log import Decision, OpenDecision, Reading, Reason
 from .settings import StepCacheSettings
+from .together import Together
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +92,15 @@ class RunStepCache:
 
     Holds copies: three latents of the branch that decides by EasyCache, two of every other. Waits for its device for
     one number per evaluation at most.
+
+    Attributes:
+        settings: when evaluations are skipped.
+        together: the other ranks of the run, to decide as one with; None if there are none.
     """
 
-    def __init__(self, settings: StepCacheSettings) -> None:
+    def __init__(self, settings: StepCacheSettings, together: Together | None = None) -> None:
         self.settings = settings
+        self.together = together
         self._streams: dict[tuple[Hashable, Hashable], _Stream] = {}
         self._log: list[OpenDecision] = []
         self._index = -1
@@ -109,7 +116,7 @@ class RunStepCache:
             evaluation: what is asked for.
         """
         with self._lock:
-            return self._safely(lambda: self._answer(x, evaluation), evaluation)
+            return self._safely(lambda: self._together(self._answer(x, evaluation), evaluation), evaluation)
 
     def store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> None:
         """Take in a call that was computed.
@@ -162,11 +169,28 @@ class RunStepCache:
         with self._lock:
             return sum(decision.outcome is outcome for decision in self._log)
 
+    def _together(self, answer: Answer | None, evaluation: Evaluation) -> Answer | None:
+        """The answer, unless another rank has none."""
+        if self.together is None or self.together.all_skip(answer is not None) or answer is None:
+            return answer
+        stream = self._streams[evaluation.expert, evaluation.window]
+        for branch in evaluation.branches:
+            stream.served.pop(branch.key, None)
+        if stream.decision is not None:
+            stream.decision.branches_skipped -= len(evaluation.branches)
+            stream.decision.compute(Reason.RANK)
+        stream.in_a_row = 0
+        return None
+
     def _safely(self, act: Callable[[], Answer | None], evaluation: Evaluation) -> Answer | None:
         try:
             return act()
+        except RankLostError:
+            raise
         except Exception as error:
             self._errors += 1
+            if self.together is not None:
+                self.together.failed(error)
             log.warning(
                 "step cache: an evaluation is computed after %s: %s", type(error).__name__, error, exc_info=True
             )
@@ -210,6 +234,9 @@ class RunStepCache:
         _serve(stream, evaluation)
         if kind is not None and self._errors < MAX_ERRORS:
             self._learn(stream, x, prediction, evaluation, kind)
+        if self.together is not None:
+            # What one rank could not keep, none keeps.
+            self.together.all_skip(False)
 
     def _learn(self, stream: _Stream, x: Tensor, prediction: Tensor, evaluation: Evaluation, kind: Prediction) -> None:
         """Give every branch of a computed call its part, and measure the prediction that the call made needless."""
@@ -226,7 +253,7 @@ class RunStepCache:
             decides, state = branch.key == stream.decider, kept.state
             predicted = _predicted(state, y, level) if decides else None
             if predicted is not None:
-                decision.error = Reading(relative_error(predicted, v))
+                decision.error = Reading(error_norms(predicted, v), self.together)
                 if isinstance(state, ForecastState):
                     state.measured(decision.error, level)
             if isinstance(state, ForecastState):
@@ -360,7 +387,7 @@ class RunStepCache:
     def _new_state(self) -> _State:
         if self.settings.rule == "forecast":
             return ForecastState(self.settings.quantity, self.settings.offload)
-        return EasyCacheState(self.settings.offload)
+        return EasyCacheState(self.settings.offload, self.together)
 
 
 def _predicted(state: _State, x: Parts, level: float) -> Parts | None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from .latents import Parts, beside, kept, mean_change, mean_size
+from .together import Together
 
 
 class EasyCacheState:
@@ -21,11 +23,12 @@ class EasyCacheState:
     Several parts (video and audio) have a rate and a sum each, and the largest sum counts.
     """
 
-    def __init__(self, offload: bool) -> None:
+    def __init__(self, offload: bool, together: Together | None = None) -> None:
         self._offload = offload
+        self._together = together
         self._computed: tuple[Parts, Parts] | None = None
         self._before: Parts | None = None
-        self._rate: Tensor | None = None
+        self._changes: tuple[Tensor, Tensor] | None = None
         self._sum: Tensor | None = None
 
     def tensors(self) -> Iterator[Tensor]:
@@ -39,10 +42,15 @@ class EasyCacheState:
         or if the evaluation is computed whatever it would be (`forced`).
         """
         before, self._before = self._before, kept(x, self._offload)
-        if forced or before is None or self._rate is None or self._computed is None:
+        if forced or before is None or self._changes is None or self._computed is None:
             return None
         v = self._computed[1]
-        moved = self._rate * (mean_change(beside(x, v), beside(before, v)) / mean_size(v))
+        means = torch.stack([*self._changes, mean_change(beside(x, v), beside(before, v)), mean_size(v)])
+        if self._together is not None:
+            # Means of parts of unequal size do not add up; their sums do.
+            means = self._together.summed(means * torch.tensor([part.numel() for part in v], device=means.device))
+        of_v, of_x, move, size = means
+        moved = of_v / of_x * (move / size)
         self._sum = moved if self._sum is None else self._sum + moved
         return float(self._sum.amax().item())
 
@@ -59,6 +67,6 @@ class EasyCacheState:
         if decides:
             if self._computed is not None:
                 x_b, v_b = self._computed
-                self._rate = mean_change(here[1], v_b) / mean_change(here[0], x_b)
+                self._changes = mean_change(here[1], v_b), mean_change(here[0], x_b)
             self._before = here[0]
         self._computed = here

@@ -32,10 +32,15 @@ def mean_size(a: Parts) -> Tensor:
     return torch.stack([x.float().abs().mean() for x in a])
 
 
-def relative_error(found: Parts, true: Parts) -> Tensor:
-    """Norm of found - true over the norm of true, float32, one number: the worst of all parts and batch entries."""
-    ratios = []
+def error_norms(found: Parts, true: Parts) -> Tensor:
+    """Norms of found - true and of true, float32 (2, parts, batch)."""
+    norms = []
     for f, t in zip(found, true, strict=True):
         error = torch.linalg.vector_norm((f.float() - t.float()).flatten(1), dim=1)
-        ratios.append((error / torch.linalg.vector_norm(t.float().flatten(1), dim=1)).amax())
-    return torch.stack(ratios).amax()
+        norms.append(torch.stack([error, torch.linalg.vector_norm(t.float().flatten(1), dim=1)]))
+    return torch.stack(norms, 1)
+
+
+def relative_error(norms: Tensor) -> Tensor:
+    """Norm of an error over the norm of the true value, one number: the worst of all parts and batch entries."""
+    return (norms[0] / norms[1]).amax()

@@ -9,6 +9,8 @@ from enum import Enum
 from torch import Tensor
 
 from ..evaluation import Outcome
+from .latents import relative_error
+from .together import Together
 
 
 class Reason(str, Enum):
@@ -26,6 +28,7 @@ class Reason(str, Enum):
     SAME_LEVEL = "computed noise level again"
     LEVEL_UP = "noise level went up"
     LATENT = "another latent"
+    RANK = "another rank computes it"
     PREDICTION = "nobody says what the model predicts"
     ERROR = "error"
     STOOD_ASIDE = "stood aside after errors"
@@ -35,15 +38,30 @@ class Reason(str, Enum):
 
 
 class Reading:
-    """A number that may still be on its device: the first reading waits for it, later ones cost nothing."""
+    """A relative error that may still be on its device: the first reading waits for it, later ones cost nothing.
 
-    def __init__(self, value: Tensor) -> None:
-        self._value: Tensor | float = value
+    Args:
+        norms: see `error_norms`.
+        together: the other ranks that hold a part of the latent; None if there are none.
+    """
+
+    def __init__(self, norms: Tensor, together: Together | None = None) -> None:
+        self._norms = norms
+        self._together = together
+        self._value: float | None = None
 
     def read(self) -> float:
-        if isinstance(self._value, Tensor):
-            self._value = float(self._value.item())
+        """The error over all ranks; every rank reads it at once, the first time."""
+        if self._value is None:
+            norms = self._norms
+            if self._together is not None:
+                norms = self._together.summed(norms.square()).sqrt()
+            self._value = float(relative_error(norms).item())
         return self._value
+
+    def read_here(self) -> float:
+        """What `read` found, else the error of what this rank holds."""
+        return float(relative_error(self._norms).item()) if self._value is None else self._value
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,7 @@ class OpenDecision:
             self.outcome,
             self.reason,
             self.estimate,
-            None if self.error is None else self.error.read(),
+            None if self.error is None else self.error.read_here(),
             self.branches_computed,
             self.branches_skipped,
         )

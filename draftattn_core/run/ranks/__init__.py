@@ -1,0 +1,1 @@
+"""One run over several ranks (processes), each with some of the heads."""

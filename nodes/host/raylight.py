@@ -1,0 +1,22 @@
+"""raylight: sequence parallelism over Ray workers, which puts attention of its own into a model's modules.
+
+It sets `forward` on the modules themselves when the model is loaded, so no patch of the host tells of it, and its
+attention never asks for the host's: whoever hooks that is left out without a word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def attention_of_raylight(network: Any) -> tuple[str, ...]:
+    """Names of the network's modules whose `forward` raylight has replaced."""
+    return tuple(
+        f"{name or 'the model'} (raylight, over several GPUs)"
+        for name, module in network.named_modules()
+        if _from_raylight(vars(module).get("forward"))
+    )
+
+
+def _from_raylight(forward: Any) -> bool:
+    return "raylight" in str(getattr(forward, "__module__", "")).split(".")
