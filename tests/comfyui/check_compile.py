@@ -80,7 +80,7 @@ def _() -> None:
             model = compiled_model(patched, "eager")
         graphs: list[int] = []
         for _ in range(2):
-            out = run(model, steps=12, callback=lambda *_: graphs.append(counters["stats"]["unique_graphs"]))
+            out = run(model, steps=12, callback=lambda *_, kept=graphs: kept.append(counters["stats"]["unique_graphs"]))
             assert [str(made.outcome) for made in handle.report.decisions] == skips
             assert difference(out, expected) < 1e-4
         assert graphs == [graphs[0]] * 24 and graphs[0] > 0, graphs

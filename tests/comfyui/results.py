@@ -29,6 +29,7 @@ GROUPS = (
         "check_skip_runs",
         "check_skip_models",
         "check_skip_report",
+        "check_saved_graphs",
         "check_failures",
         "check_told",
         "check_panel",
