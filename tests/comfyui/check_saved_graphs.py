@@ -116,7 +116,8 @@ def _() -> None:
     def off(video: torch.Tensor) -> float:
         return float((video[0, ::5, 2, 7, ::13].flatten() - expected).abs().max())
 
-    assert off(out) < 2e-3, out[0, ::5, 2, 7, ::13]
-    assert off(run(wan(), latent, steps=4)) > 0.05, "the dense video would pass as well"
+    assert off(out) < 2e-4, off(out)
+    dense = off(run(wan(), latent, steps=4))
+    assert dense > 2e-2, f"the dense video is as near: {dense}"
     # The dense start of 0.1.0, and nothing skipped.
     assert handle.report.calls_sparse == 6 and handle.report.skipped == 0, handle.report.summary()
