@@ -26,6 +26,10 @@ PREDICTIONS: Mapping[str, str] = {
 }
 
 
+# Where the host's frame-by-frame sampler keeps the keys and values of earlier frames.
+CAUSAL = "ar_state"
+
+
 def evaluation_of(
     model: Any,
     trajectory: Trajectory,
@@ -43,7 +47,8 @@ def evaluation_of(
         x: (B, C, ...) latent, conditions stacked along B. t: (B,) sigmas.
         options: its transformer_options. args, kwargs: its other arguments.
     """
-    prediction = prediction_of(model.model_sampling)
+    # A model that writes keys and values as it goes must see every evaluation.
+    prediction = "" if options.get(CAUSAL) is not None else prediction_of(model.model_sampling)
     kinds = list(options.get("cond_or_uncond") or ())
     return Evaluation(
         step=moment.step,

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import host
-from toy_runs import LAYERS, difference, node, run, wan
+from skipped_runs import skipping
+from toy_runs import LAYERS, calm, difference, node, run, wan
 
 CHECKS, check = host.registry()
 STEPS = 3
@@ -58,6 +59,31 @@ def _() -> None:
 
     assert_compiled_once(after)
     assert_compiled_once(lambda: host.apply(compiled_model(wan(), "eager")))
+
+
+@check("TorchCompileModel under Skip Steps, before or after: answered as without it, nothing compiled again")
+def _() -> None:
+    import torch._dynamo.utils
+
+    plain, handle = skipping(calm(wan()))
+    expected = run(plain, steps=12)
+    assert handle.report.skipped > 0
+    skips = [str(made.outcome) for made in handle.report.decisions]
+    counters = torch._dynamo.utils.counters
+    for before in (True, False):
+        torch._dynamo.reset()
+        counters.clear()
+        if before:
+            model, handle = skipping(compiled_model(calm(wan()), "eager"))
+        else:
+            patched, handle = skipping(calm(wan()))
+            model = compiled_model(patched, "eager")
+        graphs: list[int] = []
+        for _ in range(2):
+            out = run(model, steps=12, callback=lambda *_, kept=graphs: kept.append(counters["stats"]["unique_graphs"]))
+            assert [str(made.outcome) for made in handle.report.decisions] == skips
+            assert difference(out, expected) < 1e-4
+        assert graphs == [graphs[0]] * 24 and graphs[0] > 0, graphs
 
 
 @check("TorchCompileModel with inductor")

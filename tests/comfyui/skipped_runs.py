@@ -15,7 +15,7 @@ STEPS = 12
 
 @dataclass(frozen=True)
 class Asked:
-    """One call of the network.
+    """One call of the model that was computed.
 
     Attributes:
         sigma: its noise level. kinds: `cond_or_uncond` of the host.
@@ -45,7 +45,7 @@ def counted(model: Any) -> tuple[Any, list[Asked]]:
         return executor(x, t, *args, **kwargs)
 
     patched = model.clone()
-    patched.add_wrapper_with_key("diffusion_model", "check", count)
+    patched.add_wrapper_with_key("apply_model", "check", count)
     return patched, calls
 
 
