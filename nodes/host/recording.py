@@ -73,9 +73,9 @@ def model_name(patcher: Any, settings: Settings, recording: Recording | None) ->
     try:
         network = patcher.model.diffusion_model
         family = family_of(type(getattr(network, "_orig_mod", network)).__name__)
-        layers, heads = layer_count(network), int(getattr(network, "num_heads", 0) or 0)
         if settings.profile is not None or recording is not None:
             weights = _weights(patcher, network)
+        layers, heads = layer_count(network), int(getattr(network, "num_heads", 0) or 0)
     except Exception as error:
         log.debug("DraftAttention could not name the model: %s", error)
     expert = expert_of(settings.profile, weights) if recording is None else recording.expert
