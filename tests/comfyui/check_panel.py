@@ -69,8 +69,9 @@ def schema_texts() -> None:
 def apply_inputs() -> None:
     inputs = {item.id: item for item in schemas()["ApplyDraftAttention"].inputs}
     simple = [name for name, item in inputs.items() if not item.advanced]
-    assert simple == ["model", "preset", "schedule"], simple
-    assert inputs["preset"].options == ["auto", "quality", "balanced", "fast", "paper", "custom"]
+    assert simple == ["model", "preset", "schedule", "speed"], simple
+    published = ["sparse videogen", "radial attention", "adaspa", "svg-ear", "calibatt"]
+    assert inputs["preset"].options == ["auto", "quality", "balanced", "fast", "paper", "custom", *published]
     assert inputs["preset"].default == "auto" and inputs["schedule"].optional
     asked = {"sparsity", "tile", "tail", "blocks", "dense_layers", "min_tokens", "keep_first_frame", "keep_last_frame"}
     assert asked | {"backend"} <= set(inputs)
