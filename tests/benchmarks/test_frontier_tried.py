@@ -76,5 +76,5 @@ def test_core_adds_the_distance_from_the_last_computed_evaluation_anew(lazy: boo
         else:
             answered.append(index)
             assert torch.equal(found, x + 10.0)
-    # 1/17, then 1/17 + 2/17, then + 3/17: the third would be 6/17, the fourth 10/17, the fifth 15/17.
+    # The size of y is about 18: the sum is 1, 3, 6, 10 and, at the fifth, 15 eighteenths, above the threshold.
     assert answered[0] == first and answered == list(range(first, min(first + 4, 8)))
