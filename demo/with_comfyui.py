@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from demo.checkpoint import CHECKPOINT
 from demo.latent import latent_to_rgb, wan_process_out_inverse
-from demo.methods import BUDGETS, COMPOSED, DENSE, METHODS, PAPER, WARMUP, skip
+from demo.methods import BUDGETS, COMPOSED, DENSE, METHODS, PAPER, schedule, skip
 from demo.result import MethodRun, cpu_name
 from draftattention.draftattn_core import Policy
 from draftattention.draftattn_core.views.charts import stack
@@ -31,8 +31,8 @@ OLDEST_FOR_CHECKPOINT = (0, 15, 1)
 def workflow(method: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
     """The demo workflow set up for one method; returns it with the ids of its SaveLatent and report nodes.
 
-    All methods get the same schedule; the dense run keeps our node at sparsity 0, so that its calls are counted too.
-    The composed run has a Skip Steps node behind it.
+    The dense run keeps our node at sparsity 0, so that its calls are counted too; the composed one has a Skip Steps
+    node behind it.
     """
     prompt = copy.deepcopy(json.loads(WORKFLOW.read_text(encoding="utf-8")))
 
@@ -46,14 +46,14 @@ def workflow(method: str, arguments: argparse.Namespace) -> tuple[dict[str, Any]
     prompt[only("ModelSamplingSD3")]["inputs"]["shift"] = 5.0
     positive = prompt[sampler]["inputs"]["positive"][0]
     prompt[positive]["inputs"]["prompt"] = arguments.prompt
-    density = 1.0 if method == DENSE else arguments.density
+    points = schedule(method, arguments.density).points
     prompt["schedule"] = {
         "class_type": "SparsityScheduler",
         "inputs": {
             "curve": "custom points",
             "steps": arguments.steps,
             "density": 0.0,
-            "points": f"0:1, {WARMUP}:1, {WARMUP}:{density}",
+            "points": ", ".join(f"{progress}:{density}" for progress, density in points),
             "end_share": 0.0,
             "end_density": 0.5,
             "layer_bands": "",
@@ -77,7 +77,10 @@ def workflow(method: str, arguments: argparse.Namespace) -> tuple[dict[str, Any]
                 "rule": skipping.rule,
                 "threshold": skipping.threshold,
                 "first_steps": skipping.first_of(arguments.steps),
-                "max_in_a_row": skipping.max_skips,
+                "max_in_a_row": skipping.max_skips or 0,
+                "start": skipping.windows[0][0],
+                "end": skipping.windows[0][1],
+                "offload": skipping.offload,
             },
         }
     prompt["report"] = {

@@ -152,16 +152,20 @@ class ComfyUIServer:
         """Queue a workflow in API form; returns its id.
 
         Raises:
-            ComfyUIError: if ComfyUI finds it invalid, with its reasons.
+            ComfyUIError: if ComfyUI finds it invalid, or a part of it, which it would leave out; with its reasons.
         """
         body = json.dumps({"prompt": prompt}).encode()
         request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
-                return str(json.load(answer)["prompt_id"])
+                accepted = json.load(answer)
         except urllib.error.HTTPError as error:
             reasons = error.read().decode(errors="replace")
             raise ComfyUIError(f"ComfyUI refused the workflow: {reasons[:2000]}") from error
+        if accepted.get("node_errors"):
+            reasons = json.dumps(accepted["node_errors"])
+            raise ComfyUIError(f"ComfyUI refused a part of the workflow: {reasons[:2000]}")
+        return str(accepted["prompt_id"])
 
     def run(
         self, prompt: dict[str, Any], on_step: Callable[[int, int], None] = lambda done, of: None
