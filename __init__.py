@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension
 
-    from .draftattn_core import Layout, Policy, Schedule, Settings, TokenGrid, attend, draft_attention
+    from .draftattn_core import Layout, Policy, Schedule, Settings, TokenGrid, attend, draft_attention, published
     from .draftattn_core.hosts.diffusers.apply import apply_draft_attention
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "attend",
     "comfy_entrypoint",
     "draft_attention",
+    "published",
 ]
 
 # Help pages: docs/NODE.md in it.

@@ -4,6 +4,7 @@ from .attention import Attention, attend, draft_attention
 from .geometry.grid import TokenGrid
 from .geometry.layout import PAPER_TILE, Layout, TableCache
 from .method.policy import Policy
+from .run.published import published
 from .run.report import DenseReason, Position, RunReport
 from .run.run import Run
 from .run.schedule import Schedule
@@ -24,4 +25,5 @@ __all__ = [
     "TokenGrid",
     "attend",
     "draft_attention",
+    "published",
 ]

@@ -20,9 +20,11 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from benchmarks.quality import captured, end_to_end
+from benchmarks.quality.baselines import baselines
 from benchmarks.quality.end_to_end import attention_share
 from benchmarks.quality.peer import load_peer
 from benchmarks.quality.plan import BIG_GRIDS, Clock, EndToEndPlan, Plan, big, full, quick
+from benchmarks.quality.plan import baselines as baselines_plan
 from benchmarks.quality.raw import WHOLE, Raw, Shard, Store, effort, model_sha
 from benchmarks.quality.report import Results, write
 from benchmarks.quality.rows import Row, all_rows, distinct
@@ -35,6 +37,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.py bench quality", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="within 20 minutes on 2 CPU cores")
     parser.add_argument("--big", action="store_true", help="one seed end to end at 8,640 tokens, within 10 minutes")
+    parser.add_argument("--baselines", action="store_true", help="published systems with and without our tail")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--model", type=Path, default=checkpoint.CHECKPOINT, help="weights of the tiny model")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -66,12 +69,17 @@ class Bench:
 
     @classmethod
     def load(cls, plan: Plan, model_file: Path, device: str, out: Path) -> Bench:
-        rows, twins = distinct(all_rows())
+        rows, twins = distinct(baselines() if plan.name == "baselines" else all_rows())
         by_name = {row.name: row for row in rows}
         plan = replace(plan, end_to_end=tuple(_known_rows(part, by_name, twins) for part in plan.end_to_end))
         model = checkpoint.load(model_file, device=device)
         store = Store(out / "raw", plan.name, model_sha(model_file), torch.device(device).type)
         return cls(plan, model, model_file, store, by_name, twins, attention_share(model, BIG_GRIDS[0].tokens))
+
+    @property
+    def captured_rows(self) -> list[Row]:
+        """Rows that a single call says something about."""
+        return [row for row in self.rows.values() if row.kind != "rettention"]
 
     def raws(self, parts: Collection[str]) -> list[Raw]:
         """The raw files of the parts named (all if none is)."""
@@ -85,7 +93,7 @@ class Bench:
 
     def measure(self, parts: Collection[str], shard: Shard, clock: Clock) -> None:
         """Measure what the raw files lack of the parts named (all if none is). These may use up the whole time."""
-        a, rows = self.plan.captured, list(self.rows.values())
+        a, rows = self.plan.captured, self.captured_rows
         with torch.inference_mode():
             if a is not None and (not parts or "captured" in parts):
                 part = replace(a, share=1.0) if parts else a
@@ -103,7 +111,7 @@ class Bench:
             results.left_out.append("comfy-kitchen itself: not installed (pip install comfy-kitchen==0.2.40)")
         if plan.captured is not None:
             raw = self.store.captured(plan.captured)
-            measured, results.checks, left = captured.collect(plan.captured, list(self.rows.values()), raw)
+            measured, results.checks, left = captured.collect(plan.captured, self.captured_rows, raw)
             results.summaries = captured.summarise(measured)
             results.left_out += left
         for b in plan.end_to_end:
@@ -166,7 +174,10 @@ def conditions(bench: Bench, device: str) -> list[tuple[str, str]]:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    plan = quick() if arguments.quick else big() if arguments.big else full(on_gpu=arguments.device != "cpu")
+    if arguments.baselines:
+        plan = baselines_plan()
+    else:
+        plan = quick() if arguments.quick else big() if arguments.big else full(on_gpu=arguments.device != "cpu")
     clock = Clock(plan.minutes if arguments.minutes is None else arguments.minutes)
     parts = set(arguments.part)
     try:

@@ -12,6 +12,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.quality.baselines import ordered, reorders
 from benchmarks.quality.capture import CapturedCall, capture, prompt_of
 from benchmarks.quality.errors import Errors, SampledRows, figures
 from benchmarks.quality.peer import load_peer, peer_itself
@@ -75,7 +76,9 @@ def study_call(
         study = SampledRows(source, tokens)
         # The error probe's rows, other ones than those the table is about.
         probe = SampledRows(source, source.tables.perm[sample_rows(call.grid.tokens, DEFAULT_ROWS, call.layer)])
+        given = source, study, probe
         for row in members:
+            source, study, probe = given if not reorders(row) else _in_own_order(row, call, given[0], tokens)
             for target in targets:
                 tails = probed_tails(row, source, target, seed=call.layer) if row.auto_tail else None
                 chosen = choose(row, source, target, tails)
@@ -89,6 +92,15 @@ def study_call(
                     checks += _check_peer(row, target, chosen.parameter, study, study.output(chosen))
             on_row()
     return measured, checks
+
+
+def _in_own_order(
+    row: Row, call: CapturedCall, source: Source, tokens: Tensor
+) -> tuple[Source, SampledRows, SampledRows]:
+    """The call in the order that the row's rule gives some heads: other tokens of these heads are looked at."""
+    moved = ordered(row, source)[0]
+    probed = moved.tables.perm[sample_rows(call.grid.tokens, DEFAULT_ROWS, call.layer)]
+    return moved, SampledRows(moved, tokens), SampledRows(moved, probed)
 
 
 def _by_layout(rows: Iterable[Row], call: CapturedCall) -> dict[Layout, list[Row]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 
@@ -11,17 +12,19 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.quality.baselines import Rettention, ordered, searches
 from benchmarks.quality.capture import attention_replaced, dense_attention, prompt_of
 from benchmarks.quality.peer import load_peer, peer_itself
 from benchmarks.quality.plan import DENSE_FEWER, Clock, EndToEndPlan, Scenario, name_scenarios
 from benchmarks.quality.raw import WHOLE, Raw, Shard, definition, name_rounds, significant
 from benchmarks.quality.rows import Row
-from benchmarks.quality.selection import Source, choose, probed_tails
+from benchmarks.quality.selection import Chosen, Source, choose, probed_tails
 from demo.latent import latent_to_rgb
 from demo.sample import sample
-from draftattention.draftattn_core import TableCache, TokenGrid
+from draftattention.draftattn_core import Layout, TableCache, TokenGrid
 from draftattention.draftattn_core.backends.call_kind import CallKind
 from draftattention.draftattn_core.backends.registry import choose_backend
+from draftattention.draftattn_core.method.rules.adaspa import SECOND_SEARCH
 from draftattention.draftattn_core.run.probe import HeadTails
 from draftattention.draftattn_core.views.metrics import flicker, psnr, ssim
 
@@ -71,14 +74,22 @@ class SparseRun:
         self.row, self.target, self.setting, self.cache = row, target, setting, cache
         self.tails: dict[int, HeadTails] = {}
         self.executed: list[float] = []
+        # By layer and branch, for rows that go on with what they chose before.
+        self.chosen: dict[tuple[int, int], tuple[Chosen, bool]] = {}
+        self.visits: Counter[tuple[int, int]] = Counter()
+        self.rettention = Rettention(row, target, setting.dense_steps, setting.steps)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int, step: int) -> Tensor:
+        at = layer, self.visits[layer, step]
+        self.visits[layer, step] += 1
+        if self.row.kind == "rettention":
+            return self._rettention(q, k, v, at, step)
         if step < self.setting.dense_steps:
             return dense_attention(q, k, v, layer, step)
-        source = Source(q, k, v, self.cache.get(self.row.layout(self.setting.grid), q.device))
+        source, order = ordered(self.row, Source(q, k, v, self.cache.get(self._layout, q.device)))
         if (self.row.auto_tail or self.row.fits_gain) and layer not in self.tails:
             self.tails[layer] = probed_tails(self.row, source, self.target, seed=layer)
-        chosen = choose(self.row, source, self.target, self.tails.get(layer))
+        chosen = self._choose(source, at, step)
         if chosen is None:
             raise ValueError(f"{self.row.name} cannot run at {self.target:.0%}: its tail and forced blocks cost more")
         self.executed.append(chosen.exact + chosen.tail_work)
@@ -89,8 +100,39 @@ class SparseRun:
             if self.row.kind == "peer_topk":
                 return peer_itself(sol_attn, q, k, v, ratio=chosen.parameter)
             return peer_itself(sol_attn, q, k, v, tau=chosen.parameter)
-        problem = CallKind(q.device, q.dtype, q.shape[-1], source.tables.layout.q_block, source.tables.layout.k_block)
+        out = self._masked(source, chosen)
+        return out if order is None else order.after(out)
+
+    @property
+    def _layout(self) -> Layout:
+        return self.row.layout(self.setting.grid)
+
+    @staticmethod
+    def _masked(source: Source, chosen: Chosen) -> Tensor:
+        q, layout = source.q, source.tables.layout
+        problem = CallKind(q.device, q.dtype, q.shape[-1], layout.q_block, layout.k_block)
         return choose_backend("auto", problem).attend(source.request(chosen))
+
+    def _choose(self, source: Source, at: tuple[int, int], step: int) -> Chosen | None:
+        known, late = self.chosen.get(at, (None, False))
+        progress = step / self.setting.steps
+        if not searches(self.row, progress, known, late):
+            return known
+        found = choose(self.row, source, self.target, self.tails.get(at[0]))
+        if found is not None and self.row.policy.method == "adaspa":
+            self.chosen[at] = found, progress >= SECOND_SEARCH
+        return found
+
+    def _rettention(self, q: Tensor, k: Tensor, v: Tensor, at: tuple[int, int], step: int) -> Tensor:
+        if step < self.rettention.first:
+            return dense_attention(q, k, v, at[0], step)
+        source = Source(q, k, v, self.cache.get(self._layout, q.device))
+        out, work = self.rettention.attend(
+            source, at, step, lambda: dense_attention(q, k, v, at[0], step), lambda chosen: self._masked(source, chosen)
+        )
+        if step >= self.setting.dense_steps:
+            self.executed.append(work)
+        return out
 
 
 def run_dense(

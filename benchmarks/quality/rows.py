@@ -10,7 +10,7 @@ from draftattention.draftattn_core import PAPER_TILE, Layout, Policy, Settings, 
 from draftattention.draftattn_core.geometry.order import Tile
 from draftattention.draftattn_core.method.policy import TAILS
 
-Kind = Literal["policy", "sol", "peer_topk", "peer_tau"]
+Kind = Literal["policy", "sol", "peer_topk", "peer_tau", "rettention"]
 Scores = Literal["draft", "cells_lse", "cells_softmax", "true_mass"]
 
 
@@ -22,7 +22,8 @@ class Row:
         name: short and unique; what the CSV says.
         label: what it is, for readers of the table.
         group: which comparison it belongs to.
-        kind: who selects: a `Policy`, the Sol-Attn recipe, or comfy-kitchen's rule by count or by threshold.
+        kind: who selects: a `Policy`, the Sol-Attn recipe, comfy-kitchen's rule by count or by threshold, or
+            Re-ttention's window, which runs in whole runs only.
         policy: for kind "policy"; its density is what the equal-work solver sets. For the others only the tail counts.
         q_block, k_block, tile, order: see `Layout`.
         scores: what the selection ranks: the draft's block means; the draft of cells of 16 tokens, their pairs put

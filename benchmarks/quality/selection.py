@@ -15,6 +15,7 @@ from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.geometry.layout import LayoutTables, build_tables
 from draftattention.draftattn_core.method.draft import Draft, draft_logits, make_draft
 from draftattention.draftattn_core.method.policy import TailName
+from draftattention.draftattn_core.method.rules import rule_of
 from draftattention.draftattn_core.method.selection import select_blocks
 from draftattention.draftattn_core.method.tail.expand import make_tail
 from draftattention.draftattn_core.run.probe import HeadTails, probe_tails
@@ -199,7 +200,14 @@ def choose(row: Row, source: Source, target: float, tails: HeadTails | None = No
     """
     found = HeadTails.of(row.policy, source.heads) if tails is None else tails
     if row.kind == "policy":
+        if rule_of(row.policy.method).ranking is None:
+            # Beside this module, which it needs itself.
+            from benchmarks.quality.baselines import choose_by_rule
+
+            return choose_by_rule(row, source, target, found)
         return _solve_policy(row, source, found, target)
+    if row.kind == "rettention":
+        return None
     return _solve_strips(row, source, found, target)
 
 

@@ -184,7 +184,9 @@ def header_of(data: bytes, name: str, key: str, readable: int) -> tuple[dict[str
         data: the file, or its beginning.
         key: of the facts in the metadata; readable: the schema this version reads.
     """
-    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+    pickled = data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    # A header of 640 bytes begins like a pickle, too; what follows its length does not.
+    if data[:4] == b"PK\x03\x04" or (pickled and data[8:9] != b"{"):
         raise ProfileError(f"{name} is a pickle, which may run anything and is never opened: choose a {SUFFIX} profile")
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:

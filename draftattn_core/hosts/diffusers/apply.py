@@ -89,13 +89,15 @@ def _family(transformer: object) -> _Family:
     )
 
 
-def _model_name(transformer: nn.Module, settings: Settings, expert: str | None) -> ModelName:
+def _model_name(transformer: Any, settings: Settings, layers: int, expert: str | None) -> ModelName:
     """What a profile needs to know of the model; its weights are read only where there is one."""
     family = family_of(type(transformer).__name__)
-    if settings.profile is None and not settings.record:
-        return ModelName(family)
+    heads = int(getattr(transformer.config, "num_attention_heads", 0) or 0)
+    if settings.profile is None and not (settings.record or settings.record_masks):
+        return ModelName(family, layers=layers, heads=heads)
     weights = weights_identity(transformer.state_dict())
-    return ModelName(family, expert_of(settings.profile, weights) if expert is None else expert, weights)
+    name = expert_of(settings.profile, weights) if expert is None else expert
+    return ModelName(family, name, weights, layers, heads)
 
 
 class DraftAttentionHandle:
@@ -118,7 +120,7 @@ class DraftAttentionHandle:
         self.settings = settings
         self.events = Events()
         self.new_step_cache: Callable[[], StepCache] | None = None
-        self._name = _model_name(transformer, settings, expert)
+        self._name = _model_name(transformer, settings, len(modules), expert)
         self.run: Run = ForwardRun(settings, self.events, model=self._name)
         self._clock = clock
         self._patch = family.patch(transformer.config)
@@ -206,7 +208,9 @@ class DraftAttentionHandle:
         try:
             tick = self._tick(call)
             self._model.call = self._read(call, tick)
-            return call, self._evaluation(call, tick)
+            evaluation = self._evaluation(call, tick)
+            self._model.call.conditional = evaluation.conditional is not None
+            return call, evaluation
         except Exception as error:
             self._model.call = None
             self.run.failed(error)
@@ -292,7 +296,8 @@ def apply_draft_attention(
     Raises:
         ProfileError: if `expert` is no plain name.
         TypeError: if the class is not known, or a processor computes attention in a way that cannot be served.
-        ValueError: if draft attention is applied already, or more than one of scheduler, timesteps, steps is given.
+        ValueError: if draft attention is applied already, more than one of scheduler, timesteps, steps is given, or
+            the profile's masks, where the method is calibatt, are of another model.
     """
     clock = RunClock(scheduler, timesteps, steps)
     if expert is not None:

@@ -33,11 +33,13 @@ class ModelCall:
         run: the run it belongs to.
         grid: its token grid.
         tick: where it stands in the run.
+        conditional: whether it serves the condition itself.
     """
 
     run: Run
     grid: TokenGrid
     tick: Tick
+    conditional: bool = True
     _read: tuple[Tensor, TextMask | None] | None = None
 
     def text_mask(self, mask: Tensor | None, text: int) -> TextMask | None:
@@ -176,7 +178,7 @@ class DraftAttentionProcessor:
         if call is None:
             return self.model.run.dense(dense, DenseReason.UNKNOWN_GRID)
         run, tick, grid = call.run, call.tick, call.grid
-        position = Position(tick.step, tick.progress, self.layer, self.model.layers)
+        position = Position(tick.step, tick.progress, self.layer, self.model.layers, conditional=(call.conditional,))
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         read = DenseReason.MASK if not plain else self._read_text(call, q, k, v, mask)
         if isinstance(read, DenseReason):
