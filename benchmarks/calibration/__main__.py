@@ -21,10 +21,10 @@ from benchmarks.calibration.report import write
 from benchmarks.calibration.sensitivity import measure_sensitivity
 from benchmarks.calibration.whole import measure_whole
 from benchmarks.frontier.rounds import References
-from benchmarks.quality.end_to_end import attention_share
 from benchmarks.quality.plan import Clock
 from benchmarks.quality.raw import WHOLE, Raw, Shard, model_sha
 from demo import checkpoint
+from demo.work import attention_share
 
 OUT = Path(__file__).parents[1] / "results" / "calibration"
 # Raised when the bench measures something else under the same name.
