@@ -76,7 +76,7 @@ function labelPreset(node) {
   const plain = node.draftattentionPresetLabel.label
   const curveOnly = isLinked(node, "schedule") && !isPublished(widget.value)
   widget.label = curveOnly ? say("preset_curve", { name: plain ?? widget.name }) : plain
-  setTooltip(node, widget, curveOnly ? say("preset_curve_tip") : undefined)
+  if (!greyed.get(node)?.has("preset")) setTooltip(node, widget, curveOnly ? say("preset_curve_tip") : undefined)
 }
 
 /** The picture of the schedule is drawn for the steps that the sampler will take. */

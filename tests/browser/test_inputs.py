@@ -64,11 +64,23 @@ def test_what_the_preset_overrules_is_grey_and_says_why(canvas: Canvas) -> None:
     assert grey(canvas, node) == {"sparsity", "dense_start"}
     assert canvas.tooltip(node, "sparsity").startswith("Not used: the preset auto sets this.")
     canvas.set(node, preset="paper")
-    assert grey(canvas, node) == {"dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame"}
+    published = {"dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame", "speed", "method"}
+    assert grey(canvas, node) == published
     assert canvas.tooltip(node, "tail").startswith("Not used: the preset paper is a published method")
     canvas.set(node, preset="custom")
     assert grey(canvas, node) == set()
-    assert canvas.tooltip(node, "sparsity").startswith("For the presets custom and paper.")
+    assert canvas.tooltip(node, "sparsity").startswith("For the preset custom and the published ones.")
+
+
+def test_a_speed_overrules_budgets_and_a_preset_that_is_only_a_curve(canvas: Canvas) -> None:
+    node = canvas.add(APPLY)
+    canvas.set(node, speed="fast")
+    assert grey(canvas, node) == {"preset", "sparsity", "dense_start", "budgets"}
+    assert canvas.tooltip(node, "preset").startswith("Not used: the speed fast sets")
+    canvas.set(node, preset="custom")
+    assert grey(canvas, node) == {"budgets"}
+    canvas.set(node, speed="off")
+    assert grey(canvas, node) == set()
 
 
 def test_an_error_that_is_asked_for_overrules_the_sparsity(canvas: Canvas) -> None:
