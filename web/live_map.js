@@ -33,6 +33,7 @@ const SKIPPED = "#6fbf8f"
  * @property {number} run when it began
  * @property {number|null} steps of the sampler
  * @property {number} layers how many the model has
+ * @property {number} reached how many steps were begun, those that the picture has no room for included
  * @property {number} seconds since the run began
  * @property {boolean} done
  * @property {{step: number, skipped: boolean, seconds: number, cells: number[]}[]} rows by step
@@ -99,8 +100,7 @@ const duration = (seconds) =>
 
 /** Time per step, and how long the rest will take at the pace of the run so far. */
 function textOf(map) {
-  const done = map.rows.length ? map.rows.at(-1).step + 1 : 0
-  if (!done) return ""
+  const done = map.reached
   const pace = map.seconds / done
   const values = { step: done, steps: map.steps ?? done, pace: duration(pace), total: duration(map.seconds) }
   if (map.done) return say("map_done", { ...values, steps: done })
@@ -146,8 +146,11 @@ function show(node) {
 /** Put a message into the node's map; one of another run begins a new map. */
 function take(node, told) {
   let map = node.properties[KEPT]
-  if (map?.run !== told.run) map = { run: told.run, steps: told.steps, layers: 0, seconds: 0, done: false, rows: [] }
+  if (map?.run !== told.run) {
+    map = { run: told.run, steps: told.steps, layers: 0, reached: 0, seconds: 0, done: false, rows: [] }
+  }
   map.seconds = told.seconds
+  map.reached = Math.max(map.reached, (told.step ?? -1) + 1)
   if (told.outcome === "done") map.done = true
   else if (told.step < MOST_STEPS) {
     const skipped = told.outcome !== "computed"

@@ -77,6 +77,7 @@ def test_what_a_node_keeps_is_bounded_and_a_map_of_nonsense_is_not_shown(canvas:
     node = canvas.add("ApplyDraftAttention")
     one = {**recorded(canvas, node)[1], "steps": 5000, "layers": [50] * 4000, "all_layers": 4000}
     canvas.js(SEND, [{**one, "step": step} for step in range(150)])
+    assert "Step 150 of 5000" in canvas.text(node, "live_map")
     size = canvas.js("(id) => JSON.stringify(app.graph.getNodeById(id).properties.draftattention_map).length", node)
     assert size < 60_000
     saved = canvas.js("() => app.graph.serialize()")
@@ -84,3 +85,14 @@ def test_what_a_node_keeps_is_bounded_and_a_map_of_nonsense_is_not_shown(canvas:
     canvas.clear()
     canvas.load(saved)
     assert canvas.widget(node, "live_map") is None
+
+
+def test_a_real_run_fills_the_map(canvas: Canvas) -> None:
+    node = canvas.load_demo()["ApplyDraftAttention"]
+    assert canvas.run() == "execution_success"
+    canvas.until("(id) => app.graph.getNodeById(id).properties.draftattention_map?.done", node, timeout=30_000)
+    kept = canvas.js("(id) => app.graph.getNodeById(id).properties.draftattention_map", node)
+    assert [row["step"] for row in kept["rows"]] == [0, 1] and kept["steps"] == 2
+    assert all(len(row["cells"]) == kept["layers"] > 0 for row in kept["rows"])
+    assert all(0 < cell < 100 for row in kept["rows"] for cell in row["cells"]), "every layer was sparse"
+    assert "2 steps in" in canvas.text(node, "live_map")
