@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..draftattn_core.backends.registry import backend_names
 from ..draftattn_core.run.settings import BUDGETS
+from .browser.live_map import announce_map
 from .browser.server import instance, running_job
 from .browser.verdicts import announce_verdicts
 from .host.adapter import apply_draft_attention
@@ -278,5 +279,6 @@ class ApplyDraftAttention(io.ComfyNode):
         if server is None:
             return io.NodeOutput(*apply_draft_attention(model, choices))
         patched, handle = apply_draft_attention(model, choices, lambda text: server.send_progress_text(text, node_id))
-        announce_verdicts(handle.events, node_id, job=lambda: running_job(server), send=server.send_sync)
+        for announce in (announce_map, announce_verdicts):
+            announce(handle.events, node_id, job=lambda: running_job(server), send=server.send_sync)
         return io.NodeOutput(patched, handle)

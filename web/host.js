@@ -148,10 +148,15 @@ export function asOneStep(change) {
     change()
   } finally {
     graph.afterChange?.()
-    const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker
-    if (tracker?.captureCanvasState) tracker.captureCanvasState()
-    else tracker?.checkState?.()
+    keepState()
   }
+}
+
+/** Have the front end notice what scripts changed in the workflow, and keep it through a reload. */
+export function keepState() {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+  if (tracker?.captureCanvasState) tracker.captureCanvasState()
+  else tracker?.checkState?.()
 }
 
 /** A style sheet of one's own. Elements of Nodes 2.0 come and go: rules find them where scripts would lose them. */

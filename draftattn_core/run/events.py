@@ -56,6 +56,7 @@ class EvaluationDone:
         level: its noise level.
         outcome: "computed", "reused" or "forecast".
         seconds: since the run began.
+        layers: what each layer did, see `layer_row`; empty if no video self-attention was seen.
     """
 
     step: int
@@ -64,6 +65,7 @@ class EvaluationDone:
     level: float
     outcome: str
     seconds: float
+    layers: tuple[float | str | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from .calibration import Calibration
 from .evaluation import Answer, Evaluation, Outcome, StepCache
 from .events import CallDone, EvaluationDone, Event, Events, Note, RunDone, RunStarted, StepDone, Waiting
 from .fingerprint import ModelName
+from .layer_row import layer_row
 from .measured_calls import MeasuredCalls
 from .plan import Plan
 from .probe import HeadTails, probe_tails
@@ -100,6 +101,7 @@ class Run:
     _ready: ReadyBackends = field(default_factory=ReadyBackends)
     _masks: CalibratedMasks | None = field(init=False)
     _errors: int = 0
+    _calls_before: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
@@ -250,6 +252,7 @@ class Run:
     def _ask(self, x: Tensor, evaluation: Evaluation) -> tuple[Answer | None, Callable[[], Callable[[], float]]]:
         """What the step cache says, and what stops the time of the evaluation."""
         self._emit_step(self.steps.begin(evaluation.sampler_step, evaluation.progress))
+        self._calls_before = len(self.report.calls)
         return self._cached(x, evaluation), stopwatch(evaluation.device)
 
     def _answered(
@@ -268,7 +271,8 @@ class Run:
         self.report.add_outcome(outcome.value, evaluation.step)
         if self.events.wanted(EvaluationDone):
             at = evaluation.sampler_step, self.steps.total, evaluation.progress, evaluation.level
-            self._emit(EvaluationDone(*at, outcome.value, self.report.seconds))
+            layers = layer_row(self.report.calls[self._calls_before :])
+            self._emit(EvaluationDone(*at, outcome.value, self.report.seconds, layers))
 
     def _cached(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
         if self.step_cache is None or not evaluation.prediction or self.stood_aside:

@@ -131,6 +131,8 @@ def test_a_run_tells_its_steps_and_counts() -> None:
     assert first.dense == {"schedule": 2} and first.evaluations == {"computed": 2}
     outcomes = [event.outcome for event in heard if isinstance(event, EvaluationDone)]
     assert outcomes == ["computed"] * 2 + ["reused"] * 2 + ["computed"] * 2
+    layers = [event.layers for event in heard if isinstance(event, EvaluationDone)]
+    assert layers == [("schedule",)] * 2 + [()] * 2 + [("schedule",)] * 2, "each of its own calls alone"
     assert last.evaluations == {"computed": 4, "reused": 2} and last.cancelled is None and last.calls == 4
     assert first.seconds <= last.seconds
 
