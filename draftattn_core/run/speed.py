@@ -40,10 +40,10 @@ class Speed:
 
 
 SPEEDS: Mapping[str, Speed] = {
-    "quality": Speed(0.40, 0.03),
-    "balanced": Speed(0.25, 0.03),
-    "fast": Speed(0.25, 0.08),
-    "max": Speed(0.15, 0.20),
+    "quality": Speed(0.50, 0.05),
+    "balanced": Speed(0.35, 0.05),
+    "fast": Speed(0.40, 0.20),
+    "max": Speed(0.25, 0.20),
 }
 # From so many video tokens on `auto` dares the middle of the frontier; below, few blocks a row leave sparsity little.
 LONG_VIDEO_TOKENS = 8_000

@@ -174,7 +174,7 @@ def _() -> None:
     found = []
     for devices in (1, 2):
         sparse, handle = host.apply(wan(), schedule=almost_dense())
-        patched = host.pack("nodes.host.adapter").apply_skip_steps(sparse, skip)
+        patched = host.pack("nodes.host.adapter").apply_skip_steps(sparse, skip)[0]
         with on_two_devices(patched) if devices == 2 else nullcontext():
             out = run(patched, negative=negative, cfg=3.0, steps=12)
         decided = Counter((d.index, str(d.outcome), str(d.reason)) for d in handle.report.decisions)
