@@ -102,6 +102,8 @@ def _means(
     of: Sequence[tuple[str, int]],
     share_of: Callable[[str], float],
 ) -> list[Point]:
+    # The converged path was made in some rounds only; all rows that stand beside it stand on the same.
+    followed = [where for where in of if rounds[where][0]["converged"] is not None]
     points = []
     for index in range(len(rounds[of[0]])):
         records = [(grid, rounds[grid, seed][index]) for grid, seed in of]
@@ -110,9 +112,8 @@ def _means(
         def mean(value: Callable[[str, Record], float]) -> float:
             return sum(value(grid, record) for grid, record in records) / len(records)  # noqa: B023
 
-        # The converged path was made in some rounds only.
-        paths = [record["converged"] for _, record in records if record["converged"] is not None]
-        converged = sum(paths) / len(paths) if paths else None
+        paths = [rounds[where][index]["converged"] for where in followed]
+        converged = None if not paths or None in paths else sum(paths) / len(paths)
         points.append(
             Point(
                 row["name"],
