@@ -1,9 +1,9 @@
 """The rule that makes the node's speeds of the frontier: what each is, is read off the committed rows.
 
 Candidates are the compositions of the forecast with budgets that were measured in every scenario of 20 steps. Each is
-worth its worst mean SSIM over the scenarios (checkpoints and sizes), so that an easy model flatters none, and costs its
-mean work. On the front of these, `max` is the cheapest point, `quality` the best one of at most half the dense work,
-`fast` and `balanced` are those closest to one and two thirds of the way between their works.
+worth its mean SSIM over the scenarios (checkpoints and sizes, one vote each) and costs its mean work. On the front of
+these, `max` is the cheapest point, `quality` the best one of at most half the dense work, `fast` and `balanced` are
+those closest to one and two thirds of the way between their works.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Candidate:
     Attributes:
         density, threshold: its settings.
         work: mean over the scenarios.
-        ssim: the worst of the scenarios' means.
+        ssim: likewise; worst: the least of the scenarios.
         psnr: likewise, dB.
     """
 
@@ -38,6 +38,7 @@ class Candidate:
     threshold: float
     work: float
     ssim: float
+    worst: float
     psnr: float
 
 
@@ -68,8 +69,9 @@ def candidates(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
                 float(settings["density"]),
                 float(settings["threshold"]),
                 sum(mean["work"] for mean in means) / len(means),
+                sum(mean["ssim"] for mean in means) / len(means),
                 min(mean["ssim"] for mean in means),
-                min(mean["psnr_db"] for mean in means),
+                sum(mean["psnr_db"] for mean in means) / len(means),
             )
         )
     return made
@@ -99,9 +101,11 @@ def choose(found: Sequence[Candidate]) -> dict[str, Candidate]:
 
 def table(chosen: Mapping[str, Candidate]) -> str:
     """As docs/frontier.md shows it."""
-    lines = ["| speed | density | forecast threshold | work | SSIM | PSNR |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| `{name}` | {c.density:g} | {c.threshold:g} | {c.work:.2f} | {c.ssim:.3f} | {c.psnr:.1f} dB |"
-        for name, c in chosen.items()
+    lines = [
+        "| speed | density | forecast threshold | work | SSIM | worst scenario | PSNR |",
+        "|---|---|---|---|---|---|---|",
     ]
+    for name, c in chosen.items():
+        settings = f"| `{name}` | {c.density:g} | {c.threshold:g} "
+        lines.append(f"{settings}| {c.work:.2f} | {c.ssim:.3f} | {c.worst:.3f} | {c.psnr:.1f} dB |")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.frontier.fronts import Point, envelope
 from benchmarks.frontier.speeds import FAMILY, Candidate, candidates, choose, load, table
 from draftattention.draftattn_core.run.speed import SPEEDS
 
@@ -27,10 +28,37 @@ def test_the_docs_show_the_rule_as_it_was_applied() -> None:
     assert table(choose(candidates(load()))) in PAGE.read_text(encoding="utf-8")
 
 
-def test_a_candidate_is_worth_its_worst_scenario_and_costs_the_mean() -> None:
+def test_what_auto_takes_is_closer_than_fewer_steps_at_its_work_on_every_checkpoint_and_size() -> None:
+    rows, compared = load(), 0
+    for name in ("quality", "balanced"):
+        speed = SPEEDS[name]
+        words = f"budgets {speed.density:g} warm 3, forecast {speed.threshold:g} first 3"
+        for model, size in {(row["model"], row["size"]) for row in rows if row["family"] == FAMILY}:
+            here = [row for row in rows if (row["model"], row["size"], row["steps"]) == (model, size, 20)]
+            points = [
+                Point(row["method"], row["family"], row["work"], row["psnr_db"], row["ssim"], row["flicker"])
+                for row in means(here)
+            ]
+            (ours,) = [point for point in points if point.method.endswith(words)]
+            best = envelope([point for point in points if point.family.startswith("dense")], ours.work, "ssim")
+            assert best is not None and ours.ssim > best[1], (name, model, size)
+            compared += 1
+    assert compared == 6
+
+
+def means(rows: list[dict]) -> list[dict]:
+    """One row a method."""
+    by_method: dict[tuple[str, str], list[dict]] = {}
+    for found in rows:
+        by_method.setdefault((found["family"], found["method"]), []).append(found)
+    names = ("work", "psnr_db", "ssim", "flicker")
+    return [some[0] | {n: sum(r[n] for r in some) / len(some) for n in names} for some in by_method.values()]
+
+
+def test_scenarios_have_one_vote_each_and_the_worst_is_told() -> None:
     rows = [row(0.2, 0.9), row(0.4, 0.8), row(0.5, 0.6, model="lively"), row(0.6, 0.99, density=0.4)]
-    assert [(c.density, c.work, c.ssim) for c in candidates(rows)] == [
-        (0.25, pytest.approx((0.3 + 0.5) / 2), pytest.approx(0.6))
+    assert [(c.density, c.work, c.ssim, c.worst) for c in candidates(rows)] == [
+        (0.25, pytest.approx((0.3 + 0.5) / 2), pytest.approx((0.85 + 0.6) / 2), pytest.approx(0.6))
     ], "one scenario lacks the other density"
 
 
@@ -41,7 +69,7 @@ def test_other_rows_are_no_candidates(other: dict) -> None:
 
 def test_the_ends_of_the_front_and_the_thirds_between_are_taken() -> None:
     def made(*points: tuple[float, float]) -> list[Candidate]:
-        return [Candidate(work, ssim, work, ssim, 30.0) for work, ssim in points]
+        return [Candidate(work, ssim, work, ssim, ssim, 30.0) for work, ssim in points]
 
     behind, dear = (0.31, 0.5), (0.6, 1.0)
     found = choose(made((0.2, 0.6), (0.29, 0.7), (0.33, 0.75), (0.42, 0.8), (0.5, 0.9), behind, dear))
