@@ -19,6 +19,8 @@ _COLOURS = {
     "sparse, paper": ("#f0b96f", "--"),
     "sparse, sol": ("#f0b96f", ":"),
     "easycache x sparse, ours": ("#d96a6a", "--"),
+    "easycache x sparse, ours with budgets": ("#a33d3d", ":"),
+    "dpmpp_2m x sparse, ours with budgets": ("#2f8f4e", "-."),
     "forecast x sparse, ours": ("#c01818", "-"),
     "forecast x sparse, ours with budgets": ("#6e0b0b", "-"),
     "forecast x sparse, paper": ("#b888d8", "--"),
@@ -34,7 +36,7 @@ def plot(table: Table, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 1, figsize=(9, 10), sharex=True, constrained_layout=True)
+    figure, axes = pyplot.subplots(2, 1, figsize=(12, 10), sharex=True, constrained_layout=True)
     for axis, quality in zip(axes, ("psnr", "ssim")):
         shown = (lambda value: value) if quality == "psnr" else (lambda value: max(1e-4, 1 - value))
         best = [(work, found[1]) for work in _GRID if (found := envelope(table.points, work, quality)) is not None]
@@ -57,7 +59,7 @@ def plot(table: Table, path: Path) -> None:
     axes[1].set_ylabel("1 - SSIM (lower is better)")
     axes[1].set_yscale("log")
     axes[1].set_xlabel("work (share of the dense run's multiplications)")
-    axes[0].legend(fontsize=8, ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     share = "as this model has it" if table.share is None else f"{table.share:.0%} of an evaluation"
     axes[0].set_title(f"{table.scenario.name}: {len(table.rounds)} rounds; attention {share}", fontsize=10)
     figure.savefig(path, dpi=100)
