@@ -20,9 +20,10 @@ from benchmarks.calibration.tables import (
     json_whole_rows,
     whole_rows,
 )
-from benchmarks.calibration.verdicts import Verdict, all_verdicts, common, excess, gain_db, of_method
+from benchmarks.calibration.verdicts import all_verdicts, common, excess, gain_db, of_method
 from benchmarks.quality.plan import BIG_GRIDS
 from benchmarks.quality.raw import Record, effort
+from benchmarks.verdict import Verdict
 
 SCHEMA = 1
 

@@ -14,9 +14,8 @@ from draftattention.draftattn_core import Settings, TableCache, TokenGrid
 from draftattention.draftattn_core.geometry.layout import LayoutTables
 from draftattention.draftattn_core.method.policy import TAILS, Policy, TailName
 from draftattention.draftattn_core.run.budgets import CurveTable, least_error
-from draftattention.draftattn_core.run.error_curve import CURVE_DENSITIES
 from draftattention.draftattn_core.run.figures import CompleteFigures, bucket_of
-from draftattention.draftattn_core.run.fingerprint import Conditions, Fingerprint
+from draftattention.draftattn_core.run.fingerprint import Fingerprint
 from draftattention.draftattn_core.run.probe import HeadTails
 from draftattention.draftattn_core.run.profile import MAIN
 from draftattention.draftattn_core.run.profile_recorder import ProfileRecorder
@@ -24,26 +23,11 @@ from draftattention.draftattn_core.run.profile_recorder import ProfileRecorder
 HEAD_SIZE = 64
 
 
-def recorder_for(settings: Settings, layers: int, heads: int, head_size: int) -> ProfileRecorder:
-    """A recorder of the tiny model's figures under the pack's defaults, as a run makes it."""
-    tail = settings.policy.tail
-    conditions = Conditions.of(
-        settings.policy,
-        q_block=settings.q_block,
-        k_block=settings.k_block,
-        tile=settings.tile,
-        order=settings.order,
-        tails=(tail,) if isinstance(tail, str) else tail,
-        gains=settings.auto_gain,
-    )
-    return ProfileRecorder(Fingerprint("wan", layers, heads, head_size), conditions, CURVE_DENSITIES)
-
-
 def figures_of(evaluation: Evaluation, rows: int) -> CompleteFigures:
     """What a probe of `rows` rows finds in one evaluation."""
     first = evaluation.layers[0]
     heads, size = first.call.q.shape[1], first.call.q.shape[3]
-    recorder = recorder_for(first.settings, len(evaluation.layers), heads, size)
+    recorder = ProfileRecorder.of_run(first.settings, Fingerprint("wan", len(evaluation.layers), heads, size))
     for layer in evaluation.layers:
         recorder.add(layer.curves(rows), expert=MAIN, weights="", progress=evaluation.progress, layer=layer.call.layer)
     found = recorder.complete(MAIN)

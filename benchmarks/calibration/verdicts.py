@@ -1,30 +1,17 @@
-"""The targets of issue 14, section 1, and what was measured of them."""
+"""The targets for budgets and profiles, and what was measured of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from benchmarks.calibration.methods import ONLINE, ORACLE, PROFILE, UNIFORM
 from benchmarks.calibration.tables import At, Row, WholeRow, error_at, work_at
+from benchmarks.verdict import Verdict
 
 LEAST_RATIO = 1.35
 LEAST_GAIN_DB = 3.0
 MOST_ABOVE_ORACLE = 0.05
 SEEDS_ASKED = 4
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A target, whether it was met, and the figures that say so; `met` is None where too little was measured."""
-
-    target: str
-    met: bool | None
-    found: str
-
-    @property
-    def word(self) -> str:
-        return {True: "met", False: "**missed**", None: "not measured"}[self.met]
 
 
 def of_method(rows: Sequence[Row], method: str) -> list[Row]:
@@ -48,7 +35,7 @@ def equal_error(rows: Sequence[Row], method: str) -> Verdict:
     met = all(ratio is not None and ratio >= LEAST_RATIO for ratio in found.values())
     reason = ""
     if not met and (best := ratios(rows, ORACLE)):
-        reason = f". Budgets solved on the call itself reach {_ratio_words(best)}: about all there is to gain here"
+        reason = f". Budgets solved on the call itself reach {_ratio_words(best)}"
     return Verdict(target, met, f"uniform work over its work, by its work: {_ratio_words(found)}{reason}")
 
 

@@ -60,8 +60,7 @@ def _one(table: Table, picture: str | None) -> list[str]:
         lines.append("")
     lines += ["| target | met | found |", "|---|---|---|"]
     for verdict in verdicts(table):
-        met = {True: "met", False: "**missed**", None: "not measured"}[verdict.met]
-        lines.append(f"| {verdict.target} | {met} | {verdict.found} |")
+        lines.append(f"| {verdict.target} | {verdict.word} | {verdict.found} |")
     lines += ["", "<details><summary>Every method</summary>", ""]
     lines += ["| method | work | PSNR dB | SSIM | flicker | PSNR to the converged path |", "|---|---|---|---|---|---|"]
     for point in sorted(table.points, key=lambda p: (p.family, p.work)):

@@ -11,6 +11,7 @@ from benchmarks.frontier.plan import Scenario
 from benchmarks.frontier.rounds import whole_rounds
 from benchmarks.frontier.work import Ledger
 from benchmarks.quality.raw import Record
+from benchmarks.verdict import Verdict
 
 WORKS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 LEAST_SKIPPED = 0.2
@@ -142,15 +143,6 @@ def held_out(choosing: Sequence[Point], reporting: Sequence[Point]) -> tuple[Poi
         }
         kept += [point for point in reporting if point.method in names]
     return tuple(kept)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A target, whether it was met, and the number that says so; `met` is None where it could not be measured."""
-
-    target: str
-    met: bool | None
-    found: str
 
 
 def verdicts(table: Table) -> list[Verdict]:
