@@ -121,12 +121,13 @@ def fixed_attend(architecture: str, dim: int) -> AttendConfig:
 def tuned_attend(architecture: str) -> dict[int, AttendConfig]:
     """Head size -> what a sweep on this very architecture found with a Triton like the one here. Read once."""
     table = read_table(architecture)
-    if table is None or not same_triton(table.triton, _triton_version()):
+    if table is None or not same_triton(table.triton, triton_version()):
         return {}
     return {dim: AttendConfig(**numbers) for dim, numbers in table.attend.items()}
 
 
-def _triton_version() -> str:
+def triton_version() -> str:
+    """Of the Triton installed here, by whichever name it is packaged; "none" without one."""
     for package in ("triton", "triton-windows", "pytorch-triton-rocm"):
         try:
             return version(package)

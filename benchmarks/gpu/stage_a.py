@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from benchmarks.kernels.process import (
     run_until_one_hangs,
 )
 from benchmarks.kernels.row import Row
-from draftattention.kernels.configs import AttendConfig
+from draftattention.kernels.configs import AttendConfig, triton_version
 from draftattention.kernels.tuning import TuningTable, read_table, same_triton, write_table
 
 HEALTH, CHECKS, MEMORY, SWEEP, PROFILE, HOPPER = (
@@ -174,7 +173,7 @@ class StageA:
         if found is None:
             return "done", f"the fixed row {words(start)} holds: {1e3 * seconds[start]:.2f} ms, no table"
         config, gain = found
-        triton = _triton()
+        triton = triton_version()
         before = read_table(architecture, self.tables)
         kept = before if before is not None and same_triton(before.triton, triton) else None
         conditions = f"attend with its tail, bfloat16, density {DENSITY}, blocks {_shape(dim, self.device).q_block}/"
@@ -289,12 +288,3 @@ def _sweep_work(dim: int, device: str, configs: list[AttendConfig]) -> dict[str,
     effort = {"seconds": QUICK.seconds, "least": QUICK.least, "most": QUICK.most}
     shape = asdict(_shape(dim, device))
     return {"kind": "sweep", "shape": shape, "configs": [asdict(one) for one in configs], "effort": effort}
-
-
-def _triton() -> str:
-    for package in ("triton", "triton-windows", "pytorch-triton-rocm"):
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return "none"

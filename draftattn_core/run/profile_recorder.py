@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..method.policy import TAILS, head_tails
 from .convex_curve import Array
-from .error_curve import ErrorCurves
+from .error_curve import CURVE_DENSITIES, ErrorCurves
 from .figures import CompleteFigures, Figures, bucket_of, layers_of
 from .fingerprint import Conditions, Fingerprint, ProfileError
 from .profile import Profile, prompt_key
+from .settings import Settings
 
 
 @dataclass(eq=False)
@@ -29,6 +31,25 @@ class ProfileRecorder:
     densities: tuple[float, ...]
     _experts: dict[str, Figures] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @classmethod
+    def of_run(cls, settings: Settings, fingerprint: Fingerprint) -> ProfileRecorder:
+        """For a run of that model under these settings.
+
+        Raises:
+            ProfileError: if its figures could not be kept.
+        """
+        tails = TAILS if settings.auto_tail else head_tails(settings.policy.tail, fingerprint.heads)
+        conditions = Conditions.of(
+            settings.policy,
+            q_block=settings.q_block,
+            k_block=settings.k_block,
+            tile=settings.tile,
+            order=settings.order,
+            tails=tuple(name for name in TAILS if name in tails),
+            gains=settings.auto_gain,
+        )
+        return cls(fingerprint, conditions, CURVE_DENSITIES)
 
     def wants(self, expert: str, progress: float, layer: int, first_head: int = 0) -> bool:
         """Whether nothing was measured of that layer in that bucket yet: one probe of each is enough for a run."""

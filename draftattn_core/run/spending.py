@@ -20,12 +20,12 @@ import numpy as np
 
 from ..backends.request import AttendRequest
 from ..geometry.grid import TokenGrid
-from ..method.policy import TAILS, TailName, head_gains, head_tails
+from ..method.policy import TAILS, TailName, head_gains
 from ..method.tail.formula import tail_key_equivalents
 from .budgets import Budgets, CurveTable, least_error, within_error
-from .error_curve import CURVE_DENSITIES, ErrorCurves, error_curves
+from .error_curve import ErrorCurves, error_curves
 from .figures import CompleteFigures, bucket_of, layers_of
-from .fingerprint import Conditions, Fingerprint, ModelName, ProfileError
+from .fingerprint import Fingerprint, ModelName, ProfileError
 from .margin import margin
 from .probe import HeadTails
 from .profile import Profile
@@ -115,26 +115,16 @@ class Spending:
 
     def _begin(self, shape: CallShape) -> None:
         self._shape, settings = shape, self.settings
-        heads = head_tails(settings.policy.tail, shape.heads) if not settings.auto_tail else TAILS
         try:
-            conditions = Conditions.of(
-                settings.policy,
-                q_block=settings.q_block,
-                k_block=settings.k_block,
-                tile=settings.tile,
-                order=settings.order,
-                tails=tuple(name for name in TAILS if name in heads),
-                gains=settings.auto_gain,
-            )
             fingerprint = Fingerprint(self.model.family, shape.layers, shape.heads, shape.head_size)
-            self.recorder = ProfileRecorder(fingerprint, conditions, CURVE_DENSITIES)
+            self.recorder = ProfileRecorder.of_run(settings, fingerprint)
         except ProfileError as error:
             self._end(str(error))
             return
         if settings.profile is None:
             return
         try:
-            notes = settings.profile.check(fingerprint, conditions)
+            notes = settings.profile.check(fingerprint, self.recorder.conditions)
             figures = settings.profile.complete(self.model.expert)
             if self.model.weights:
                 notes += settings.profile.check_weights(self.model.expert, self.model.weights)

@@ -125,7 +125,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, gpu: PretendGpu) -> PretendGpu:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("benchmarks.kernels.process.Child", gpu.child)
     monkeypatch.setattr(bench, "machine", lambda measured: dict(H200))
-    monkeypatch.setattr(stage_a, "_triton", lambda: "3.6.0")
+    monkeypatch.setattr(stage_a, "triton_version", lambda: "3.6.0")
     monkeypatch.setattr(tools, "find_tool", lambda name: f"/tools/{name}")
     monkeypatch.setattr(bench.kernels, "main", gpu.bench("kernels"))
     monkeypatch.setattr(bench.e2e, "main", gpu.bench("e2e"))

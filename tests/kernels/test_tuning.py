@@ -22,7 +22,7 @@ TABLE = TuningTable("sm_90", "NVIDIA H200", "3.6.0", "Wan 14B 720p, density 0.2"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(configs, "read_table", lambda architecture: read_table(architecture, tmp_path))
-    monkeypatch.setattr(configs, "_triton_version", lambda: "3.6.1")
+    monkeypatch.setattr(configs, "triton_version", lambda: "3.6.1")
     tuned_attend.cache_clear()
     yield tmp_path
     tuned_attend.cache_clear()
