@@ -15,20 +15,17 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attention import Attention, attend
-from ..backends.call_kind import CallKind
-from ..backends.registry import NoBackendError, tails_served
+from ..attention import Attention
+from ..backends.registry import NoBackendError
 from ..backends.request import OUT_OF_MEMORY
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
-from ..method.policy import TAILS, Policy, WrongHeadsError
+from ..method.policy import Policy, WrongHeadsError
 from ..method.rules import rule_of
-from ..method.rules.calibatt import MASKS, CalibratedMasks
 from .calibatt_recorder import CalibAttRecorder
 from .calibration import Calibration
 from .evaluation import Answer, Evaluation, Outcome, StepCache
@@ -37,7 +34,6 @@ from .fingerprint import ModelName
 from .layer_row import layer_row
 from .measured_calls import MeasuredCalls
 from .plan import Plan
-from .probe import HeadTails, probe_tails
 from .profile import Profile
 from .ranks.lost import RankLostError
 from .ranks.merge import merged_report
@@ -46,6 +42,7 @@ from .ranks.together import CachesTogether, agreed, most_errors, one_deal
 from .ready import ReadyBackends, free
 from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
 from .settings import Settings
+from .sparse_calls import SparseCalls, calibrated_masks
 from .spending import Spending
 from .step_cache import RunStepCache
 from .steps import Steps
@@ -95,11 +92,9 @@ class Run:
     started: bool = False
     finished: bool = False
     ranks: Ranks | None = None
-    _checked: set[int] = field(default_factory=set)
-    _states: dict[tuple[int, str, tuple[int, ...]], dict[str, Any]] = field(default_factory=dict)
     _measured: MeasuredCalls = field(init=False)
     _ready: ReadyBackends = field(default_factory=ReadyBackends)
-    _masks: CalibratedMasks | None = field(init=False)
+    _sparse: SparseCalls = field(init=False)
     _errors: int = 0
     _calls_before: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -112,7 +107,8 @@ class Run:
         self.report.skip = self.settings.skip
         record = self.settings.record_masks
         self.voting = CalibAttRecorder(self.model, self.settings.mask_block) if record else None
-        self._masks = self._calibrated_masks()
+        masks = calibrated_masks(self.settings, self.model, self.note)
+        self._sparse = SparseCalls(self.settings, self.plan, self.report, self.cache, self._measured, masks, self._tell)
         if self.step_cache is None and self.settings.skip.rule != "off":
             self.step_cache = RunStepCache(self.settings.skip)
 
@@ -201,7 +197,7 @@ class Run:
                 return self.report
             self.finished = True
         self.cache.clear()
-        self._states.clear()
+        self._sparse.clear()
         if self.step_cache is not None:
             self.step_cache.clear()
         if isinstance(self.step_cache, RunStepCache):
@@ -322,17 +318,6 @@ class Run:
             self.note("this run was sparse, so it did not vote for masks: calibrate without Apply DraftAttention")
             return None
         return self.voting.calibration(prompt)
-
-    def _calibrated_masks(self) -> CalibratedMasks | None:
-        """Those of the settings' profile, where its rule follows them; raises ProfileError if they do not fit."""
-        profile = self.settings.profile
-        if self.settings.policy.method != "calibatt" or profile is None or profile.calibration is None:
-            return None
-        for text in profile.calibration.check(self.model):
-            self.note(text)
-        if self.settings.budgets != "off" or self.settings.max_error:
-            self.note("calibrated masks bring their densities: budgets and max_error have no say")
-        return profile.calibration.compiled(self.model.expert)
 
     def _vote(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, position: Position, bias: Tensor | None) -> None:
         """Measure a dense call for masks. Never raises."""
@@ -464,7 +449,7 @@ class Run:
             return DenseReason.TOKENS
         if self.stood_aside:
             return DenseReason.STOOD_ASIDE
-        remark = None if self._masks is None else self._masks.remark(settings.layout(planned.grid))
+        remark = self._sparse.remark(planned.grid)
         if remark is not None:
             self.note(remark)
         return policy
@@ -483,7 +468,7 @@ class Run:
         """The call served sparse, or why it cannot be."""
         stop = self._stopwatch(q.device)
         try:
-            result = self._sparse(q, k, v, layout(), policy, position, key_bias)
+            result = self._sparse.serve(q, k, v, layout(), policy, position, key_bias)
             if result is None:
                 return DenseReason.NON_FINITE
             out, density, tail_work = from_core(result.out), result.density(), result.tail_work()
@@ -500,94 +485,6 @@ class Run:
             return DenseReason.ERROR
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
         return _Done(out, Call(position, density, None, pairs, stop(), tail_work), result)
-
-    def _sparse(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: Layout,
-        policy: Policy,
-        position: Position,
-        key_bias: Tensor | None,
-    ) -> Attention | None:
-        """The sparse call; None if it is not finite, asked in every layer until one output was."""
-        result = attend(
-            q,
-            k,
-            v,
-            layout,
-            policy,
-            backend=self.settings.backend,
-            key_bias=key_bias,
-            cache=self.cache,
-            position=position,
-            state=self._state_of(position),
-        )
-        measured = self._measured.served(result, policy, position, partial(self._again, position))
-        if measured is not None:
-            result = measured
-        elif self.settings.probes and self.plan.found(position, q.shape[1]) is None:
-            result = self._with_best_tails(result, policy, position)
-        with self._lock:
-            first = position.layer not in self._checked
-        finite = not first or bool(torch.isfinite(result.out).all())
-        if finite:
-            with self._lock:
-                self._checked.add(position.layer)
-        else:
-            self._tell(
-                f"DraftAttention: the first sparse output of layer {position.layer} is not finite, so it ran dense; "
-                "float16 overflow is the usual cause: load the model in bfloat16"
-            )
-            return None
-        return result
-
-    def _with_best_tails(self, result: Attention, policy: Policy, position: Position) -> Attention:
-        """Let the probe choose tails and gains of this layer, and redo the call if they differ from what ran."""
-        settings, request = self.settings, result.request
-        heads, layer = request.q.shape[1], position.layer
-        asked = HeadTails.of(policy, heads)
-        biased = request.key_bias is not None
-        kind = CallKind.of(request.q, settings.q_block, settings.k_block, policy, biased=biased)
-        choices = tails_served(result.backend, kind, TAILS) if settings.auto_tail else ()
-        found, probe = probe_tails(
-            request, asked, tail=settings.auto_tail, gain=settings.auto_gain, seed=layer, choices=choices
-        )
-        self.plan.keep(position, heads, found)
-        self.report.keep_tails(position, found.names, found.gains)
-        with self._lock:
-            self.report.tail_errors[layer] = {
-                name: float(errors.mean()) for name, errors in (probe.fitted or probe.errors).items()
-            }
-        if found == asked:
-            return result
-        return self._again(position, result, found.put_into(policy))
-
-    def _again(self, position: Position, result: Attention, policy: Policy) -> Attention:
-        """The same call under another policy."""
-        request = result.request
-        return attend(
-            request.q,
-            request.k,
-            request.v,
-            request.tables.layout,
-            policy,
-            backend=result.backend,
-            key_bias=request.key_bias,
-            scale=request.scale,
-            cache=self.cache,
-            position=position,
-            state=self._state_of(position),
-        )
-
-    def _state_of(self, position: Position) -> dict[str, Any]:
-        """What the selection rule keeps of these heads of a layer from call to call, for each condition by itself."""
-        given = {} if self._masks is None else {MASKS: self._masks}
-        with self._lock:
-            return self._states.setdefault(
-                (position.layer, position.branch, position.heads or (position.first_head,)), given
-            )
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):

@@ -28,7 +28,7 @@ from benchmarks.e2e.steps import step_rows
 from benchmarks.kernels.row import Row
 from draftattention.draftattn_core import Schedule, Settings
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
-from draftattention.draftattn_core.run import run as run_module
+from draftattention.draftattn_core.run import sparse_calls
 from tools.comfyui.path import PACK_ROOT
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_the_first_sparse_step_pays_what_a_run_pays_once(monkeypatch: pytest.Mon
     """Of two sessions each, the probe runs in the step that is timed; in the other sparse row it warms up."""
     probes: list[str] = []
     timed: list[list[str]] = []
-    right, run = run_module.probe_tails, steps._Steps.run
+    right, run = sparse_calls.probe_tails, steps._Steps.run
 
     def probe(*arguments: Any, **options: Any) -> Any:
         probes.append("probe")
@@ -64,7 +64,7 @@ def test_the_first_sparse_step_pays_what_a_run_pays_once(monkeypatch: pytest.Mon
         run(self, *arguments)
         timed.append(probes.copy())
 
-    monkeypatch.setattr(run_module, "probe_tails", probe)
+    monkeypatch.setattr(sparse_calls, "probe_tails", probe)
     monkeypatch.setattr(steps._Steps, "run", noted)
     with torch.no_grad():
         dense, sparse, first = step_rows(work("Wan 14B 720p", first=[0.3], repeats=2), CPU)

@@ -212,7 +212,7 @@ def _() -> None:
         seen["dense"].add(paused[0])
         return func(*args, **kwargs)
 
-    core = host.pack("draftattn_core.run.run")
+    core = host.pack("draftattn_core.run.sparse_calls")
     original = core.attend
 
     def attend(*args: Any, **kwargs: Any) -> Any:

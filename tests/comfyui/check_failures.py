@@ -89,7 +89,7 @@ def _() -> None:
     model = wan()
     plain = run(model)
     patched, handle = host.apply(model)
-    core = host.pack("draftattn_core.run.run")
+    core = host.pack("draftattn_core.run.sparse_calls")
     original = core.attend
 
     def nan(*args: Any, **kwargs: Any) -> Any:

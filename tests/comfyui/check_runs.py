@@ -105,7 +105,7 @@ def _() -> None:
 def _() -> None:
     kept: list[weakref.ref[Any]] = []
     tables: list[int] = []
-    core = host.pack("draftattn_core.run.run")
+    core = host.pack("draftattn_core.run.sparse_calls")
     original = core.attend
 
     def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

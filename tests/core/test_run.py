@@ -18,7 +18,7 @@ from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import DEFAULT_TILES
 from draftattention.draftattn_core.method.policy import METHODS, TAILS, Policy
-from draftattention.draftattn_core.run import run as run_module
+from draftattention.draftattn_core.run import sparse_calls
 from draftattention.draftattn_core.run.events import CallDone
 from draftattention.draftattn_core.run.probe import best_tails, gains_of, probe_errors
 from draftattention.draftattn_core.run.report import DenseReason, Position
@@ -151,7 +151,7 @@ def failing(*_: object, **__: object) -> Attention:
 
 def test_an_error_runs_dense_and_three_stand_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(SETTINGS)
-    monkeypatch.setattr(run_module, "attend", failing)
+    monkeypatch.setattr(sparse_calls, "attend", failing)
     for _ in range(MAX_ERRORS + 2):
         assert torch.equal(call(run), dense_output())
     assert run.report.calls_dense() == {str(DenseReason.ERROR): 3, str(DenseReason.STOOD_ASIDE): 2}
@@ -178,7 +178,7 @@ def test_out_of_memory_runs_dense_and_does_not_count_as_an_error(monkeypatch: py
         raise torch.OutOfMemoryError("tried to allocate")
 
     run = Run(SETTINGS)
-    monkeypatch.setattr(run_module, "attend", too_large)
+    monkeypatch.setattr(sparse_calls, "attend", too_large)
     for _ in range(MAX_ERRORS + 1):
         assert torch.equal(call(run), dense_output())
     assert run.report.calls_dense() == {str(DenseReason.OUT_OF_MEMORY): MAX_ERRORS + 1}
@@ -202,7 +202,7 @@ def test_what_a_failed_call_had_made_is_freed_before_the_dense_one(
         alive.append(made[0]() is not None)
         return dense_output()
 
-    monkeypatch.setattr(run_module, "attend", half_done)
+    monkeypatch.setattr(sparse_calls, "attend", half_done)
     assert torch.equal(call(Run(SETTINGS), dense=dense), dense_output())
     assert alive == [False]
 
@@ -244,7 +244,7 @@ def test_the_probe_chooses_each_heads_tail_once_per_layer(monkeypatch: pytest.Mo
         calls.append(arguments)
         return attend(*arguments, **options)
 
-    monkeypatch.setattr(run_module, "attend", counted)
+    monkeypatch.setattr(sparse_calls, "attend", counted)
     q, k, v = smooth_qkv(LAYOUT, dtype=torch.float32)
     first = attend(q, k, v, LAYOUT, SETTINGS.policy.with_density(0.3))
     names = best_tails(probe_errors(first.request, seed=1))
@@ -269,7 +269,7 @@ def test_a_call_whose_tails_were_already_the_best_is_not_repeated(monkeypatch: p
         calls.append(arguments)
         return attend(*arguments, **options)
 
-    monkeypatch.setattr(run_module, "attend", counted)
+    monkeypatch.setattr(sparse_calls, "attend", counted)
     monkeypatch.setattr("draftattention.draftattn_core.run.probe.best_tails", lambda probe: (Policy().tail,) * 2)
     call(run)
     assert len(calls) == 1
@@ -373,7 +373,7 @@ def test_a_rules_state_lives_as_long_as_the_run_for_each_layer_and_condition(mon
         given.append((position, state))
         return attend(*arguments, position=position, state=state, **options)
 
-    monkeypatch.setattr(run_module, "attend", spy)
+    monkeypatch.setattr(sparse_calls, "attend", spy)
     run = Run(SETTINGS)
     for step in range(2):
         for layer in (0, 1):

@@ -222,7 +222,7 @@ def sample_both_ways(grid: tuple[int, int, int] = (2, 6, 8), **changes: Any) -> 
 
 def sample_with_fault(fault: str) -> dict[str, Any]:
     """A run over ranks in which something fails on rank 1 alone, in the third step."""
-    from draftattention.draftattn_core.run import run as run_module
+    from draftattention.draftattn_core.run import sparse_calls
 
     model = over_ranks(model_of("wan"))
     errors = {"error": ValueError("planted"), "memory": torch.OutOfMemoryError("planted")}
@@ -239,9 +239,9 @@ def sample_with_fault(fault: str) -> dict[str, Any]:
             cache = handle.run.step_cache
             cache._learn = fail_once(cache._learn, ValueError("planted"))
         else:
-            run_module.attend = fail_once(run_module.attend, errors[fault])
+            sparse_calls.attend = fail_once(sparse_calls.attend, errors[fault])
 
-    before = run_module.attend
+    before = sparse_calls.attend
     skip = StepCacheSettings("easycache", threshold=2.0, first=1)
     chosen = settings(skip=skip) if fault in ("cache", "store") else settings()
     try:
@@ -249,7 +249,7 @@ def sample_with_fault(fault: str) -> dict[str, Any]:
             model, (2, 6, 8), lambda **more: apply_draft_attention(model, chosen, **more), meddle=meddle
         )
     finally:
-        run_module.attend = before
+        sparse_calls.attend = before
     told = story(report)
     return {"sum": out.double().sum().item(), "dense": told["calls_dense"], "calls": told["calls"], "told": told}
 

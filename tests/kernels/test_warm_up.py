@@ -128,7 +128,7 @@ def test_a_run_whose_own_tail_fails_compiles_no_others(monkeypatch: pytest.Monke
 
 def test_the_probe_chooses_among_the_tails_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     served = ("none", "mean", "linear0", "linear1")
-    monkeypatch.setattr("draftattention.draftattn_core.run.run.tails_served", lambda name, kind, tails: served)
+    monkeypatch.setattr("draftattention.draftattn_core.run.sparse_calls.tails_served", lambda name, kind, tails: served)
     run = Run(Settings(schedule=constant(0.3), auto_tail=True))
     serve(run, 0.0)
     assert tuple(run.report.tail_errors[0]) == served
