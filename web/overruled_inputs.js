@@ -20,7 +20,8 @@ function overruledOnApply(node) {
   const speed = widgetOf(node, "speed")?.value ?? "off"
   if (!found.has("speed") && speed !== "off") {
     for (const name of by_speed[speed] ?? []) found.set(name, say("by_speed", { speed }))
-    if (speed_replaces.includes(preset)) found.set("preset", say("speed_replaces", { speed }))
+    if (speed_replaces.includes(preset))
+      for (const name of ["preset", ...(by_preset[preset] ?? [])]) found.set(name, say("speed_replaces", { speed }))
   }
   const method = widgetOf(node, "method")?.value ?? "auto"
   if (!found.has("method"))

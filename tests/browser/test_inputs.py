@@ -74,9 +74,12 @@ def test_what_the_preset_overrules_is_grey_and_says_why(canvas: Canvas) -> None:
 
 def test_a_speed_overrules_budgets_and_a_preset_that_is_only_a_curve(canvas: Canvas) -> None:
     node = canvas.add(APPLY)
+    unfold(canvas, node)
+    canvas.until(VISIBLE % "node.showAdvanced", node)
     canvas.set(node, speed="fast")
     assert grey(canvas, node) == {"preset", "sparsity", "dense_start", "budgets"}
-    assert canvas.tooltip(node, "preset").startswith("Not used: the speed fast sets")
+    for name in ("preset", "sparsity"):
+        assert canvas.tooltip(node, name).startswith("Not used: the speed fast sets")
     canvas.set(node, preset="custom")
     assert grey(canvas, node) == {"budgets"}
     canvas.set(node, speed="off")
