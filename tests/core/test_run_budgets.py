@@ -107,13 +107,11 @@ def test_off_is_as_before() -> None:
 
 
 def test_every_layer_is_measured_once_per_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    from draftattention.draftattn_core.run import spending
+    from draftattention.draftattn_core.run import sparse_calls, spending
 
     seen, real = [], spending.error_curves
     monkeypatch.setattr(spending, "error_curves", lambda *a, **k: (seen.append(k["seed"]), real(*a, **k))[1])
-    monkeypatch.setattr(
-        "draftattention.draftattn_core.run.sparse_calls.probe_tails", lambda *a, **k: pytest.fail("a second exact attention")
-    )
+    monkeypatch.setattr(sparse_calls, "probe_tails", lambda *a, **k: pytest.fail("a second exact attention"))
     run = Run(SETTINGS)
     for index in (0, 0, 1, 3, 4, 8, 9):  # buckets change between 1 and 3 and between 4 and 8
         step(run, index)
