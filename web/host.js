@@ -72,6 +72,25 @@ export function nodeOfOutput(key) {
   return graph?.getNodeById(Number(id)) ?? graph?.getNodeById(id) ?? null
 }
 
+/**
+ * Have `show(node, output)` called with what a node of this pack sent: when it has run, and when another tab's workflow
+ * comes back with its outputs, on nodes made anew.
+ * @param {string} name of the extension
+ */
+export function onOutput(name, show) {
+  const tell = (node, output) => node && output && isOurs(node.comfyClass) && show(node, output)
+  app.registerExtension({
+    name,
+    setup() {
+      const heard = ({ detail }) => tell(nodeOfRun(detail.display_node || detail.node), detail.output)
+      api.addEventListener("executed", heard)
+    },
+    onNodeOutputsUpdated(outputs) {
+      for (const [key, output] of Object.entries(outputs)) tell(nodeOfOutput(key), output)
+    },
+  })
+}
+
 /** All nodes of the workflow, those inside subgraphs included. */
 export function allNodes() {
   const root = app.rootGraph ?? app.graph
