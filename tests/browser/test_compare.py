@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-from typing import Any
+import io
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from tests.browser.canvas import Canvas
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Route
 
 RED, BLUE, BLACK = [200, 40, 40], [40, 40, 120], [0, 0, 0]
 PLACE = """(id) => {
@@ -27,46 +32,35 @@ PIXEL = """([id, box, x, y]) => {
 READY = """(id) => {
     const element = app.graph.getNodeById(id).widgets.find((one) => one.name === 'compare_slider')?.element
     const canvas = element?.querySelector('canvas')
-    return canvas?.clientHeight > 60 && canvas.getContext('2d').getImageData(canvas.width / 2 - 9, canvas.height / 2, 1, 1).data[3]
+    const pen = canvas?.clientHeight > 60 && canvas.getContext('2d')
+    return pen && pen.getImageData(canvas.width / 2 - 9, canvas.height / 2, 1, 1).data[3]
 }"""
 
 
-def sheet(colours: list[list[int]]) -> str:
-    """Four frames of one colour each, 8 x 16, side by side, as a data URL of a PNG."""
-    import io
-
-    from PIL import Image
-
+def sheet(colours: list[list[int]]) -> bytes:
+    """Frames of one colour each, 8 x 16, side by side, as a PNG."""
     frames = np.concatenate([np.full((8, 16, 3), colour, np.uint8) for colour in colours], 1)
     written = io.BytesIO()
     Image.fromarray(frames).save(written, "PNG")
-    return base64.b64encode(written.getvalue()).decode()
+    return written.getvalue()
 
 
 def shown(canvas: Canvas) -> int:
     """A Compare node that was sent a red clip, which turns black at its last frame, and a blue one."""
     node = canvas.add("DraftAttentionCompare")
-    pictures = {"red.png": sheet([RED] * 3 + [BLACK]), "blue.png": sheet([BLUE] * 4)}
-    canvas.page.route(
-        "**/view?*",
-        lambda route: (
-            next(
-                (
-                    route.fulfill(body=base64.b64decode(data), content_type="image/png")
-                    for name, data in pictures.items()
-                    if name in route.request.url
-                ),
-                None,
-            )
-            or None
-        ),
-    )
+    for name, frames in (("red.png", [RED] * 3 + [BLACK]), ("blue.png", [BLUE] * 4)):
+        body = sheet(frames)
+        canvas.page.route(f"**/view?*{name}*", partial(answer, body))
     told = {"frames": 4, "columns": 4, "width": 16, "height": 8, "every": 1, "shrunk": False, "type": "temp"}
-    clips = [{**told, "filename": name, "label": ""} for name in pictures]
+    clips = [{**told, "filename": name, "label": ""} for name in ("red.png", "blue.png")]
     send(canvas, node, clips)
     canvas.until(READY, node)
-    canvas.page.unroute("**/view?*")
+    canvas.page.unroute_all()
     return node
+
+
+def answer(body: bytes, route: Route) -> None:
+    route.fulfill(body=body, content_type="image/png")
 
 
 def send(canvas: Canvas, node: int, clips: Any) -> None:
