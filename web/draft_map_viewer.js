@@ -182,7 +182,7 @@ class DraftMapViewer {
       const column = this.column(token)
       if (this.kept) {
         const kept = this.row.kept[column] / 255
-        heat.data.set([...KEPT.map((one) => one * kept), 255 * (0.72 - 0.5 * kept)], 4 * pixel)
+        heat.data.set([...KEPT.map((one) => one * kept), 255 * (0.72 - 0.57 * kept)], 4 * pixel)
       } else {
         const share = Math.sqrt(this.row.share[column] / largest)
         heat.data.set([...COLD.map((one, index) => one + share * (HOT[index] - one)), 165], 4 * pixel)

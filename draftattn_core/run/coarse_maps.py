@@ -53,7 +53,7 @@ def to_levels(share: Tensor) -> Tensor:
 
 
 def from_levels(levels: Tensor) -> Tensor:
-    """Shares (..., c) float32 of `to_levels`, within 2 percent of each but for those that were too small.
+    """Shares (..., c) float32 of `to_levels`, within 3 percent of each but for those that were too small.
 
     `web/draft_maps.js` does the same.
     """

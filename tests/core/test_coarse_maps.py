@@ -29,12 +29,12 @@ def call() -> Attention:
     return attend(q, k, v, LAYOUT, Policy(0.3))
 
 
-def test_levels_give_shares_back_within_two_percent_over_four_decades() -> None:
+def test_levels_give_shares_back_within_three_percent_over_four_decades() -> None:
     share = (3 * torch.randn(50, 30)).softmax(-1)
     levels = to_levels(share)
     large = share > 2 * LOWEST * share.amax(-1, keepdim=True)
     assert large.float().mean() > 0.6
-    assert torch.allclose(from_levels(levels)[large], share[large], rtol=0.02)
+    assert torch.allclose(from_levels(levels)[large], share[large], rtol=0.03)
     tiny = share < 0.5 * LOWEST * share.amax(-1, keepdim=True)
     assert tiny.any() and not levels[tiny].any() and levels[large].min() > 0
     assert torch.equal(levels.argmax(-1), share.argmax(-1))
