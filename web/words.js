@@ -80,6 +80,7 @@ const WORDS = {
     maps_dense: "Step {step}, layer {layer} was dense.",
     maps_merged: "Shown together: {count} key blocks each.",
     maps_thinned: "Every {stride}. query block is kept: the nearest one is outlined.",
+    speed_up: "Speed up with DraftAttention",
     by_sampler: "Taken from {title}: {steps} steps.",
     by_sampler_share: "Taken from {title}: {steps} steps at denoise {denoise} are the last of {whole}.",
   },
