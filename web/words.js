@@ -80,6 +80,33 @@ const WORDS = {
     maps_dense: "Step {step}, layer {layer} was dense.",
     maps_merged: "Shown together: {count} key blocks each.",
     maps_thinned: "Every {stride}. query block is kept: the nearest one is outlined.",
+    badge_faster: "{factor}x",
+    runs_title: "Runs since the server started",
+    runs_tooltip: "DraftAttention: runs and doctor",
+    runs_none: "None yet.",
+    runs_node: "node {node}",
+    runs_steps: "{steps} steps",
+    runs_work: "{work} % of the work",
+    runs_error: "attention error {error} %",
+    runs_skip_error: "forecast error {error} %",
+    doctor_title: "This machine",
+    doctor_check: "Check it",
+    doctor_busy: "Checking ...",
+    doctor_failed: "The check could not be made. See the server's log.",
+    "reason_schedule": "schedule",
+    "reason_dense layer": "dense layer",
+    "reason_too few tokens": "too few tokens",
+    "reason_not self-attention": "not self-attention",
+    "reason_unknown token grid": "unknown token grid",
+    "reason_tokens not accounted for": "tokens not accounted for",
+    "reason_mask": "mask",
+    "reason_no backend": "no backend",
+    "reason_budget": "budget",
+    "reason_settings for another number of heads": "settings for another number of heads",
+    "reason_non-finite output": "non-finite output",
+    "reason_out of memory": "out of memory",
+    "reason_error": "error",
+    "reason_stood aside after errors": "stood aside after errors",
     speed_up: "Speed up with DraftAttention",
     by_sampler: "Taken from {title}: {steps} steps.",
     by_sampler_share: "Taken from {title}: {steps} steps at denoise {denoise} are the last of {whole}.",
@@ -92,6 +119,6 @@ const WORDS = {
  */
 export function say(key, values = {}) {
   const language = app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en"
-  const text = WORDS[language]?.[key] ?? WORDS.en[key]
+  const text = WORDS[language]?.[key] ?? WORDS.en[key] ?? key
   return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? `{${name}}`)
 }

@@ -8,9 +8,9 @@ from tests.browser.canvas import Canvas
 
 ENTRY = "Speed up with DraftAttention"
 WIRES = """() => app.graph.nodes.flatMap((node) => (node.inputs ?? []).map((input, slot) => [
-    node.getInputNode(slot)?.id, input.name, node.id,
-]).filter(([source]) => source != null))"""
-APPLIES = "() => app.graph.nodes.filter((node) => node.type === 'ApplyDraftAttention').map((node) => node.id)"
+    Number(node.getInputNode(slot)?.id), input.name, Number(node.id),
+]).filter(([source]) => source))"""
+APPLIES = "() => app.graph.nodes.filter((node) => node.type === 'ApplyDraftAttention').map((node) => Number(node.id))"
 OFFERED = """([id, entry]) =>
     app.canvas.getNodeMenuOptions(app.graph.getNodeById(id)).filter((one) => one?.content === entry).length"""
 TITLE = """async (id) => {
@@ -49,7 +49,7 @@ def test_a_loader_gets_one_apply_before_its_samplers_and_undo_takes_it_back(canv
         canvas.connect(shift, "MODEL", sampler, "model")
     canvas.js("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState?.()")
     before = wires(canvas)
-    places = canvas.js("() => app.graph.nodes.map((node) => [node.id, [...node.pos]])")
+    places = canvas.js("() => app.graph.nodes.map((node) => [Number(node.id), [...node.pos]])")
     by_menu(canvas, loader)
     (apply,) = canvas.js(APPLIES)
     expected = {(loader, "model", shift), (shift, "model", apply), (apply, "model", first), (apply, "model", second)}
@@ -62,7 +62,7 @@ def test_a_loader_gets_one_apply_before_its_samplers_and_undo_takes_it_back(canv
     canvas.js("() => app.extensionManager.command.execute('Comfy.Undo')")
     canvas.until("() => !app.graph.nodes.some((node) => node.type === 'ApplyDraftAttention')")
     assert wires(canvas) == before
-    assert sorted(canvas.js("() => app.graph.nodes.map((node) => [node.id, [...node.pos]])")) == sorted(places)
+    assert sorted(canvas.js("() => app.graph.nodes.map((node) => [Number(node.id), [...node.pos]])")) == sorted(places)
 
 
 def test_a_sampler_gets_one_for_itself_alone(canvas: Canvas) -> None:
