@@ -159,6 +159,29 @@ export function fit(node, shrink = false) {
   app.canvas?.setDirty(true, true)
 }
 
+/**
+ * Add a badge to a node. Nodes 2.0 of newer front ends makes it again when something has changed that it has read, and
+ * knows of widgets only; see `badgesChanged`.
+ * @param {() => object} make
+ */
+export function addBadge(node, make) {
+  node.badges.push(() => (node.widgets?.[0]?.value, make()))
+}
+
+/** Have both renderers show what a node's badges say now. */
+export function badgesChanged(node) {
+  app.canvas?.setDirty(true, true)
+  if (!isNodes2() || !node.graph) return
+  const [widget] = node.widgets ?? []
+  if (widget) {
+    const { value } = widget
+    widget.value = null
+    widget.value = value
+  }
+  const change = { nodeId: node.id, property: "badges", oldValue: null, newValue: [...node.badges] }
+  node.graph.trigger?.("node:property:changed", change)
+}
+
 /** Undo and redo see everything that `change` does as one step. */
 export function asOneStep(change) {
   const graph = app.canvas?.graph ?? app.graph

@@ -1,6 +1,6 @@
 /** Badges on Apply DraftAttention: how much faster the last run was, and what went wrong in it. Saved workflows keep them. */
 
-import { after, api, app, nodeOfRun, workflowId } from "./host.js"
+import { addBadge, after, api, app, badgesChanged, nodeOfRun, workflowId } from "./host.js"
 import { reasonWord } from "./map_drawing.js"
 import { say } from "./words.js"
 
@@ -11,9 +11,6 @@ const [GOOD, BAD] = ["#235a78", "#8a2f2a"]
 /** A factor that is told is larger than what one run and the next differ by. */
 const LEAST = 1.05
 
-/** Badges of a node by what it keeps. @type {WeakMap<object, object[]>} */
-const shown = new WeakMap()
-
 /** @param {{speed_up: number|null, dense: string}} kept */
 function textsOf({ speed_up, dense }) {
   const texts = []
@@ -22,16 +19,15 @@ function textsOf({ speed_up, dense }) {
   return texts
 }
 
-/** Nodes 2.0 notices another list of badges, and none that is put into the one it knows. */
-function show(node) {
+/** Give a node its badges, which say nothing while there is nothing to say. */
+function add(node) {
   const Badge = globalThis.LGraphBadge
   if (!Badge || !Array.isArray(node.badges)) return
-  const own = textsOf(node.properties?.[KEPT] ?? {}).map(([text, bgColor]) => new Badge({ text, bgColor, fgColor: "#fff" }))
-  const before = shown.get(node) ?? []
-  if (!own.length && !before.length) return
-  shown.set(node, own)
-  node.badges = [...node.badges.filter((badge) => !before.includes(badge)), ...own]
-  app.canvas?.setDirty(true, true)
+  for (const index of [0, 1])
+    addBadge(node, () => {
+      const [text, bgColor] = textsOf(node.properties?.[KEPT] ?? {})[index] ?? ["", GOOD]
+      return new Badge({ text, bgColor, fgColor: "#fff" })
+    })
 }
 
 app.registerExtension({
@@ -41,10 +37,12 @@ app.registerExtension({
       const node = detail.workflow === workflowId() ? nodeOfRun(detail.node) : null
       if (node?.comfyClass !== APPLY) return
       node.properties[KEPT] = detail.cancelled ? {} : { speed_up: detail.speed_up, dense: detail.dense }
-      show(node)
+      badgesChanged(node)
     })
   },
   nodeCreated(node) {
-    if (node.comfyClass === APPLY) after(node, "onConfigure", () => show(node))
+    if (node.comfyClass !== APPLY) return
+    add(node)
+    after(node, "onConfigure", () => badgesChanged(node))
   },
 })
