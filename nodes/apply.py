@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..draftattn_core.backends.registry import backend_names
 from ..draftattn_core.run.settings import BUDGETS
 from .browser.live_map import announce_map
+from .browser.run_log import announce_runs
 from .browser.server import instance, running_job
 from .browser.verdicts import announce_verdicts
 from .host.adapter import apply_draft_attention
@@ -281,4 +282,5 @@ class ApplyDraftAttention(io.ComfyNode):
         patched, handle = apply_draft_attention(model, choices, lambda text: server.send_progress_text(text, node_id))
         for announce in (announce_map, announce_verdicts):
             announce(handle.events, node_id, job=lambda: running_job(server), send=server.send_sync)
+        announce_runs(handle, node_id, choices, job=lambda: running_job(server), send=server.send_sync)
         return io.NodeOutput(patched, handle)

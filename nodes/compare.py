@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from .apply import CATEGORY
-from .display.comparison import compare, middle
+from .browser.temp_files import keep_for_browser
+from .display.clip_sheet import clip_sheet
+from .display.comparison import compare
 from .display.pictures import to_image
 
 
@@ -63,12 +65,16 @@ class DraftAttentionCompare(io.ComfyNode):
     ) -> io.NodeOutput:
         latent_format = None if model is None else model.get_model_object("latent_format")
         found = compare(reference, clip, latent_format, (reference_label, clip_label))
-        shown = ui.PreviewImage(to_image(middle(found.frames)), cls=cls).as_dict()
+        sheets = [clip_sheet(clip) for clip in found.clips]
+        shown = [
+            {**keep_for_browser(sheet.data, sheet.suffix), **sheet.told(), "label": label}
+            for sheet, label in zip(sheets, (reference_label, clip_label), strict=True)
+        ]
         return io.NodeOutput(
             found.text(),
             to_image(found.frames),
             found.psnr_db,
             found.ssim,
             0.0 if found.flicker is None else found.flicker,
-            ui={**shown, "text": (found.text(),)},
+            ui={"draftattention_clips": shown, "text": (found.text(),)},
         )

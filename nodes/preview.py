@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..draftattn_core.run.capture import CallCapture
+from ..draftattn_core.run.coarse_maps import CoarseMaps
 from ..draftattn_core.run.events import CallDone
 from ..draftattn_core.views.charts import block_overlays, block_sheet, message_picture
 from ..draftattn_core.views.charts.clips import Frames
 from .apply import CATEGORY, Report
+from .browser.draft_maps import send_maps
 from .display.pictures import from_image, latent_preview, to_image
 from .host.runs import ReportHandle
 
@@ -27,14 +29,18 @@ class CaptureHandle:
     Attributes:
         capture: the call, once it was seen.
         latent_format: the model's, for the colours of the preview.
+        maps: coarser maps of calls spread over the run.
+        files: those that were written for the browser.
     """
 
     capture: CallCapture
     latent_format: Any
+    maps: CoarseMaps = field(default_factory=CoarseMaps)
+    files: dict[str, Any] = field(default_factory=dict)
 
 
 def capture_calls(model: Any, handle: ReportHandle, step: int, layer: int) -> tuple[Any, CaptureHandle]:
-    """A clone of a patched model that keeps one sparse call of every run, and the handle of what it keeps.
+    """A clone of a patched model that keeps one sparse call of every run whole and some coarsely; and their handle.
 
     Args:
         model: the host's ModelPatcher, after Apply DraftAttention.
@@ -42,20 +48,23 @@ def capture_calls(model: Any, handle: ReportHandle, step: int, layer: int) -> tu
         step: from 0, negative for the last one.
         layer: from 0, negative from the end.
     """
-    wanted = CallCapture(step, layer)
+    kept = CaptureHandle(CallCapture(step, layer), model.get_model_object("latent_format"), CoarseMaps(layer))
 
     def listen(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        wanted.clear()
-        forget = handle.events.subscribe(CallDone, wanted)
+        kept.capture.clear()
+        kept.maps.clear()
+        kept.files.clear()
+        forget = [handle.events.subscribe(CallDone, listener) for listener in (kept.capture, kept.maps)]
         try:
             return executor(*args, **kwargs)
         finally:
-            forget()
+            for end in forget:
+                end()
 
     patched = model.clone()
     patched.remove_wrappers_with_key(WRAPPER, KEY)
     patched.add_wrapper_with_key(WRAPPER, KEY, listen)
-    return patched, CaptureHandle(wanted, model.get_model_object("latent_format"))
+    return patched, kept
 
 
 class DraftAttentionCapture(io.ComfyNode):
@@ -69,7 +78,8 @@ class DraftAttentionCapture(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Keeps the draft map and the kept blocks of one attention call for DraftAttention Preview. Put it "
-                "between Apply DraftAttention and the sampler. Costs one small copy per run."
+                "between Apply DraftAttention and the sampler. Coarser maps of up to 25 other calls are kept to look "
+                "around in Preview. Costs a few small copies per run."
             ),
             search_aliases=["capture attention", "attention map"],
             inputs=[
@@ -111,8 +121,9 @@ class DraftAttentionPreview(io.ComfyNode):
             display_name="DraftAttention Preview",
             category=CATEGORY,
             description=(
-                "Where one part of the video looks: the draft map and the kept blocks of the captured call, drawn "
-                "over the latent preview, with the head's whole draft map."
+                "Where one part of the video looks: click a place on the node, and choose step, layer and head without "
+                "a new run. The outputs show the draft map and the kept blocks of the captured call, drawn over the "
+                "latent preview, with the head's whole draft map."
             ),
             search_aliases=["attention map", "draft map", "show sparse attention", "kept blocks"],
             inputs=[
@@ -162,7 +173,7 @@ class DraftAttentionPreview(io.ComfyNode):
         else:
             frames = latent_preview(samples["samples"], capture.latent_format)
         drawn = [to_image(picture) for picture in draw(capture.capture, frames, head, (time, y, x))]
-        return io.NodeOutput(*drawn, ui=ui.PreviewImage(drawn[0], cls=cls))
+        return io.NodeOutput(*drawn, ui={"draftattention_maps": [send_maps(capture.maps, capture.files, frames)]})
 
 
 def draw(

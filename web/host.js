@@ -72,6 +72,25 @@ export function nodeOfOutput(key) {
   return graph?.getNodeById(Number(id)) ?? graph?.getNodeById(id) ?? null
 }
 
+/**
+ * Have `show(node, output)` called with what a node of this pack sent: when it has run, and when another tab's workflow
+ * comes back with its outputs, on nodes made anew.
+ * @param {string} name of the extension
+ */
+export function onOutput(name, show) {
+  const tell = (node, output) => node && output && isOurs(node.comfyClass) && show(node, output)
+  app.registerExtension({
+    name,
+    setup() {
+      const heard = ({ detail }) => tell(nodeOfRun(detail.display_node || detail.node), detail.output)
+      api.addEventListener("executed", heard)
+    },
+    onNodeOutputsUpdated(outputs) {
+      for (const [key, output] of Object.entries(outputs)) tell(nodeOfOutput(key), output)
+    },
+  })
+}
+
 /** All nodes of the workflow, those inside subgraphs included. */
 export function allNodes() {
   const root = app.rootGraph ?? app.graph
@@ -138,6 +157,29 @@ export function fit(node, shrink = false) {
   const [width, height] = node.computeSize()
   node.setSize([Math.max(node.size[0], width), shrink ? height : Math.max(node.size[1], height)])
   app.canvas?.setDirty(true, true)
+}
+
+/**
+ * Add a badge to a node. Nodes 2.0 of newer front ends makes it again when something has changed that it has read, and
+ * knows of widgets only; see `badgesChanged`.
+ * @param {() => object} make
+ */
+export function addBadge(node, make) {
+  node.badges.push(() => (node.widgets?.[0]?.value, make()))
+}
+
+/** Have both renderers show what a node's badges say now. */
+export function badgesChanged(node) {
+  app.canvas?.setDirty(true, true)
+  if (!isNodes2() || !node.graph) return
+  const [widget] = node.widgets ?? []
+  if (widget) {
+    const { value } = widget
+    widget.value = null
+    widget.value = value
+  }
+  const change = { nodeId: node.id, property: "badges", oldValue: null, newValue: [...node.badges] }
+  node.graph.trigger?.("node:property:changed", change)
 }
 
 /** Undo and redo see everything that `change` does as one step. */

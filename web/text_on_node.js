@@ -1,6 +1,6 @@
 /** What Doctor, Report, Compare and Profile found, on the node itself. */
 
-import { api, app, fit, isNodes2, nodeOfOutput, nodeOfRun } from "./host.js"
+import { app, fit, isNodes2, onOutput } from "./host.js"
 import { addTextBox } from "./text_box.js"
 import { say } from "./words.js"
 
@@ -25,17 +25,12 @@ function show(node, output) {
 
 app.registerExtension({
   name: "DraftAttention.TextOnNode",
-  setup() {
-    api.addEventListener("executed", ({ detail }) => show(nodeOfRun(detail.display_node || detail.node), detail.output))
-  },
   nodeCreated(node) {
     const hint = HINTS[node.comfyClass]
     if (!hint) return
     boxes.set(node, addTextBox(node, "text", say(hint)))
     node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]])
   },
-  // Another tab's workflow comes back with its outputs, on nodes made anew.
-  onNodeOutputsUpdated(outputs) {
-    for (const [key, output] of Object.entries(outputs)) show(nodeOfOutput(key), output)
-  },
 })
+
+onOutput("DraftAttention.Outputs", show)

@@ -52,7 +52,7 @@ class CapturedCall:
             min(size - 1, max(0, int(share * size)))
             for share, size in ((frame, grid.t), (row, grid.h), (column, grid.w))
         )
-        return int(_video_blocks(self.layout)[0][(t * grid.h + h) * grid.w + w])
+        return int(video_blocks(self.layout)[0][(t * grid.h + h) * grid.w + w])
 
     def per_token(self, head: int, query_block: int) -> tuple[Tensor, Tensor, Tensor]:
         """What one query block sees, as volumes (T, H, W) over the video.
@@ -62,14 +62,14 @@ class CapturedCall:
             keep: whether that block is computed exactly.
             query: whether the token belongs to the query block itself.
         """
-        q_of_token, k_of_token = _video_blocks(self.layout)
+        q_of_token, k_of_token = video_blocks(self.layout)
         grid = self.layout.grid.as_tuple()
         draft = self.draft[head, query_block].float()[k_of_token].view(grid)
         return draft, self.keep[head, query_block][k_of_token].view(grid), (q_of_token == query_block).view(grid)
 
 
-def _video_blocks(layout: Layout) -> tuple[Tensor, Tensor]:
-    """Query and key block of every video token in the host's order."""
+def video_blocks(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Query and key block of every video token in the host's order, each (T * H * W,) int64."""
     tables = build_tables(layout)
     place = tables.inverse[layout.extra_before : layout.extra_before + layout.grid.tokens]
     return tables.q.of_token[place], tables.k.of_token[place]

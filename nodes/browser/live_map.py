@@ -13,7 +13,7 @@ EVENT = "draftattention.live_map"
 MAX_LAYERS = 128
 NOT_SEEN = -1
 # Cells are small numbers: percent of the block pairs where a layer was sparse, else `NOT_SEEN`, or -2, -3, ... for the
-# reasons in this order. `web/live_map.js` lists the same.
+# reasons in this order. `web/map_drawing.js` lists the same.
 REASONS = tuple(str(reason) for reason in DenseReason)
 
 

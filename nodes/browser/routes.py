@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 from ..inputs.checks import PROBLEMS
+from .run_log import RUNS
 from .verdicts import VERDICTS
 
 PREFIX = "/draftattention"
@@ -35,9 +37,35 @@ def add_routes(table: Any) -> None:
             return web.json_response({"error": "no such workflow"}, status=404)
         return web.json_response(found)
 
+    async def runs(request: Any) -> Any:
+        return web.json_response(RUNS.runs())
+
+    async def rows(request: Any) -> Any:
+        found = RUNS.rows(int(request.match_info["number"]))
+        if found is None:
+            return web.json_response({"error": "no such run"}, status=404)
+        return web.json_response(found)
+
+    examining = asyncio.Lock()
+
+    async def examine(request: Any) -> Any:
+        if examining.locked():
+            return web.json_response({"error": "the doctor is busy"}, status=409)
+        async with examining:
+            return web.json_response({"text": await asyncio.to_thread(_diagnosis)})
+
+    table.get(f"{PREFIX}/runs")(runs)
+    table.get(f"{PREFIX}/runs/{{number:[0-9]{{1,12}}}}")(rows)
+    table.post(f"{PREFIX}/doctor")(examine)
     table.post(f"{PREFIX}/check")(check)
     table.get(f"{PREFIX}/verdicts")(workflows)
     table.get(f"{PREFIX}/verdicts/{{workflow}}")(verdicts)
+
+
+def _diagnosis() -> str:
+    from ...draftattn_core.doctor.diagnose import diagnose
+
+    return diagnose().text()
 
 
 def answer_check(body: bytes) -> tuple[int, dict[str, str]]:

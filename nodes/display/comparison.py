@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ...draftattn_core.views.charts import difference, side_by_side
@@ -24,6 +23,7 @@ class Comparison:
         flicker: see `metrics.flicker`, as a share of the value range; None for a single frame.
         what: what was compared, in words.
         frames: side by side, uint8.
+        clips: reference and clip as they are shown, uint8.
     """
 
     psnr_db: float
@@ -31,6 +31,7 @@ class Comparison:
     flicker: float | None
     what: str
     frames: Frames
+    clips: tuple[Frames, Frames]
 
     def text(self) -> str:
         if math.isinf(self.psnr_db):
@@ -59,9 +60,8 @@ def compare(reference: Any, clip: Any, latent_format: Any = None, labels: tuple[
         return _compare_latents(reference["samples"], clip["samples"], latent_format, labels)
     _same_size(reference, clip)
     a, b = (value[..., :3].detach().float().cpu() for value in (reference, clip))
-    frames = _joined(from_image(a), from_image(b), labels)
     what = f"{len(a)} images of {a.shape[2]}x{a.shape[1]}"
-    return _measure(a, b, 1.0, what, frames)
+    return _measure(a, b, 1.0, what, (from_image(a), from_image(b)), labels)
 
 
 def _compare_latents(a: Tensor, b: Tensor, latent_format: Any, labels: tuple[str, str]) -> Comparison:
@@ -75,16 +75,21 @@ def _compare_latents(a: Tensor, b: Tensor, latent_format: Any, labels: tuple[str
         left, right = ((components(video) * 255).round().byte().numpy() for video in (first, second))
     what = f"latents of {len(first)} frames, {first.shape[-1]} channels, in the reference's value range"
     scale = max(1, 256 // first.shape[2])
-    return _measure(first, second, span, what, _joined(left, right, labels, scale))
+    return _measure(first, second, span, what, (left, right), labels, scale)
 
 
-def _measure(a: Tensor, b: Tensor, span: float, what: str, frames: Frames) -> Comparison:
+def _measure(
+    a: Tensor,
+    b: Tensor,
+    span: float,
+    what: str,
+    clips: tuple[Frames, Frames],
+    labels: tuple[str, str],
+    scale: int = 1,
+) -> Comparison:
     changes = flicker(b, a) / span if len(a) > 1 else None
-    return Comparison(psnr(b, a, span), ssim(b, a, span), changes, what, frames)
-
-
-def _joined(a: Frames, b: Frames, labels: tuple[str, str], scale: int = 1) -> Frames:
-    return side_by_side([a, b, difference(a, b)], [*labels, "difference x 4"], scale=scale)
+    frames = side_by_side([*clips, difference(*clips)], [*labels, "difference x 4"], scale=scale)
+    return Comparison(psnr(b, a, span), ssim(b, a, span), changes, what, frames, clips)
 
 
 def _same_size(a: Tensor, b: Tensor) -> None:
@@ -93,8 +98,3 @@ def _same_size(a: Tensor, b: Tensor) -> None:
             f"DraftAttention Compare: the two differ in size, {tuple(a.shape)} and {tuple(b.shape)}: "
             "compare runs of the same size and length"
         )
-
-
-def middle(frames: Frames) -> Frames:
-    """The middle frame, as a clip of one."""
-    return np.ascontiguousarray(frames[len(frames) // 2][None])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "web" / "live_map.js"
+SCRIPT = Path(__file__).parents[2] / "web" / "map_drawing.js"
 
 
 @pytest.fixture
