@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..method.policy import TAILS, Method, Policy, TailName
+from ..method.policy import TAILS, Bits, Method, Policy, TailName
 from ..method.rules import rule_of
 
 GIVEN = "given"
@@ -21,20 +21,24 @@ class Variant:
         method: of the selection; `GIVEN` where the core selects and kernels walk lists of the result.
         tail: of all heads.
         biased: whether extra tokens have a key bias.
+        bits: of the scores.
     """
 
     method: Method = "head"
     tail: TailName = "linear1"
     biased: bool = False
+    bits: Bits = 16
 
     def __str__(self) -> str:
-        return f"method {self.method}, tail {self.tail}, {'a' if self.biased else 'no'} key bias"
+        words = f"method {self.method}, tail {self.tail}, {'a' if self.biased else 'no'} key bias"
+        return words if self.bits == 16 else f"{words}, {self.bits}-bit scores"
 
 
 def variants_of(policy: Policy, biased: bool) -> tuple[Variant, ...]:
     """One variant for each tail that `policy` gives to a head, the dearest last.
 
-    Heads with different tails share the binaries of the dearest of them.
+    Heads with different tails share the binaries of the dearest of them. All have scores of 16 bits: who has none of 8
+    serves such heads too (`with_bits`).
     """
     tails = policy.tail if isinstance(policy.tail, tuple) else (policy.tail,)
     method = policy.method if rule_of(policy.method).ranking is not None else GIVEN
@@ -64,3 +68,7 @@ class CallKind:
     def with_tail(self, tail: TailName) -> CallKind:
         """The same with one tail for all heads."""
         return replace(self, variants=(replace(self.variants[0], tail=tail),))
+
+    def with_bits(self, bits: Bits) -> CallKind:
+        """The same with scores of so many bits for all heads."""
+        return replace(self, variants=tuple(replace(variant, bits=bits) for variant in self.variants))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..method.policy import TailName
+from ..method.policy import Bits, TailName
 from ..method.rules.call import RuleCall
 from .call_kind import CallKind
 from .flex.attend import attend_flex, flex_refuses
@@ -40,6 +40,7 @@ class Backend:
         warm_up: compiles and checks what a run needs beforehand, given the kind of its calls, further tails that heads
             may take and a function that is called with a message meanwhile; None where nothing is compiled or it
             cannot be done ahead.
+        bits: of the scores it can compute; what a policy asks for beyond them is computed in 16.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Backend:
     not_automatic_on: tuple[str, ...] = ()
     run: Callable[[RuleCall, Tensor | None], tuple[Tensor, AttendRequest]] | None = None
     warm_up: Callable[[CallKind, Sequence[TailName], Callable[[str], None]], None] | None = None
+    bits: tuple[Bits, ...] = (16,)
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,7 +69,7 @@ def attend_torch(request: AttendRequest) -> Tensor:
 
 def _by_kernels(kernels: TritonBackend, *, automatic: bool = True, not_automatic_on: tuple[str, ...] = ()) -> Backend:
     whole = kernels.run, kernels.warm_up
-    return Backend(kernels.name, kernels.attend, kernels.refuses, automatic, not_automatic_on, *whole)
+    return Backend(kernels.name, kernels.attend, kernels.refuses, automatic, not_automatic_on, *whole, kernels.bits)
 
 
 def backends() -> tuple[Backend, ...]:
@@ -80,7 +82,7 @@ def backends() -> tuple[Backend, ...]:
         # On the CPU it compiles for longer than most runs would gain from it.
         Backend("flex", attend_flex, flex_refuses, not_automatic_on=("cpu",)),
         Backend("torch", attend_torch, _needs_float),
-        Backend("reference", attend_reference, _needs_float, automatic=False),
+        Backend("reference", attend_reference, _needs_float, automatic=False, bits=(16, 8)),
     )
 
 
@@ -142,6 +144,13 @@ def tails_served(name: str, kind: CallKind, tails: Sequence[TailName]) -> tuple[
     """Those of `tails` that the backend called `name` can give to the heads of a kind."""
     backend = next(backend for backend in backends() if backend.name == name)
     return tuple(tail for tail in tails if backend.refuses(kind.with_tail(tail)) is None)
+
+
+def without_codes(backend: Backend, kind: CallKind) -> str | None:
+    """Why a backend computes the scores of a kind of call in 16 bits only, in words; None if it can in 8."""
+    if 8 not in backend.bits:
+        return f"backend {backend.name} has no INT8 scores"
+    return backend.refuses(kind.with_bits(8))
 
 
 def passed_over(taken: str, kind: CallKind) -> str | None:
