@@ -116,7 +116,10 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not 0.0 < scale < math.inf:
         raise ValueError(f"scale multiplies q.k and must be positive and finite, got {scale}: None is D ** -0.5")
-    rule, kind = rule_of(policy.method), CallKind.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None)
+    rule, kind = (
+        rule_of(policy.method),
+        CallKind.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None),
+    )
     chosen = choose_backend(backend, kind)
     if policy.has_codes and without_codes(chosen, kind) is not None:
         policy = replace(policy, bits=16)

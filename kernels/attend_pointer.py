@@ -182,6 +182,8 @@ def attend_kernel(
     tail_top = top
     skipped = total
     if EIGHT:
+        # Of the two, one number a row rests over the loop: with both, sm_120 parks 16 B on the stack.
+        tail_top += tl.math.log2(skipped)
         # After the pooled keys, which met Q itself.
         q, q_scale = row_codes(q.to(tl.float32))
         row_factor = q_scale * factor
@@ -218,15 +220,11 @@ def attend_kernel(
         else:
             scores = tl.dot(q, k, input_precision="ieee")
         if block >= full_blocks:
-            if EIGHT:
-                # A row of zeros has no unit to express a bias in.
-                scores *= unit[:, None]
-                unit = tl.full([BLOCK_M], 1.0, tl.float32)
             if BIAS:
                 extra = positions - video_tokens
                 bias = tl.load(bias_ptr + batch * bias_stride + extra, mask=valid & (extra >= 0), other=0.0)
                 if EIGHT:
-                    scores += bias[None, :] * LOG2E
+                    scores += bias[None, :] * (LOG2E / unit)[:, None]
                 else:
                     scores += bias[None, :] * (1.0 / scale)
             scores = tl.where(valid[None, :], scores, float("-inf"))
@@ -260,7 +258,10 @@ def attend_kernel(
     if COV:
         # The average matrix enters once per row, by the share of the softmax that went to skipped blocks. In slices of
         # the head size: whole, Q and the matrix would not fit beside the accumulator.
-        share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
+        if EIGHT:
+            share = tl.math.exp2(tail_top - top) / divisor * scale
+        else:
+            share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
         q_slices = q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None]
         # DIM or nothing, written so that the compiler does not see it: unrolled, the loop would spill.
         for start in tl.range(0, tl.minimum((q_video - row) * DIM, DIM), 2 * COV_SLICE, num_stages=1):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# What counts as the largest |x| at least: a bias is divided by scales.
+_SMALLEST = tl.constexpr(1.0e-6)
 # Scaled values lie below 2^8: with weights of at most 1, a sum over 128 of them stays below 2^15 in float16.
 _HALF_BITS = tl.constexpr(8)
 # Smaller powers of two would only make accumulators larger: 2^-20 keeps values of 1e-9 apart.
@@ -21,17 +23,17 @@ _LEAST_EXPONENT = tl.constexpr(-20)
 @triton.jit
 def row_codes(x):
     """(codes (m, n) int8, scales (m,) float32) of the rows of a float32 tile (m, n)."""
-    largest = tl.max(tl.abs(x), 1)
+    largest = tl.maximum(tl.max(tl.abs(x), 1), _SMALLEST)
     scale = largest * (1.0 / 127.0) + tl.sum(x * 0.0, 1)
-    return rounded(x * (127.0 / tl.maximum(largest, 1.0e-30))[:, None]), scale
+    return rounded(x * (127.0 / largest)[:, None]), scale
 
 
 @triton.jit
 def block_codes(x):
     """(codes (m, n) int8, scale) of a float32 tile (m, n) as a whole."""
-    largest = tl.max(tl.max(tl.abs(x), 1), 0)
+    largest = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), _SMALLEST)
     scale = largest * (1.0 / 127.0) + tl.sum(tl.sum(x * 0.0, 1), 0)
-    return rounded(x * (127.0 / tl.maximum(largest, 1.0e-30))), scale
+    return rounded(x * (127.0 / largest)), scale
 
 
 @triton.jit

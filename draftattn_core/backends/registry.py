@@ -16,6 +16,7 @@ from .reference import attend_reference
 from .request import AttendRequest
 from .torch_chunks import attend_chunks
 from .torch_rows import attend_rows
+from .triton import machine
 from .triton.backend import TritonBackend
 from .triton.hopper import HOPPER
 from .triton.pointer import POINTER
@@ -121,6 +122,7 @@ def prepare_backend(
     kind: CallKind,
     tails: Sequence[TailName] = (),
     *,
+    codes: str = "16",
     report: Callable[[str], None] = lambda message: None,
 ) -> None:
     """Compile what the calls of a run will need, before the first of them; returns at once where that is done.
@@ -129,6 +131,7 @@ def prepare_backend(
         name: of the backend the calls will ask for, or "auto".
         kind: of the run as its policy asks for it.
         tails: what heads may take beside the policy's own.
+        codes: "8" or "auto" where heads may have scores of INT8 codes, wherever possible or where they are faster.
         report: called with a message before anything is compiled.
     """
     for backend in backends():
@@ -136,6 +139,8 @@ def prepare_backend(
             continue
         if backend.warm_up is not None:
             backend.warm_up(kind, tails, report)
+            if 8 in backend.bits and (codes == "8" or (codes == "auto" and machine.codes_first(kind.device))):
+                backend.warm_up(kind.with_bits(8), tails, report)
         if name != "auto" or backend.refuses(kind) is None:
             return
 
@@ -151,6 +156,20 @@ def without_codes(backend: Backend, kind: CallKind) -> str | None:
     if 8 not in backend.bits:
         return f"backend {backend.name} has no INT8 scores"
     return backend.refuses(kind.with_bits(8))
+
+
+def codes_unwanted(name: str, kind: CallKind, *, everywhere: bool) -> str | None:
+    """Why the backend called `name` is not to compute scores of INT8 codes for a kind of call; None if it is.
+
+    Args:
+        everywhere: wherever it can; otherwise only where that is faster by published rates.
+    """
+    backend = next((backend for backend in backends() if backend.name == name), None)
+    if backend is None:
+        return f"{name} has no INT8 scores"
+    if not everywhere and not machine.codes_first(kind.device):
+        return f"by published rates INT8 is not faster on this {kind.device.type} device (bits 8 tries it)"
+    return without_codes(backend, kind)
 
 
 def passed_over(taken: str, kind: CallKind) -> str | None:

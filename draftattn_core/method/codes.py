@@ -15,6 +15,8 @@ from ..geometry.layout import LayoutTables
 # Tokens that a head's common vector is the mean of: another vector would do as well, only with coarser codes.
 SAMPLED_KEYS = 1024
 _LARGEST_CODE = 127.0
+# What counts as the largest |x| at least: kernels divide by scales.
+_SMALLEST = 1e-6
 
 
 def key_shift(k: Tensor) -> Tensor:
@@ -39,6 +41,7 @@ def query_codes(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _codes(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    codes = (x * (_LARGEST_CODE / largest.clamp_min(1e-30))).clamp_(-_LARGEST_CODE, _LARGEST_CODE).add_(0.5).floor_()
+    largest = largest.clamp_min(_SMALLEST)
+    codes = (x * (_LARGEST_CODE / largest)).clamp_(-_LARGEST_CODE, _LARGEST_CODE).add_(0.5).floor_()
     scale = (largest * (1.0 / _LARGEST_CODE)).where(largest.isfinite(), torch.nan)
     return codes.nan_to_num_(), scale

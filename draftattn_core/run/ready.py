@@ -49,7 +49,7 @@ class ReadyBackends:
             self._prepared.add(kind)
         try:
             tails = TAILS if settings.auto_tail else ()
-            prepare_backend(settings.backend, kind, tails, report=wait)
+            prepare_backend(settings.backend, kind, tails, codes=settings.bits, report=wait)
             if settings.backend == "auto":
                 reason = passed_over(choose_backend("auto", kind).name, kind)
                 if reason is not None and note(reason):

@@ -472,6 +472,7 @@ class Run:
             if result is None:
                 return DenseReason.NON_FINITE
             out, density, tail_work = from_core(result.out), result.density(), result.tail_work()
+            codes = result.codes()
         except (OtherRankFailed, RankLostError):
             raise
         except OUT_OF_MEMORY:
@@ -484,7 +485,7 @@ class Run:
             self.failed(error)
             return DenseReason.ERROR
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
-        return _Done(out, Call(position, density, None, pairs, stop(), tail_work), result)
+        return _Done(out, Call(position, density, None, pairs, stop(), tail_work, codes), result)
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):

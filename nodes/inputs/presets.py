@@ -61,6 +61,7 @@ class Choices:
         speed: one of `SPEED_NAMES`. Other than off, it sets density, budgets and skipping; the preset `custom` and a
             schedule keep their densities, as means that budgets spend, and published presets stay as published.
         method: one of `METHOD_NAMES`; "auto" is the preset's own. Published presets have theirs.
+        bits: see `Settings`; published presets compute in 16.
     """
 
     preset: str = "auto"
@@ -81,6 +82,7 @@ class Choices:
     budgets: str = "off"
     speed: str = NO_SPEED
     method: str = PRESET_METHOD
+    bits: str = "16"
 
     def settings(self, steps: int, tokens: int) -> Settings:
         """Settings of a run.
@@ -106,6 +108,7 @@ class Choices:
             min_tokens=self.min_tokens,
             max_error=self.max_error,
             budgets=self.budgets if speed is None else "error",
+            bits="16" if self.preset in PUBLISHED_PRESETS else self.bits,
             skip=StepCacheSettings() if speed is None else speed.skip(max(1, steps)),
         )
 

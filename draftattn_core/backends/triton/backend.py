@@ -152,8 +152,9 @@ class TritonBackend(ABC):
             del scores
         else:
             selected = select.lists_of(keep)
-        rest = geometry, selected, tail, call.key_bias, call.scale
-        warps = self.launch(AttendInputs(call.q, *in_order, *rest, in_order=True, codes=codes), out)
+        k, v = in_order
+        inputs = AttendInputs(call.q, k, v, geometry, selected, tail, call.key_bias, call.scale, True, codes)
+        warps = self.launch(inputs, out)
         return Computed(AttendRequest.of(call, keep, tail, selected.counts, shift), draft, warps)
 
     def attend(self, request: AttendRequest) -> Tensor:

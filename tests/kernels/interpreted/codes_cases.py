@@ -1,4 +1,4 @@
-"""INT8 scores: codes, scales and powers of two as the core defines them, and attention by them, against the reference."""
+"""INT8 scores: codes and scales as the core defines them, and attention by them, against the reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.method.codes import key_codes, key_shift
 from draftattention.draftattn_core.method.tail.expand import make_tail
 from draftattention.kernels.attend_pointer import attend_pointer
