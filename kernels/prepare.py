@@ -130,8 +130,6 @@ def prepare_keys_kernel(
     v_base = v_ptr + batch * v_b + head * v_h
     first = tl.program_id(0) * per_program
     last = tl.minimum(first + per_program, k_total)
-    if EIGHT:
-        shift = tl.load(shift_ptr + pair * DIM + dims)
     if COV:
         ranks = tl.load(ranks_ptr + head)
         cov = tl.zeros([DIM, DIM], tl.float32)
@@ -147,6 +145,8 @@ def prepare_keys_kernel(
         if COPY:
             copied = (pair * tokens + start) * DIM
             if EIGHT:
+                # For each block anew: kept, it spills beside the average matrix.
+                shift = tl.load(shift_ptr + pair * DIM + dims)
                 moved = tl.where(valid[:, None], k.to(tl.float32) - shift[None, :], 0.0)
                 codes, k_scale = block_codes(moved)
                 tl.store(k_copy_ptr + copied + cells, codes, mask=valid[:, None])

@@ -181,8 +181,10 @@ def _joined(tails: list[Tail | None]) -> Tail | None:
 
 def _joined_shifts(shifts: list[Tensor | None], groups: Sequence[slice], k: Tensor) -> Tensor | None:
     """`AttendRequest.shift` of all heads from that of groups; 0 for those that have none."""
-    if all(shift is None for shift in shifts):
-        return None
-    batch, _, _, dim = k.shape
-    zeros = (torch.zeros(batch, part.stop - part.start, dim, device=k.device) for part in groups)
-    return torch.cat([zero if shift is None else shift for shift, zero in zip(shifts, zeros)], dim=1)
+    if len(shifts) == 1 or all(shift is None for shift in shifts):
+        return shifts[0]
+
+    def none(part: slice) -> Tensor:
+        return torch.zeros(k.shape[0], part.stop - part.start, k.shape[3], device=k.device)
+
+    return torch.cat([none(part) if shift is None else shift for shift, part in zip(shifts, groups)], dim=1)
