@@ -47,7 +47,7 @@ def tiny_calls() -> Iterator[Inputs]:
 
 
 def structured_calls() -> Iterator[Inputs]:
-    """Waves over the video with noise, plain, with channels far from zero, with large channels, and at float16's end."""
+    """Waves over the video with noise: plain, with channels far from zero, with large ones, at float16's end."""
     generator = torch.Generator().manual_seed(0)
     axes = torch.meshgrid(*(torch.linspace(0, 1, n) for n in GRID.as_tuple()), indexing="ij")
     place = torch.stack(axes, -1).view(-1, 3)

@@ -76,7 +76,7 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, policy: Policy, halves: bool) -
         (Policy(), 14, 36),
         (Policy(tail_gain=GAINS), 14, 36),
         (EVERY_HEAD_ITS_OWN, 15, 37),
-        (Policy(bits=8), 16, 40),
+        (Policy(bits=8), 16, 41),
         (Policy(method="row"), 10, 28),
         (Policy(method="draft"), 11, 30),
         (Policy(method="top_p", tail="none"), 1, 4),
