@@ -132,11 +132,15 @@ class SparseCalls:
         if rule.order is not None or rule.attend is not None:
             why = f"the method {policy.method} has no measure of what they cost"
         if why is None:
-            errors = bits_errors(request, seed=position.layer)
-            bits = errors.bits()
-            self.report.keep_bits(position, bits, (float(errors.sixteen.mean()), float(errors.eight.mean())))
-        else:
-            self.report.note(f"all scores were computed in 16 bits: {why}")
+            try:
+                errors = bits_errors(request, seed=position.layer)
+                bits = errors.bits()
+                self.report.keep_bits(position, bits, (float(errors.sixteen.mean()), float(errors.eight.mean())))
+            except Exception as error:
+                # The call itself is done, whatever this is.
+                why = f"what codes cost could not be measured ({type(error).__name__})"
+        if why is not None:
+            self.report.note(f"scores stayed in 16 bits: {why}")
         self.plan.keep_bits(position, bits)
 
     def _with_best_tails(self, result: Attention, policy: Policy, position: Position) -> Attention:

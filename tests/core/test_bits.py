@@ -17,6 +17,7 @@ from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import DEFAULT_TILES, build_tables
 from draftattention.draftattn_core.method.codes import SAMPLED_KEYS, key_codes, key_shift, query_codes
 from draftattention.draftattn_core.method.policy import Policy, WrongHeadsError
+from draftattention.draftattn_core.run import sparse_calls
 from draftattention.draftattn_core.run.bits import BitsErrors, bits_errors
 from draftattention.draftattn_core.run.report import Position
 from draftattention.draftattn_core.run.run import Run
@@ -225,6 +226,17 @@ class TestARun:
         ]
         assert any(reason in note for note in run.report.notes)
         assert not run.report.bits and run.report.codes_share() == 0.0
+
+    def test_keeps_its_output_where_measuring_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> BitsErrors:
+            raise torch.OutOfMemoryError("short")
+
+        monkeypatch.setattr(sparse_calls, "bits_errors", fail)
+        run = Run(replace(SETTINGS, bits="8"))
+        for step in range(2):
+            serve(run, inputs(), step=step)
+        assert run.report.calls_sparse == 2 and run.report.codes_share() == 0.0
+        assert "could not be measured (OutOfMemoryError)" in run.report.notes[0]
 
     def test_keeps_bits_with_the_tails_that_the_probe_finds(self) -> None:
         run = Run(replace(SETTINGS, bits="8", auto_tail=True, auto_gain=True))
