@@ -74,7 +74,7 @@ class RowBlocks:
         if tail is None:
             kept = _mixed(kept_logits.softmax(-1).nan_to_num(), self.outputs)
             return SplitRows(kept, torch.zeros_like(kept), torch.zeros_like(kept[..., :1]))
-        pooled = torch.matmul(self.asking, tail.k_mean.transpose(-1, -2)) + tail.log_weight[None, :, None, :] + self.level
+        pooled = torch.matmul(self.asking, tail.k_mean.transpose(-1, -2)) + tail.log_weight[:, None] + self.level
         pooled = pooled.masked_fill(keep[..., : self.video], -torch.inf)
         weights = torch.cat([kept_logits, pooled], dim=-1).softmax(-1)
         kept, skipped = weights[..., : keep.shape[-1]], weights[..., keep.shape[-1] :]

@@ -16,7 +16,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...geometry.layout import LayoutTables
 from ...geometry.per_head import per_head
 from ...method.policy import TailName
 from ...method.rules.call import RuleCall
