@@ -159,7 +159,8 @@ def test_a_call_is_cut_into_pieces_of_bounded_size(
     where = layout()
     q, k, v = smooth_qkv(where, heads=5, dim=64, dtype=torch.float32)
     whole = by_kitchen((q, k, v), where, ROW).out
-    size = 4 * calls[0]["q"].shape[1] * 128 * 4
+    places = calls[0]["q"].shape[1]
+    size = 4 * places * 128 * 4 + 24 * places**2
     monkeypatch.setattr("draftattention.draftattn_core.backends.kitchen.backend._PIECE_BYTES", 2 * size)
     assert relative(by_kitchen((q, k, v), where, ROW).out, whole) < 1e-6
     assert [len(call["q"]) for call in calls] == [5, 2, 2, 1]

@@ -173,10 +173,14 @@ class KitchenBackend:
 
 def _pieces(call: RuleCall) -> Iterator[tuple[tuple[int, ...], int, bool]]:
     """Heads, key blocks a row asks for, and whether skipped ones count: `sol_attn` has one of each for all heads."""
+    count = places.count(call.tables)
     groups: dict[tuple[int, bool], list[int]] = {}
     for head, (density, tail) in enumerate(zip(call.heads.densities, call.heads.tails, strict=True)):
         groups.setdefault((blocks_of(density, call.tables), tail != "none"), []).append(head)
-    bytes_per_head = 4 * call.q.shape[0] * places.count(call.tables) * places.HEAD_DIM * call.q.itemsize
+    bytes_per_head = 4 * call.q.shape[0] * count * places.HEAD_DIM * call.q.itemsize
+    if call.q.device.type == "cpu":
+        # The eager form has several maps of all logits.
+        bytes_per_head += 24 * call.q.shape[0] * count**2
     step = max(1, _PIECE_BYTES // bytes_per_head)
     for (wanted, has_tail), heads in groups.items():
         for start in range(0, len(heads), step):
