@@ -1,8 +1,10 @@
 """CPU: one query block at a time, gathered keys, one matrix product each way. Skipped blocks cost nothing.
 
-Memory beside the inputs, per thread: float32 K and V of one head, their gathered copies and one row of scores, all
-reused; never an L x L map. Large gathered batches lose here (page faults and cache misses), a Python loop over rows
-does not.
+The tail is computed before, for several query blocks at once, and enters each row's softmax as one more column.
+
+Memory beside the inputs, per thread: float32 Q, K, V, tail and output of one head, gathered copies of K and V and one
+row of scores; never an L x L map. Large gathered batches lose here (page faults and cache misses), a Python loop over
+rows does not.
 """
 
 from __future__ import annotations
