@@ -40,12 +40,13 @@ from .ranks.merge import merged_report
 from .ranks.ranks import OtherRankFailed, Ranks
 from .ranks.together import CachesTogether, agreed, most_errors, one_deal
 from .ready import ReadyBackends, free
-from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
+from .report import Call, DenseReason, Position, RunReport
 from .settings import Settings
 from .sparse_calls import SparseCalls, calibrated_masks
 from .spending import Spending
 from .step_cache import RunStepCache
 from .steps import Steps
+from .stopwatch import stopwatch, times_launches_only
 
 log = logging.getLogger(__name__)
 
