@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("diffusers")
 
+from draftattention.draftattn_core.hosts.diffusers.parallel import ParallelismError, context_parallel_plan
+from tests.diffusers_models import build
 from tests.hosts.rank_processes import RankProcesses, rank_processes
 
 CASES = "tests.hosts.parallel_cases"
@@ -54,6 +56,23 @@ def test_every_head_keeps_its_own_density_on_whatever_rank_it_is(two):
 @pytest.mark.parametrize("name", ["hunyuan", "hunyuan15"])
 def test_joint_text_is_split_with_the_video_and_counts_once(two, name):
     agrees(two.call("compare", name=name, grid=(3, 5, 7), batch=2, uneven=True))
+
+
+@pytest.mark.parametrize("name", ["vace", "skyreels", "skyreels forcing"])
+def test_relatives_of_wan_without_a_plan_of_their_own_are_split_by_ours(two, name):
+    agrees(two.call("compare", name=name, grid=(3, 5, 7), batch=2, uneven=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("wan_animate", "face adapter pairs the tokens of each frame with the face of that moment"),
+        ("hunyuan_i2v", "token_replace treats the first frame's tokens apart"),
+    ],
+)
+def test_a_model_that_no_plan_can_split_is_refused_with_the_reason(name, reason):
+    with pytest.raises(ParallelismError, match=reason):
+        context_parallel_plan(build(name))
 
 
 def test_what_cannot_be_dealt_is_refused_with_what_can(two):
