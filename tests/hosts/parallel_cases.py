@@ -207,13 +207,48 @@ def story(report: Any) -> dict[str, Any]:
     return told
 
 
-def sample_both_ways(grid: tuple[int, int, int] = (2, 6, 8), **changes: Any) -> dict[str, Any]:
-    """The same run by one process and by all ranks."""
+def recorded(model: Any, **changes: Any) -> Any:
+    """The run that recorded a profile."""
+    runs: list[Any] = []
+    chosen = settings(record=True, **changes)
+    sampled(
+        model, (2, 6, 8), lambda **more: apply_draft_attention(model, chosen, **more),
+        meddle=lambda handle, step: runs.append(handle),
+    )  # fmt: skip
+    return runs[-1].run
+
+
+def record_both_ways() -> dict[str, Any]:
+    """What the same run records by one process and over all ranks, as lists; and the notes of the second."""
+    model = model_of("wan")
+    alone = recorded(model).profile()
+    over_ranks(model)
+    run = recorded(model, record_masks=True)
+
+    def tables(profile: Any) -> dict[str, Any]:
+        return {name: table.tolist() for name, table in profile.figures("main").tensors().items()}
+
+    return {
+        "alone": tables(alone),
+        "ranks": tables(run.profile()),
+        "masks": run.calibration(),
+        "notes": list(run.report.notes),
+    }
+
+
+def sample_both_ways(
+    grid: tuple[int, int, int] = (2, 6, 8), profiled: bool = False, schedule: Any = None, **changes: Any
+) -> dict[str, Any]:
+    """The same run by one process and by all ranks; `profiled` with a profile of a run before it."""
     skip = changes.pop("skip", None)
     if skip is not None:
         changes["skip"] = StepCacheSettings(**skip)
-    chosen = settings(**changes)
+    if schedule is not None:
+        changes["schedule"] = Schedule(**schedule)
     model = model_of("wan")
+    if profiled:
+        changes["profile"] = recorded(model).profile()
+    chosen = settings(**changes)
     alone, alone_report = sampled(model, grid, lambda **more: apply_draft_attention(model, chosen, **more))
     over_ranks(model)
     orders: set[Any] = set()
