@@ -122,6 +122,10 @@ class Run:
         self.ranks = ranks
         if self.spending is not None:
             self.spending.ranks = ranks
+        if self.voting is not None:
+            # A vote is for all heads of a layer, and a rank sees some.
+            self.voting = None
+            self._tell("masks are recorded by one process alone: this run over several ranks records none")
         if isinstance(self.step_cache, RunStepCache):
             self.step_cache.together = CachesTogether(ranks)
 
