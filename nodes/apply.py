@@ -156,7 +156,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     options=list(backend_names()),
                     default="auto",
                     advanced=True,
-                    tooltip="What computes the sparse calls. auto takes the fastest that can serve them.",
+                    tooltip="What computes the sparse calls. auto takes the fastest that can serve them. kitchen is "
+                    "the kernel that ComfyUI brings: it needs no Triton; the report says what a run gives up by it.",
                 ),
                 io.Boolean.Input(
                     "strict",

@@ -29,6 +29,8 @@ def attend_reference(request: AttendRequest, dtype: torch.dtype = torch.float64)
 
     video = tables.k.video
     pooled = request.scale * torch.matmul(q, tail.k_mean.to(dtype).transpose(-1, -2))
+    if request.shared_tail:
+        pooled = _shared(q, k, request)
     pooled = pooled + tail.log_weight.to(dtype)[None, :, None, :]
     pooled = pooled.masked_fill(request.keep[:, :, q_block, :video], -torch.inf)
     weights = torch.cat([logits, pooled], dim=-1).softmax(-1)
@@ -41,3 +43,19 @@ def attend_reference(request: AttendRequest, dtype: torch.dtype = torch.float64)
             along = torch.matmul(q, tail.u[:, :, :, rank].to(dtype).transpose(-1, -2))
             out += request.scale * torch.matmul(skipped * along, tail.w[:, :, :, rank].to(dtype))
     return new_output(request.q).copy_(out)
+
+
+def _shared(q: Tensor, k: Tensor, request: AttendRequest) -> Tensor:
+    """Logits (B, H, L, video k blocks) of skipped blocks where the rows of a query block share a tail."""
+    tables = request.tables
+    q_block, k_block = tables.q.of_token[tables.inverse], tables.k.of_token[tables.inverse]
+
+    def means(x: Tensor, of_token: Tensor, blocks: int) -> Tensor:
+        member = torch.nn.functional.one_hot(of_token, blocks).to(x.dtype)
+        return torch.matmul((member / member.sum(0)).t(), x)
+
+    keys = means(k, k_block, tables.k.total)
+    centre = keys.mean(2, keepdim=True)
+    of_block = torch.matmul(means(q, q_block, tables.q.total), (keys - centre).transpose(-1, -2))
+    logits = of_block[:, :, q_block] + torch.matmul(q, centre.transpose(-1, -2))
+    return request.scale * logits[..., : tables.k.video]

@@ -32,6 +32,8 @@ class AttendRequest:
         key_bias: (B or 1, extra tokens) float32 added to the logits of the extra tokens (-inf hides one), or None.
         scale: factor on q.k.
         counts: (B, H, q blocks) int32, how many key blocks each query block keeps, if they are at hand.
+        shared_tail: whether the rows of a query block share the weights of its tail (`backends.shared_tail`). Only a
+            backend that makes its own requests computes that (`backends.kitchen`), and the reference.
     """
 
     q: Tensor
@@ -43,6 +45,7 @@ class AttendRequest:
     key_bias: Tensor | None
     scale: float
     counts: Tensor | None = None
+    shared_tail: bool = False
 
     @classmethod
     def of(cls, call: RuleCall, keep: Tensor, tail: Tail | None, counts: Tensor | None = None) -> AttendRequest:

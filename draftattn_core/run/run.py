@@ -101,17 +101,35 @@ class Run:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        spends = self.settings.spends or self.settings.record
-        self.spending = Spending(self.settings, self.model, self.note, self.report.budgets) if spends else None
-        self.plan = Plan(self.settings.policy, self.settings.schedule, self.spending)
-        self._measured = MeasuredCalls(self.settings, self.spending, self.plan, self.report, self.cache, self._tell)
+        self._set_up()
         self.report.skip = self.settings.skip
         record = self.settings.record_masks
         self.voting = CalibAttRecorder(self.model, self.settings.mask_block) if record else None
-        masks = calibrated_masks(self.settings, self.model, self.note)
-        self._sparse = SparseCalls(self.settings, self.plan, self.report, self.cache, self._measured, masks, self._tell)
         if self.step_cache is None and self.settings.skip.rule != "off":
             self.step_cache = RunStepCache(self.settings.skip)
+
+    def _set_up(self) -> None:
+        """Make what serves sparse calls by the settings."""
+        spends = self.settings.spends or self.settings.record
+        self.spending = Spending(self.settings, self.model, self.note, self.report.budgets) if spends else None
+        if self.spending is not None:
+            self.spending.ranks = self.ranks
+        self.plan = Plan(self.settings.policy, self.settings.schedule, self.spending)
+        self._measured = MeasuredCalls(self.settings, self.spending, self.plan, self.report, self.cache, self._tell)
+        masks = calibrated_masks(self.settings, self.model, self.note)
+        self._sparse = SparseCalls(self.settings, self.plan, self.report, self.cache, self._measured, masks, self._tell)
+
+    def _make_ready(self, q: Tensor, grid: TokenGrid, biased: bool) -> None:
+        """Prepare the backend for calls like this one, and ask of it what it can serve from then on."""
+        if self.stood_aside or grid.tokens < self.settings.min_tokens:
+            return
+        near = self._ready.prepare(self.settings, q, biased, self._wait, self.note)
+        settings = self.settings if near is None else self.settings.nearest(near)
+        if settings != self.settings:
+            # Before anything was decided or measured by the old ones.
+            self.settings = settings
+            self._set_up()
+            self._ready.prepare(settings, q, biased, self._wait, self.note)
 
     def join(self, ranks: Ranks) -> None:
         """Be one run with those of the other ranks, from its beginning on: what is decided from measurements is decided
@@ -398,6 +416,8 @@ class Run:
         Raises:
             RankLostError: if another rank of this run is gone.
         """
+        if refused is None:
+            self._make_ready(q, grid, key_bias is not None)
         layout = partial(self.settings.layout, grid, extra_before, extra_after)
         done, errors = None, self._errors
         try:
@@ -435,8 +455,6 @@ class Run:
         """What a call is asked to do, or why it is to be dense."""
         settings, planned = self.settings, layout()
         few = planned.grid.tokens < settings.min_tokens
-        if not few and not self.stood_aside:
-            self._ready.prepare(settings, q, key_bias is not None, self._wait, self.note)
         if not self.stood_aside:
             self._measured.meet(position, q, planned.grid, planned.extra_before + planned.extra_after)
         try:
