@@ -124,12 +124,17 @@ class Run:
         if self.stood_aside or grid.tokens < self.settings.min_tokens:
             return
         near = self._ready.prepare(self.settings, q, biased, self._wait, self.note)
-        settings = self.settings if near is None else self.settings.nearest(near)
-        if settings != self.settings:
-            # Before anything was decided or measured by the old ones.
-            self.settings = settings
-            self._set_up()
-            self._ready.prepare(settings, q, biased, self._wait, self.note)
+        if near is None:
+            return
+        try:
+            settings = self.settings.nearest(near)
+            if settings != self.settings:
+                # Before anything was decided or measured by the old ones.
+                self.settings = settings
+                self._set_up()
+                self._ready.prepare(settings, q, biased, self._wait, self.note)
+        except Exception as error:
+            self.failed(error)
 
     def join(self, ranks: Ranks) -> None:
         """Be one run with those of the other ranks, from its beginning on: what is decided from measurements is decided
