@@ -40,12 +40,13 @@ from .ranks.merge import merged_report
 from .ranks.ranks import OtherRankFailed, Ranks
 from .ranks.together import CachesTogether, agreed, most_errors, one_deal
 from .ready import ReadyBackends, free
-from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
+from .report import Call, DenseReason, Position, RunReport
 from .settings import Settings
 from .sparse_calls import SparseCalls, calibrated_masks
 from .spending import Spending
 from .step_cache import RunStepCache
 from .steps import Steps
+from .stopwatch import stopwatch, times_launches_only
 
 log = logging.getLogger(__name__)
 
@@ -123,12 +124,17 @@ class Run:
         if self.stood_aside or grid.tokens < self.settings.min_tokens:
             return
         near = self._ready.prepare(self.settings, q, biased, self._wait, self.note)
-        settings = self.settings if near is None else self.settings.nearest(near)
-        if settings != self.settings:
-            # Before anything was decided or measured by the old ones.
-            self.settings = settings
-            self._set_up()
-            self._ready.prepare(settings, q, biased, self._wait, self.note)
+        if near is None:
+            return
+        try:
+            settings = self.settings.nearest(near)
+            if settings != self.settings:
+                # Before anything was decided or measured by the old ones.
+                self.settings = settings
+                self._set_up()
+                self._ready.prepare(settings, q, biased, self._wait, self.note)
+        except Exception as error:
+            self.failed(error)
 
     def join(self, ranks: Ranks) -> None:
         """Be one run with those of the other ranks, from its beginning on: what is decided from measurements is decided
@@ -139,6 +145,10 @@ class Run:
         self.ranks = ranks
         if self.spending is not None:
             self.spending.ranks = ranks
+        if self.voting is not None:
+            # A vote is for all heads of a layer, and a rank sees some.
+            self.voting = None
+            self._tell("masks are recorded by one process alone: this run over several ranks records none")
         if isinstance(self.step_cache, RunStepCache):
             self.step_cache.together = CachesTogether(ranks)
 

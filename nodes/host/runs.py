@@ -160,12 +160,14 @@ class Sampling:
     Attributes:
         run: the core's run.
         trajectory: its noise levels.
+        model: the host's BaseModel that it was opened for.
         bypassed: attention modules that another node has replaced.
         attention: whether its attention is served, too; if not, only steps are skipped.
     """
 
     run: Run
     trajectory: Trajectory
+    model: Any
     bypassed: tuple[str, ...] = ()
     attention: bool = True
     _explanations: dict[str, str] = field(default_factory=dict)

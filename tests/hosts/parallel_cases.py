@@ -15,7 +15,9 @@ from diffusers import (
     ContextParallelConfig,
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 from diffusers.hooks import context_parallel
 from diffusers.models._modeling_parallel import gather_size_by_comm
@@ -31,11 +33,17 @@ HEADS = 4
 
 def model_of(name: str, heads: int = HEADS) -> Any:
     torch.manual_seed(0)
+    wan: dict[str, Any] = {
+        "num_attention_heads": heads, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_dim": 16,
+        "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32,
+    }  # fmt: skip
+    made: Any
     if name == "wan":
-        made = WanTransformer3DModel(
-            num_attention_heads=heads, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=16, freq_dim=32,
-            ffn_dim=32, num_layers=2, rope_max_seq_len=32,
-        )  # fmt: skip
+        made = WanTransformer3DModel(**wan)
+    elif name == "vace":
+        made = WanVACETransformer3DModel(**wan, vace_layers=[0, 1], vace_in_channels=6)
+    elif name.startswith("skyreels"):
+        made = SkyReelsV2Transformer3DModel(**wan)
     elif name == "hunyuan":
         made = HunyuanVideoTransformer3DModel(
             in_channels=4, out_channels=4, num_attention_heads=heads, attention_head_dim=16, num_layers=1,
@@ -58,11 +66,17 @@ def inputs_of(name: str, grid: tuple[int, int, int], batch: int, timestep: float
     t, h, w = grid
     read = (torch.arange(11)[None] < torch.tensor([4, 9])[:batch, None]).long()
     text = {"encoder_hidden_states": torch.randn(batch, 11, 16), "timestep": torch.full((batch,), timestep)}
-    if name == "wan":
-        return {"hidden_states": torch.randn(batch, 4, t, 2 * h, 2 * w), **text}
+    latent = {"hidden_states": torch.randn(batch, 4, t, 2 * h, 2 * w)}
+    if name in ("wan", "skyreels"):
+        return {**latent, **text}
+    if name == "vace":
+        return {**latent, **text, "control_hidden_states": torch.randn(batch, 6, t, 2 * h, 2 * w)}
+    if name == "skyreels forcing":
+        levels = torch.linspace(timestep, 0.0, t).expand(batch, t)
+        return {**latent, **text, "timestep": levels, "enable_diffusion_forcing": True}
     if name == "hunyuan":
         more = {"pooled_projections": torch.randn(batch, 8), "guidance": torch.full((batch,), 6000.0)}
-        return {"hidden_states": torch.randn(batch, 4, t, 2 * h, 2 * w), "encoder_attention_mask": read, **text, **more}
+        return {**latent, "encoder_attention_mask": read, **text, **more}
     return {
         "hidden_states": torch.randn(batch, 5, t, h, w),
         "encoder_attention_mask": read,
@@ -124,7 +138,7 @@ def compare(
     kind = getattr(torch, dtype)
     model = model_of(name, heads).to(kind)
     inputs = {
-        key: value.to(kind) if value.is_floating_point() and key != "timestep" else value
+        key: value.to(kind) if key != "timestep" and getattr(value, "is_floating_point", bool)() else value
         for key, value in inputs_of(name, grid, batch).items()
     }
     chosen = settings(policy=Policy(**(policy or {})))
@@ -193,13 +207,48 @@ def story(report: Any) -> dict[str, Any]:
     return told
 
 
-def sample_both_ways(grid: tuple[int, int, int] = (2, 6, 8), **changes: Any) -> dict[str, Any]:
-    """The same run by one process and by all ranks."""
+def recorded(model: Any, **changes: Any) -> Any:
+    """The run that recorded a profile."""
+    runs: list[Any] = []
+    chosen = settings(record=True, **changes)
+    sampled(
+        model, (2, 6, 8), lambda **more: apply_draft_attention(model, chosen, **more),
+        meddle=lambda handle, step: runs.append(handle),
+    )  # fmt: skip
+    return runs[-1].run
+
+
+def record_both_ways() -> dict[str, Any]:
+    """What the same run records by one process and over all ranks, as lists; and the notes of the second."""
+    model = model_of("wan")
+    alone = recorded(model).profile()
+    over_ranks(model)
+    run = recorded(model, record_masks=True)
+
+    def tables(profile: Any) -> dict[str, Any]:
+        return {name: table.tolist() for name, table in profile.figures("main").tensors().items()}
+
+    return {
+        "alone": tables(alone),
+        "ranks": tables(run.profile()),
+        "masks": run.calibration(),
+        "notes": list(run.report.notes),
+    }
+
+
+def sample_both_ways(
+    grid: tuple[int, int, int] = (2, 6, 8), profiled: bool = False, schedule: Any = None, **changes: Any
+) -> dict[str, Any]:
+    """The same run by one process and by all ranks; `profiled` with a profile of a run before it."""
     skip = changes.pop("skip", None)
     if skip is not None:
         changes["skip"] = StepCacheSettings(**skip)
-    chosen = settings(**changes)
+    if schedule is not None:
+        changes["schedule"] = Schedule(**schedule)
     model = model_of("wan")
+    if profiled:
+        changes["profile"] = recorded(model).profile()
+    chosen = settings(**changes)
     alone, alone_report = sampled(model, grid, lambda **more: apply_draft_attention(model, chosen, **more))
     over_ranks(model)
     orders: set[Any] = set()
