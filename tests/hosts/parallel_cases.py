@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -353,3 +355,17 @@ def end_in_silence(rank: int, how: str, timeout: float) -> str:
         waited = time.perf_counter() - begun
         return f"{error} ({'in time' if waited < 5 * timeout else f'after {waited:.0f} s'})"
     return "the run went on"
+
+
+def bench_row() -> str:
+    """What a rank of the bench prints, in the process group that is there."""
+    from benchmarks import ranks
+
+    printed = io.StringIO()
+    with (
+        mock.patch.object(dist, "init_process_group"),
+        mock.patch.object(dist, "destroy_process_group"),
+        contextlib.redirect_stdout(printed),
+    ):
+        ranks.child(ranks.Shape(2, 16, 1, (3, 16, 16)), "cpu", 0.3, 1)
+    return printed.getvalue()
