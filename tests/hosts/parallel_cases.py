@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -207,23 +209,25 @@ def story(report: Any) -> dict[str, Any]:
     return told
 
 
-def recorded(model: Any, **changes: Any) -> Any:
+def recorded(model: Any, steps: int = 8, **changes: Any) -> Any:
     """The run that recorded a profile."""
     runs: list[Any] = []
     chosen = settings(record=True, **changes)
     sampled(
         model, (2, 6, 8), lambda **more: apply_draft_attention(model, chosen, **more),
-        meddle=lambda handle, step: runs.append(handle),
+        steps, lambda handle, step: runs.append(handle),
     )  # fmt: skip
     return runs[-1].run
 
 
 def record_both_ways() -> dict[str, Any]:
-    """What the same run records by one process and over all ranks, as lists; and the notes of the second."""
+    """What the same run records by one process and over all ranks, as lists; and what a dense run over ranks says when
+    it is asked for masks."""
     model = model_of("wan")
     alone = recorded(model).profile()
     over_ranks(model)
-    run = recorded(model, record_masks=True)
+    run = recorded(model)
+    voting = recorded(model, steps=2, record_masks=True, schedule=Schedule(((0.0, 1.0),)))
 
     def tables(profile: Any) -> dict[str, Any]:
         return {name: table.tolist() for name, table in profile.figures("main").tensors().items()}
@@ -231,8 +235,8 @@ def record_both_ways() -> dict[str, Any]:
     return {
         "alone": tables(alone),
         "ranks": tables(run.profile()),
-        "masks": run.calibration(),
-        "notes": list(run.report.notes),
+        "masks": voting.calibration() is not None,
+        "notes": list(voting.report.notes),
     }
 
 
@@ -284,6 +288,9 @@ def sample_with_fault(fault: str) -> dict[str, Any]:
         elif fault == "cache":
             cache = handle.run.step_cache
             cache._decide = fail_once(cache._decide, ValueError("planted"))
+        elif fault == "history":
+            # Where it would skip, this rank has nothing to predict from, once.
+            handle.run.step_cache._predict = once(handle.run.step_cache._predict, None)
         elif fault == "store":
             cache = handle.run.step_cache
             cache._learn = fail_once(cache._learn, ValueError("planted"))
@@ -292,7 +299,7 @@ def sample_with_fault(fault: str) -> dict[str, Any]:
 
     before = sparse_calls.attend
     skip = StepCacheSettings("easycache", threshold=2.0, first=1)
-    chosen = settings(skip=skip) if fault in ("cache", "store") else settings()
+    chosen = settings(skip=skip) if fault in ("cache", "store", "history") else settings()
     try:
         out, report = sampled(
             model, (2, 6, 8), lambda **more: apply_draft_attention(model, chosen, **more), meddle=meddle
@@ -301,6 +308,12 @@ def sample_with_fault(fault: str) -> dict[str, Any]:
         sparse_calls.attend = before
     told = story(report)
     return {"sum": out.double().sum().item(), "dense": told["calls_dense"], "calls": told["calls"], "told": told}
+
+
+def once(function: Any, answer: Any) -> Any:
+    """`function`, which says `answer` the first time."""
+    left = [answer]
+    return lambda *args, **kwargs: left.pop() if left else function(*args, **kwargs)
 
 
 def fail_once(function: Any, error: Exception) -> Any:
@@ -342,3 +355,17 @@ def end_in_silence(rank: int, how: str, timeout: float) -> str:
         waited = time.perf_counter() - begun
         return f"{error} ({'in time' if waited < 5 * timeout else f'after {waited:.0f} s'})"
     return "the run went on"
+
+
+def bench_row() -> str:
+    """What a rank of the bench prints, in the process group that is there."""
+    from benchmarks import ranks
+
+    printed = io.StringIO()
+    with (
+        mock.patch.object(dist, "init_process_group"),
+        mock.patch.object(dist, "destroy_process_group"),
+        contextlib.redirect_stdout(printed),
+    ):
+        ranks.child(ranks.Shape(2, 16, 1, (3, 16, 16)), "cpu", 0.3, 1)
+    return printed.getvalue()

@@ -151,7 +151,7 @@ def test_a_profile_made_over_ranks_is_that_of_one_process_head_by_head_and_masks
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
         # Heads differ, so an exchange of two would show.
         assert (torch.tensor(alone["norms"]).diff(dim=-1).abs() > 1e-3).any()
-        assert of_rank["masks"] is None
+        assert not of_rank["masks"]
         assert "masks are recorded by one process alone: this run over several ranks records none" in of_rank["notes"]
 
 
@@ -189,6 +189,15 @@ def test_a_step_cache_that_fails_on_one_rank_is_forgotten_by_all(two, fault):
     for of_rank in found:
         assert [reason for _, _, reason, *_ in of_rank["told"]["decisions"]] == reasons
         assert of_rank["sum"] == found[0]["sum"]
+
+
+def test_a_step_that_one_rank_cannot_skip_is_computed_by_all(two):
+    found = two.call("sample_with_fault", fault="history")
+    decisions = [of_rank["told"]["decisions"] for of_rank in found]
+    outcomes, reasons = ([[decision[at] for decision in of_rank] for of_rank in decisions] for at in (1, 2))
+    assert found[0]["sum"] == found[1]["sum"] and outcomes[0] == outcomes[1]
+    for reason, times in (("another rank computes it", [1, 0]), ("a branch without history", [0, 1])):
+        assert [of_rank.count(reason) for of_rank in reasons] == times
 
 
 @pytest.fixture(scope="module")
