@@ -1,7 +1,7 @@
 """Texts for users: English here, and for the browser their key and values, which it says in the user's language.
 
-`locales/en/main.json` is the one source of the English texts, of the scripts in `web/` too; other languages have the same
-keys. The host hands all of them to the browser. What goes to a log or to a host's own message stays English.
+`locales/en/main.json` is the one source of the English texts, of the scripts in `web/` too; other languages have the
+same keys. The host hands all of them to the browser. What goes to a log or to a host's own message stays English.
 """
 
 from __future__ import annotations

@@ -8,13 +8,13 @@ app.registerExtension({
   nodeCreated(node) {
     if (!isOurs(node.comfyClass)) return
     for (const widget of node.widgets ?? []) {
-      const keyOf = (value) => `option_${widget.name}_${value}`
+      const wordOf = (value) => find(`option_${widget.name}_${value}`) ?? value
       const values = widget.options?.values
-      if (!Array.isArray(values) || !values.some((value) => find(keyOf(value)))) continue
+      if (!Array.isArray(values) || values.every((value) => wordOf(value) === value)) continue
       // Both renderers ask for it; the value that is saved stays as it is.
       widget.options.getOptionLabel = (value) => {
-        const word = find(keyOf(value))
-        return word && word !== value ? say("option_label", { word, value }) : String(value ?? "")
+        const word = wordOf(value)
+        return word === value ? String(value ?? "") : say("option_label", { word, value })
       }
     }
   },

@@ -79,8 +79,8 @@ def answer_check(body: bytes) -> tuple[int, dict[str, Any]]:
             are left out.
 
     Returns:
-        Status and answer: 200 with the problems as `words.plain` has them, 404 for a node that has none of our texts, 413 and 400 for a body
-        that is too long or not understood.
+        Status and answer: 200 with the problems as `words.plain` has them, 404 for a node that has none of our texts,
+        413 and 400 for a body that is too long or not understood.
     """
     if len(body) > MAX_BODY:
         return 413, {"error": f"more than {MAX_BODY} bytes"}

@@ -10,7 +10,10 @@ def doctor_text(diagnosis: Diagnosis) -> str:
     """The lines of `Diagnosis.text`."""
     facts = diagnosis.machine.facts()
     width = max(len(label) for label, _ in facts)
-    lines = [Words("doctor_fact", label=term("fact", label), gap=" " * (width - len(label)), value=value) for label, value in facts]
+    lines: list[str] = [
+        Words("doctor_fact", label=term("fact", label), gap=" " * (width - len(label)), value=value)
+        for label, value in facts
+    ]
     lines += ["", Words("doctor_backends"), *map(_check, diagnosis.checks)]
     lines += [Words("doctor_auto", backend=name, device=device) for device, name in diagnosis.chosen().items()]
     if not diagnosis.works:
