@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.comfyui.path import PACK_ROOT
+from tools.workflows.demo import demo
 from tools.workflows.graph import Graph, Node, Output
 from tools.workflows.picture import graph_picture
 
@@ -28,6 +29,9 @@ PROMPT = (
     "water, ripples and drops in the morning light, shallow depth of field, natural colours."
 )
 NEGATIVE = "overexposed, static, blurred details, subtitles, worst quality, low quality, jpeg artefacts, deformed"
+
+# Below a node that grows when it shows a run.
+ROOM = 300
 
 
 def model(base: str, folder: str, name: str) -> dict[str, str]:
@@ -72,14 +76,11 @@ class Video(Graph):
         ).out()
 
     def sparse(self, column: int, source: Output, title: str | None = None, **values: Any) -> Node:
-        return self.add("ApplyDraftAttention", column, title=title, box=(340, None), model=source, **values)
+        return self.add("ApplyDraftAttention", column, title=title, box=(340, None), room=ROOM, model=source, **values)
 
     def report(self, column: int, source: Node, after: Output, title: str | None = None) -> None:
         """The run's report, as a picture and as text."""
-        node = self.add(
-            "DraftAttentionReport", column, title=title, box=(460, 420), report=source.out("report"), after=after
-        )
-        self.add("PreviewAny", column, title="Report in words", box=(460, 200), source=node.out("text"))
+        self.add("DraftAttentionReport", column, title=title, box=(460, 420), report=source.out("report"), after=after)
 
     def video(self, column: int, images: Output, fps: float, prefix: str) -> None:
         made = self.add("CreateVideo", column, images=images, fps=fps)
@@ -395,13 +396,13 @@ def ab_compare(info: dict[str, Any]) -> Graph:
         ).out()
         outputs.append((sampled, graph.add("VAEDecode", 4, samples=sampled, vae=vae).out()))
     (_, dense), (sparse_latent, sparse) = outputs
-    compared = graph.add("DraftAttentionCompare", 5, box=(520, 420), reference=dense, clip=sparse)
-    graph.add("PreviewAny", 5, title="Comparison in words", box=(520, 160), source=compared.out("text"))
+    compared = graph.add("DraftAttentionCompare", 5, box=(520, 560), room=ROOM, reference=dense, clip=sparse)
     graph.video(5, compared.out("side_by_side"), 16.0, "draft_attention/ab_compare")
     graph.add(
         "DraftAttentionPreview",
         6,
-        box=(520, 460),
+        box=(520, 700),
+        room=ROOM,
         capture=captured.out("capture"),
         samples=sparse_latent,
         images=sparse,
@@ -418,6 +419,7 @@ WORKFLOWS: tuple[Callable[[dict[str, Any]], Graph], ...] = (
     hunyuan15,
     hunyuan,
     ab_compare,
+    demo,
 )
 
 
