@@ -40,8 +40,8 @@ def demo(info: dict[str, Any]) -> Graph:
     shifted = graph.add("ModelSamplingSD3", 1, model=loaded.out(), shift=3.0)
     positive = graph.add("DraftAttentionDemoPrompt", 1, title="Prompt", prompt="both")
     negative = graph.add("DraftAttentionDemoPrompt", 1, title="Negative prompt", prompt="none")
-    latent = graph.add("EmptyHunyuanLatentVideo", 1, width=640, height=384, length=33)
-    schedule = graph.add("SparsityScheduler", 2, box=(420, 500), curve="balanced", steps=20, model=shifted.out())
+    latent = graph.add("EmptyHunyuanLatentVideo", 1, width=480, height=320, length=33)
+    schedule = graph.add("SparsityScheduler", 2, box=(420, 500), curve="balanced", steps=12, model=shifted.out())
     applied = graph.add(
         "ApplyDraftAttention",
         2,
@@ -61,8 +61,8 @@ def demo(info: dict[str, Any]) -> Graph:
             negative=negative.out(),
             latent_image=latent.out(),
             seed=7,
-            steps=20,
-            cfg=3.0,
+            steps=12,
+            cfg=1.0,
             sampler_name="euler",
             scheduler="simple",
         )

@@ -28,8 +28,8 @@ def help_graph(info: dict[str, Any]) -> Iterator[Graph]:
 def sampled(graph: Graph, model: Any, **values: Any) -> Any:
     """The latent of a short run."""
     positive = graph.add("DraftAttentionDemoPrompt", 0, prompt="both").out()
-    latent = graph.add("EmptyHunyuanLatentVideo", 0, width=640, height=384, length=33).out()
-    sampler = {"seed": 7, "steps": 12, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", **values}
+    latent = graph.add("EmptyHunyuanLatentVideo", 0, width=480, height=320, length=17).out()
+    sampler = {"seed": 7, "steps": 8, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", **values}
     inputs = {"model": model, "positive": positive, "negative": positive, "latent_image": latent}
     return graph.add("KSampler", 2, **inputs, **sampler).out()
 
