@@ -79,7 +79,18 @@ def test_a_run_is_told_in_the_language(canvas: Canvas, speaking: Any) -> None:
     report = canvas.add(REPORT, (900, 100))
     canvas.connect(apply, "report", report, "report")
     canvas.connect(sampler, "LATENT", report, "after")
+    canvas.js(
+        """(id) => {
+            globalThis.liveTexts = []
+            app.api.addEventListener("draftattention.live_text", () => {
+                const widgets = app.graph.getNodeById(id).widgets
+                globalThis.liveTexts.push(widgets.find((one) => one.name === "$$node-text-preview")?.value)
+            })
+        }""",
+        apply,
+    )
     assert canvas.run() == "execution_success"
+    assert filled("zh", "live_step_of", step=1, steps=2) in canvas.js("() => globalThis.liveTexts")
     canvas.until(
         "(id) => app.graph.getNodeById(id).widgets.find((one) => one.name === 'text').element.innerText.length > 200",
         report,

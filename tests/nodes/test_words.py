@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -150,3 +151,20 @@ def test_the_problems_of_widgets_have_keys(part, words) -> None:
         assert set(found) == set(values) - {"curve"}, node
         for problem in found.values():
             assert isinstance(problem, words.Words) and said(words, words.plain(problem)) == problem
+
+
+def test_the_live_text_goes_out_in_english_and_then_in_words(part, words) -> None:
+    sent = []
+    queue = SimpleNamespace(get_current_queue_volatile=lambda: ([], []))
+    server = SimpleNamespace(
+        prompt_queue=queue,
+        send_progress_text=lambda text, node: sent.append((type(text), text, node)),
+        send_sync=lambda event, told: sent.append((event, told)),
+    )
+    module = part("nodes.browser.live_text")
+    tell = module.live_text(server, "7")
+    tell(words.Words("live_step", step=2))
+    told = {"node": "7", "workflow": "", "words": {"key": "live_step", "values": {"step": 2}}}
+    assert sent == [(str, "step 2", "7"), (module.EVENT, told)]
+    tell("x" * (module.MAX_TEXT + 1))
+    assert len(sent) == 3, "a text without end is the host's alone"
