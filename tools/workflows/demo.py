@@ -41,7 +41,9 @@ def demo(info: dict[str, Any]) -> Graph:
     positive = graph.add("DraftAttentionDemoPrompt", 1, title="Prompt", prompt="both")
     negative = graph.add("DraftAttentionDemoPrompt", 1, title="Negative prompt", prompt="none")
     latent = graph.add("EmptyHunyuanLatentVideo", 1, width=480, height=320, length=33)
-    schedule = graph.add("SparsityScheduler", 2, box=(420, 500), curve="balanced", steps=12, model=shifted.out())
+    schedule = graph.add(
+        "SparsityScheduler", 2, box=(420, 500), room=300, curve="balanced", steps=12, model=shifted.out()
+    )
     applied = graph.add(
         "ApplyDraftAttention",
         2,
@@ -68,5 +70,5 @@ def demo(info: dict[str, Any]) -> Graph:
         )
         latents.append(sampler.out())
     graph.add("DraftAttentionCompare", 4, box=(480, None), reference=latents[0], clip=latents[1], model=shifted.out())
-    graph.add("DraftAttentionReport", 5, box=(480, None), report=applied.out("report"), after=latents[1])
+    graph.add("DraftAttentionReport", 5, box=(480, 1000), report=applied.out("report"), after=latents[1])
     return graph

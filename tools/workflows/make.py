@@ -80,7 +80,7 @@ class Video(Graph):
 
     def report(self, column: int, source: Node, after: Output, title: str | None = None) -> None:
         """The run's report, as a picture and as text."""
-        self.add("DraftAttentionReport", column, title=title, box=(460, 420), report=source.out("report"), after=after)
+        self.add("DraftAttentionReport", column, title=title, box=(460, 900), report=source.out("report"), after=after)
 
     def video(self, column: int, images: Output, fps: float, prefix: str) -> None:
         made = self.add("CreateVideo", column, images=images, fps=fps)
@@ -133,9 +133,9 @@ def wan22_t2v(info: dict[str, Any]) -> Graph:
     low_loaded = graph.unet(1, low, "Low-noise expert")
     clip, vae = graph.clip(1, UMT5, "wan"), graph.vae(1, WAN21_VAE)
     high_shifted, low_shifted = graph.shift(2, high_loaded, 8.0), graph.shift(2, low_loaded, 8.0)
-    schedule = graph.add("SparsityScheduler", 2, box=(420, 560), curve="balanced", steps=20, model=high_shifted).out(
-        "schedule"
-    )
+    schedule = graph.add(
+        "SparsityScheduler", 2, box=(420, 500), room=ROOM, curve="balanced", steps=20, model=high_shifted
+    ).out("schedule")
     positive, negative = graph.texts(2, clip)
     latent = graph.add("EmptyHunyuanLatentVideo", 2, width=1280, height=720, length=81).out()
     first = graph.sparse(3, high_shifted, "Apply DraftAttention (high noise)", schedule=schedule)

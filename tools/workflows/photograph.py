@@ -33,7 +33,7 @@ ARGUMENTS = ["--no-sandbox", "--use-gl=swiftshader", "--enable-unsafe-swiftshade
 RENDERERS = {"classic": False, "Nodes 2.0": True}
 # Wide enough for a whole graph at full size, which is then made smaller: the classic canvas leaves out text when it is
 # drawn small.
-WINDOW = {"width": 3300, "height": 1500}
+WINDOW = {"width": 2900, "height": 1500}
 WIDTH, HELP_WIDTH = 1600, 560
 MOST_BYTES = 120_000
 # What a node shows of a run comes a moment after its end.
@@ -99,7 +99,11 @@ def run_demo(page: Page) -> list[str]:
 
 
 def shoot_node(page: Page, kind: str) -> None:
-    """Photograph a node for its help page."""
+    """Photograph a node for its help page; of the doctor's text the end: at its beginning stand paths of this machine."""
+    if kind == "DraftAttentionDoctor":
+        page.evaluate(
+            "() => document.querySelectorAll('.draftattention-text pre').forEach((one) => one.scrollTo(0, 1e6))"
+        )
     index = page.evaluate("(kind) => app.graph.nodes.findIndex((node) => node.type === kind)", kind)
     shoot(page, [browser.boxes(page, False)[index]], HELP_WIDTH, HELP / f"{kind}.jpg", margin=12)
 
