@@ -99,7 +99,7 @@ def run_demo(page: Page) -> list[str]:
 
 
 def shoot_node(page: Page, kind: str) -> None:
-    """Photograph a node for its help page; of the doctor's text the end: at its beginning stand paths of this machine."""
+    """Photograph a node for its help page; of the doctor's text the end: its beginning names paths of this machine."""
     if kind == "DraftAttentionDoctor":
         page.evaluate(
             "() => document.querySelectorAll('.draftattention-text pre').forEach((one) => one.scrollTo(0, 1e6))"
