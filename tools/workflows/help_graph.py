@@ -43,7 +43,7 @@ def skips_and_maps(info: dict[str, Any]) -> Graph:
         "DraftAttentionCapture", 1, model=skipping, report=applied.out("report"), step=-1, layer=1, box=(340, None)
     )
     out = sampled(graph, captured.out("model"))
-    graph.add("DraftAttentionPreview", 3, box=(480, 900), capture=captured.out("capture"), samples=out)
+    graph.add("DraftAttentionPreview", 3, box=(480, 640), capture=captured.out("capture"), samples=out)
     return graph
 
 
