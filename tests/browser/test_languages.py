@@ -72,6 +72,13 @@ def test_a_node_its_choices_and_its_scripts_speak_the_language(canvas: Canvas, s
     canvas.until("(wanted) => document.body.innerText.includes(wanted)", wanted)
 
 
+def test_a_language_that_the_pack_lacks_falls_back_to_english(canvas: Canvas, speaking: Any) -> None:
+    speaking("fr")
+    node = canvas.add("ApplyDraftAttention")
+    assert texts("en")["no_run"] in canvas.text(node, "verdict")
+    assert canvas.widget(node, "preset", "label") == "preset"
+
+
 def test_a_run_is_told_in_the_language(canvas: Canvas, speaking: Any) -> None:
     speaking("zh")
     ids = canvas.load_demo()

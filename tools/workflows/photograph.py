@@ -99,11 +99,12 @@ def run_demo(page: Page) -> list[str]:
 
 
 def shoot_node(page: Page, kind: str) -> None:
-    """Photograph a node for its help page; of the doctor's text the end: its beginning names paths of this machine."""
-    if kind == "DraftAttentionDoctor":
-        page.evaluate(
-            "() => document.querySelectorAll('.draftattention-text pre').forEach((one) => one.scrollTo(0, 1e6))"
-        )
+    """Photograph a node for its help page, without what the doctor says of where this machine's Python lies."""
+    page.evaluate(
+        """() => document.querySelectorAll('.draftattention-text pre').forEach((one) => {
+            one.textContent = one.textContent.replace(/(Python .* at )\\S+/, "$1.../python")
+        })"""
+    )
     index = page.evaluate("(kind) => app.graph.nodes.findIndex((node) => node.type === kind)", kind)
     shoot(page, [browser.boxes(page, False)[index]], HELP_WIDTH, HELP / f"{kind}.jpg", margin=12)
 
@@ -126,17 +127,19 @@ def photograph(opened: Browser, server: ComfyUIServer, wanted: str) -> list[str]
             problems += [f"{path.stem}, {name}: {problem}" for problem in found]
         if nodes_2:
             pages[name].close()
-    if wanted in "help":
+    if wanted in "help_" or wanted.startswith("help_"):
         page = pages["classic"]
         browser.open_page(page, server, False)
-        problems += help_pictures(page, server)
+        problems += help_pictures(page, server, wanted)
     return problems
 
 
-def help_pictures(page: Page, server: ComfyUIServer) -> list[str]:
+def help_pictures(page: Page, server: ComfyUIServer, wanted: str) -> list[str]:
     """Photographs of the nodes that the demo does not have."""
     problems = []
     for graph in help_graph(server.get("/object_info")):
+        if wanted not in graph.name:
+            continue
         browser.load(page, graph.to_json())
         ended = browser.run(page)
         page.wait_for_timeout(LATER)
@@ -153,7 +156,7 @@ def help_pictures(page: Page, server: ComfyUIServer) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check the workflows in a browser and photograph them.")
-    parser.add_argument("--only", default="", help="part of a workflow's name, or: help")
+    parser.add_argument("--only", default="", help="part of a workflow's name; help_ for the nodes' pages")
     wanted = parser.parse_args().only
     from playwright.sync_api import sync_playwright
 
