@@ -122,7 +122,7 @@ def boxes(page: Page, nodes_2: bool) -> list[Box]:
     return [Box(*values) for values in found]
 
 
-def run(page: Page, limit: float = 600_000) -> str:
+def run(page: Page, limit: float = 1_800_000) -> str:
     """Queue the graph and wait for its end; returns the kind of the last message, such as execution_success."""
     ended: str = page.evaluate(
         """async (limit) => {
