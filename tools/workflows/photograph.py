@@ -75,6 +75,18 @@ def shoot(page: Page, boxes: list[browser.Box], width: int, path: Path, margin: 
     picture(page.screenshot(clip=clip), width, path)  # type: ignore[arg-type]
 
 
+def offer_files(server: ComfyUIServer) -> None:
+    """An empty file for every model and picture that a workflow names: the front end marks what is missing in red."""
+    for path in WORKFLOWS.glob("*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            for model in node.get("properties", {}).get("models", ()):
+                file = server.base / "models" / model["directory"] / model["name"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    (server.base / "input").mkdir(exist_ok=True)
+    Image.new("RGB", (320, 180), (60, 90, 110)).save(server.base / "input" / "example.png")
+
+
 def look(page: Page, nodes_2: bool, path: Path) -> tuple[list[str], list[browser.Box]]:
     """Open a workflow; returns what is wrong with it, and where its nodes stand."""
     workflow: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -112,6 +124,7 @@ def shoot_node(page: Page, kind: str) -> None:
 def photograph(opened: Browser, server: ComfyUIServer, wanted: str) -> list[str]:
     """Everything whose name contains `wanted`; returns what is wrong."""
     problems: list[str] = []
+    offer_files(server)
     pages = {}
     for name, nodes_2 in RENDERERS.items():
         pages[name] = opened.new_page(viewport=WINDOW)  # type: ignore[arg-type]
