@@ -33,7 +33,7 @@ def sampled(graph: Graph, model: Any, size: tuple[int, int, int] = (480, 320, 17
     """The latent of a short run of a width, height and number of frames."""
     positive = graph.add("DraftAttentionDemoPrompt", 0, prompt="both").out()
     latent = graph.add("EmptyHunyuanLatentVideo", 0, width=size[0], height=size[1], length=size[2]).out()
-    sampler = {"seed": 7, "steps": 8, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    sampler: dict[str, Any] = {"seed": 7, "steps": 8, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
     inputs = {"model": model, "positive": positive, "negative": positive, "latent_image": latent}
     return graph.add("KSampler", 2, **inputs, **sampler).out()
 
