@@ -1,6 +1,7 @@
-"""Writes the workflows for the real models, and pictures of all: python -m tools.workflows.make OBJECT_INFO.json
+"""Writes the workflows: python -m tools.workflows.make OBJECT_INFO.json
 
-OBJECT_INFO.json is what the oldest ComfyUI supported answers to GET /object_info, with this pack loaded.
+OBJECT_INFO.json is what the oldest ComfyUI supported answers to GET /object_info, with this pack loaded. The pictures
+beside them are photographs, see `photograph`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 from tools.comfyui.path import PACK_ROOT
 from tools.workflows.demo import demo
 from tools.workflows.graph import Graph, Node, Output
-from tools.workflows.picture import graph_picture
 
 FOLDER = PACK_ROOT / "workflows"
 HUB = "https://huggingface.co/Comfy-Org"
@@ -424,16 +424,13 @@ WORKFLOWS: tuple[Callable[[dict[str, Any]], Graph], ...] = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write workflows/*.json and their preview pictures.")
+    parser = argparse.ArgumentParser(description="Write workflows/*.json.")
     parser.add_argument("object_info", type=Path, help="GET /object_info of the oldest supported ComfyUI")
     info = json.loads(parser.parse_args().object_info.read_text(encoding="utf-8"))
     for make in WORKFLOWS:
         graph = make(info)
         path = FOLDER / f"{graph.name}.json"
         path.write_text(json.dumps(graph.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for path in sorted(FOLDER.glob("*.json")):
-        workflow = json.loads(path.read_text(encoding="utf-8"))
-        graph_picture(workflow, info).save(path.with_suffix(".jpg"), quality=88)
         print(path)
 
 
