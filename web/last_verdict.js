@@ -3,7 +3,7 @@
 import { api, allNodes, app, after, fit, nodeOfRun, widgetOf, workflowId } from "./host.js"
 import { onProblems, problemsOf } from "./checked_text.js"
 import { addTextBox } from "./text_box.js"
-import { say } from "./words.js"
+import { say, tell } from "./words.js"
 
 const APPLY = "ApplyDraftAttention"
 const EVENT = "draftattention.verdict"
@@ -15,13 +15,14 @@ const boxes = new WeakMap()
 
 /** Show what a node keeps, and what is wrong with its texts. */
 function show(node) {
-  boxes.get(node)?.(node.properties?.[KEPT]?.text ?? "", Object.values(problemsOf(node)).join("\n"))
+  const { text = "", words } = node.properties?.[KEPT] ?? {}
+  boxes.get(node)?.(words ? tell(words) : text, Object.values(problemsOf(node)).join("\n"))
 }
 
 /** Keep a verdict on a node, unless it has a later one. */
 function keep(node, verdict) {
   if (node?.comfyClass !== APPLY || node.properties[KEPT]?.at >= verdict.at) return
-  node.properties[KEPT] = { text: verdict.text, at: verdict.at }
+  node.properties[KEPT] = { text: verdict.text, words: verdict.words, at: verdict.at }
   show(node)
 }
 
