@@ -15,12 +15,19 @@ def doctor_text(diagnosis: Diagnosis) -> str:
         for label, value in facts
     ]
     lines += ["", Words("doctor_backends"), *map(_check, diagnosis.checks)]
-    lines += [Words("doctor_auto", backend=name, device=device) for device, name in diagnosis.chosen().items()]
+    lost = {(check.device, check.backend): check.lost for check in diagnosis.checks if check.lost}
+    lines += [_auto(name, device, lost.get((device, name))) for device, name in diagnosis.chosen().items()]
     if not diagnosis.works:
         lines += ["", Words("doctor_none_works")]
     lines += ["", Words("doctor_advice" if diagnosis.advice else "doctor_no_advice")]
     lines += [Words("doctor_item", text=item) for item in diagnosis.advice]
     return Joined(lines, LINES)
+
+
+def _auto(backend: str, device: str, lost: str | None) -> Words:
+    if lost is None:
+        return Words("doctor_auto", backend=backend, device=device)
+    return Words("doctor_auto_without", backend=backend, device=device, lost=lost)
 
 
 def _check(check: BackendCheck) -> Words:

@@ -127,7 +127,10 @@ def test_the_doctor_s_findings_are_the_core_s_word_for_word(part, words) -> None
         diagnose.BackendCheck("flex", "cpu", "float32", 1.0, 1e-4, None, 0.1),
         diagnose.BackendCheck("triton", "cpu", "float32", None, 1e-4, "needs a GPU", 0.1),
     )
-    for found in (diagnose.Diagnosis(machine, checks, ("Do this.",)), diagnose.Diagnosis(machine, checks[1:], ())):
+    lesser = (diagnose.BackendCheck("torch", "cpu", "float32", 1e-6, 1e-4, None, 0.1, "linear tails"),)
+    assert "without linear tails" in diagnose.Diagnosis(machine, lesser, ()).text()
+    for some, advice in ((checks, ("Do this.",)), (checks[1:], ()), (lesser, ())):
+        found = diagnose.Diagnosis(machine, some, advice)
         made = part("nodes.display.doctor_text").doctor_text(found)
         assert made == found.text() and said(words, words.plain(made)) == made
 
