@@ -79,15 +79,18 @@ export function nodeOfOutput(key) {
  */
 export function onOutput(name, show) {
   const tell = (node, output) => node && output && isOurs(node.comfyClass) && show(node, output)
+  const tellAll = (outputs) => {
+    for (const [key, output] of Object.entries(outputs)) tell(nodeOfOutput(key), output)
+  }
   app.registerExtension({
     name,
     setup() {
       const heard = ({ detail }) => tell(nodeOfRun(detail.display_node || detail.node), detail.output)
       api.addEventListener("executed", heard)
     },
-    onNodeOutputsUpdated(outputs) {
-      for (const [key, output] of Object.entries(outputs)) tell(nodeOfOutput(key), output)
-    },
+    // Undo makes nodes anew and leaves their outputs where they are.
+    afterConfigureGraph: () => tellAll(app.nodeOutputs ?? {}),
+    onNodeOutputsUpdated: tellAll,
   })
 }
 
@@ -152,10 +155,12 @@ export function addElement(node, name, element, height) {
   return widget
 }
 
-/** Make a node at least as high as what is in it, and no higher than that if `shrink`. */
+/** Make a node at least as high as what is in it, and no higher than that if `shrink`; no step to undo. */
 export function fit(node, shrink = false) {
   const [width, height] = node.computeSize()
   node.setSize([Math.max(node.size[0], width), shrink ? height : Math.max(node.size[1], height)])
+  const saved = savedNode(changeTracker()?.activeState, node)
+  if (saved) saved.size = [...node.size]
   app.canvas?.setDirty(true, true)
 }
 
@@ -194,11 +199,38 @@ export function asOneStep(change) {
   }
 }
 
-/** Have the front end notice what scripts changed in the workflow, and keep it through a reload. */
-export function keepState() {
-  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+/** Have the front end notice what scripts changed in the workflow. */
+function keepState() {
+  const tracker = changeTracker()
   if (tracker?.captureCanvasState) tracker.captureCanvasState()
   else tracker?.checkState?.()
+}
+
+const changeTracker = () => app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+
+/** A node as a saved state of the workflow has it, or undefined. */
+function savedNode(state, node) {
+  const { graph } = node
+  const whole = graph === (app.rootGraph ?? app.graph)
+  const saved = whole ? state : state?.definitions?.subgraphs?.find(({ id }) => id === graph?.id)
+  return saved?.nodes?.find?.(({ id }) => String(id) === String(node.id))
+}
+
+/**
+ * Keep on a node what a run came to, in the saved workflow too. Nobody chose it, so it is no step to undo, and undoing
+ * something else does not take it away.
+ * @param {boolean} [lasting] whether it has to be there after a reload, as what a run has so far need not
+ */
+export function keepOnNode(node, name, value, lasting = true) {
+  node.properties[name] = value
+  const tracker = changeTracker()
+  const { activeState, undoQueue = [], redoQueue = [] } = tracker ?? {}
+  for (const state of [activeState, ...undoQueue, ...redoQueue]) {
+    const saved = savedNode(state, node)
+    if (saved) saved.properties = { ...saved.properties, [name]: value }
+  }
+  // Older front ends that queue on every change would queue because of this one.
+  if (lasting && app.extensionManager?.queueSettings?.mode !== "change") tracker?.updateModified?.()
 }
 
 /** A style sheet of one's own. Elements of Nodes 2.0 come and go: rules find them where scripts would lose them. */

@@ -1,6 +1,6 @@
 /** How the last run went stays under Apply DraftAttention: until the next run, after a reload, in a saved workflow. */
 
-import { api, allNodes, app, after, fit, nodeOfRun, widgetOf, workflowId } from "./host.js"
+import { api, allNodes, app, after, fit, keepOnNode, nodeOfRun, widgetOf, workflowId } from "./host.js"
 import { onProblems, problemsOf } from "./checked_text.js"
 import { addTextBox } from "./text_box.js"
 import { say } from "./words.js"
@@ -21,7 +21,7 @@ function show(node) {
 /** Keep a verdict on a node, unless it has a later one. */
 function keep(node, verdict) {
   if (node?.comfyClass !== APPLY || node.properties[KEPT]?.at >= verdict.at) return
-  node.properties[KEPT] = { text: verdict.text, at: verdict.at }
+  keepOnNode(node, KEPT, { text: verdict.text, at: verdict.at })
   show(node)
 }
 

@@ -1,6 +1,6 @@
 /** Under Apply DraftAttention: what each layer did at each step, filling in while sampling and kept in the workflow. */
 
-import { addElement, after, api, app, fit, keepState, nodeOfRun, workflowId } from "./host.js"
+import { addElement, after, api, app, fit, keepOnNode, nodeOfRun, workflowId } from "./host.js"
 import { drawMap, duration, keyElements, MOST_LAYERS, MOST_STEPS } from "./map_drawing.js"
 import { say } from "./words.js"
 
@@ -86,9 +86,8 @@ function take(node, told) {
     }
     map.layers = Math.max(map.layers, told.all_layers)
   }
-  node.properties[KEPT] = map
+  keepOnNode(node, KEPT, map, map.done)
   show(node)
-  if (map.done) keepState()
 }
 
 app.registerExtension({

@@ -1,6 +1,6 @@
 /** Badges on Apply DraftAttention: how much faster the last run was, and what went wrong in it. Saved workflows keep them. */
 
-import { addBadge, after, api, app, badgesChanged, nodeOfRun, workflowId } from "./host.js"
+import { addBadge, after, api, app, badgesChanged, keepOnNode, nodeOfRun, workflowId } from "./host.js"
 import { reasonWord } from "./map_drawing.js"
 import { say } from "./words.js"
 
@@ -36,7 +36,7 @@ app.registerExtension({
     api.addEventListener(EVENT, ({ detail }) => {
       const node = detail.workflow === workflowId() ? nodeOfRun(detail.node) : null
       if (node?.comfyClass !== APPLY) return
-      node.properties[KEPT] = detail.cancelled ? {} : { speed_up: detail.speed_up, dense: detail.dense }
+      keepOnNode(node, KEPT, detail.cancelled ? {} : { speed_up: detail.speed_up, dense: detail.dense })
       badgesChanged(node)
     })
   },
