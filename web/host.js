@@ -144,6 +144,7 @@ export function setTooltip(node, widget, text) {
  * @param {() => number} height least height in pixels
  */
 export function addElement(node, name, element, height) {
+  element.dataset.draftattention = name
   const widget = node.addDOMWidget(name, `draftattention_${name}`, element, {
     serialize: false,
     hideOnZoom: false,
@@ -154,6 +155,26 @@ export function addElement(node, name, element, height) {
   widget.serialize = false
   return widget
 }
+
+/**
+ * Put the elements of nodes that were made anew where those of their predecessors are. Undo makes nodes anew under the
+ * same ids, and Nodes 2.0 goes on showing the elements that it took when it first drew a node of that id.
+ */
+function replaceElements() {
+  if (!isNodes2()) return
+  for (const node of app.canvas?.graph?.nodes ?? [])
+    for (const { element } of node.widgets ?? []) {
+      const name = element?.dataset?.draftattention
+      if (!name || element.isConnected) continue
+      document.querySelector(`[data-node-id="${node.id}"] [data-draftattention="${name}"]`)?.replaceWith(element)
+    }
+}
+
+app.registerExtension({
+  name: "DraftAttention.Elements",
+  // At once and when Nodes 2.0 has drawn, which it does a little later.
+  afterConfigureGraph: () => [0, 100, 500].forEach((delay) => setTimeout(replaceElements, delay)),
+})
 
 /** Make a node at least as high as what is in it, and no higher than that if `shrink`; no step to undo. */
 export function fit(node, shrink = false) {
