@@ -42,7 +42,7 @@ class ApplyDraftAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApplyDraftAttention",
-            display_name="Apply DraftAttention",
+            display_name="DraftAttention Sparse",
             category=CATEGORY,
             description=(
                 "Makes the self-attention of video models sparse: a draft map picks the blocks that are computed "
