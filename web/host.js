@@ -156,6 +156,16 @@ export function addElement(node, name, element, height) {
   return widget
 }
 
+/** Take a widget off a node, which shrinks to what is left. */
+export function removeWidget(node, widget) {
+  if (node.removeWidget) node.removeWidget(widget)
+  else {
+    widget.onRemove?.()
+    node.widgets.splice(node.widgets.indexOf(widget), 1)
+  }
+  fit(node, true)
+}
+
 /**
  * Put the elements of nodes that were made anew where those of their predecessors are. Undo makes nodes anew under the
  * same ids, and Nodes 2.0 goes on showing the elements that it took when it first drew a node of that id.

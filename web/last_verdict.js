@@ -1,6 +1,6 @@
 /** How the last run went stays under Apply DraftAttention: until the next run, after a reload, in a saved workflow. */
 
-import { api, allNodes, app, after, fit, keepOnNode, nodeOfRun, widgetOf, workflowId } from "./host.js"
+import { api, allNodes, app, after, keepOnNode, nodeOfRun, removeWidget, widgetOf, workflowId } from "./host.js"
 import { onProblems, problemsOf } from "./checked_text.js"
 import { addTextBox } from "./text_box.js"
 import { say } from "./words.js"
@@ -29,10 +29,7 @@ function keep(node, verdict) {
 function removeLiveTexts() {
   for (const node of allNodes()) {
     const widget = node.comfyClass === APPLY && node.properties?.[KEPT] && widgetOf(node, LIVE_TEXT)
-    if (!widget) continue
-    widget.onRemove?.()
-    node.widgets.splice(node.widgets.indexOf(widget), 1)
-    fit(node, true)
+    if (widget) removeWidget(node, widget)
   }
 }
 
