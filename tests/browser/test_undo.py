@@ -5,7 +5,16 @@ from __future__ import annotations
 from tests.browser.canvas import Canvas
 from tests.browser.test_curve import STEPPED, drag, points, scheduler
 
-STEPS_TO_UNDO = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+# Steps to undo that are more than a size: Nodes 2.0 of older front ends measures nodes again after they have grown, and
+# takes note of that itself.
+STEPS_TO_UNDO = """() => {
+    const { undoQueue, activeState } = app.extensionManager.workflow.activeWorkflow.changeTracker
+    const plain = ({ nodes }) => JSON.stringify(
+        nodes.map(({ size, order, ...rest }) => rest).sort((a, b) => Number(a.id) - Number(b.id))
+    )
+    const states = [...undoQueue, activeState].map(plain)
+    return states.filter((state, index) => index && state !== states[index - 1]).length
+}"""
 IN_SIGHT = """([id, names]) => names.every((name) => {
     const widget = app.graph.getNodeById(id)?.widgets.find((one) => one.name === name)
     return widget?.element.isConnected && widget.element.getClientRects().length
@@ -46,7 +55,10 @@ def test_a_run_is_no_step_to_undo_and_undo_leaves_what_it_came_to(canvas: Canvas
     assert canvas.js(STEPS_TO_UNDO) == count, "the run is none"
 
     said = canvas.text(report, "text")
-    canvas.command("Comfy.Undo")
+    for _ in range(3):
+        canvas.command("Comfy.Undo")
+        if canvas.widget(apply, "preset") == before:
+            break
     canvas.until(VALUE, [apply, "preset", before])
     canvas.until(IN_SIGHT, [apply, ["verdict", "live_map"]])
     assert "self-attention calls sparse" in canvas.text(apply, "verdict")
