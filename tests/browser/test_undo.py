@@ -57,6 +57,7 @@ def test_a_run_is_no_step_to_undo_and_undo_leaves_what_it_came_to(canvas: Canvas
     said = canvas.text(report, "text")
     for _ in range(3):
         canvas.command("Comfy.Undo")
+        canvas.page.wait_for_timeout(1000)  # the command does not wait for what it does
         if canvas.widget(apply, "preset") == before:
             break
     canvas.until(VALUE, [apply, "preset", before])
