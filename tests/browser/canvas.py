@@ -107,6 +107,8 @@ class Canvas:
                 return tracker.activeState.nodes.length === app.graph.nodes.length
             }"""
         )
+        # Changes within the next 50 ms would count as a part of these.
+        self.page.wait_for_timeout(200)
 
     def command(self, name: str) -> None:
         """Run one of the front end's commands."""
