@@ -116,14 +116,12 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not 0.0 < scale < math.inf:
         raise ValueError(f"scale multiplies q.k and must be positive and finite, got {scale}: None is D ** -0.5")
-    rule, kind = (
-        rule_of(policy.method),
-        CallKind.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None),
-    )
+    values, rule = policy.of(q.shape[1]), rule_of(policy.method)
+    kind = CallKind.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None)
     chosen = choose_backend(backend, kind)
     if policy.has_codes and without_codes(chosen, kind) is not None:
         policy = replace(policy, bits=16)
-    values = policy.of(q.shape[1])
+        values = policy.of(q.shape[1])
     tables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
     call = RuleCall(q, k, v, tables, policy, values, scale, key_bias, position, {} if state is None else state)
     with without_autocast(q.device):

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..draftattn_core.backends.registry import backend_names
 from ..draftattn_core.run.settings import BITS, BUDGETS
 from .browser.live_map import announce_map
+from .browser.live_text import live_text
 from .browser.run_log import announce_runs
 from .browser.server import instance, running_job
 from .browser.verdicts import announce_verdicts
@@ -156,7 +157,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     options=list(backend_names()),
                     default="auto",
                     advanced=True,
-                    tooltip="What computes the sparse calls. auto takes the fastest that can serve them.",
+                    tooltip="What computes the sparse calls. auto takes the fastest that can serve them. kitchen is "
+                    "the kernel that ComfyUI brings: it needs no Triton; the report says what a run gives up by it.",
                 ),
                 io.Boolean.Input(
                     "strict",
@@ -291,7 +293,7 @@ class ApplyDraftAttention(io.ComfyNode):
         server = None if node_id is None else instance()
         if server is None:
             return io.NodeOutput(*apply_draft_attention(model, choices))
-        patched, handle = apply_draft_attention(model, choices, lambda text: server.send_progress_text(text, node_id))
+        patched, handle = apply_draft_attention(model, choices, live_text(server, node_id))
         for announce in (announce_map, announce_verdicts):
             announce(handle.events, node_id, job=lambda: running_job(server), send=server.send_sync)
         announce_runs(handle, node_id, choices, job=lambda: running_job(server), send=server.send_sync)

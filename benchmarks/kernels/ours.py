@@ -27,7 +27,6 @@ from draftattention.draftattn_core.method.rules.call import RuleCall
 from draftattention.draftattn_core.method.selection import forced_blocks, ranking_of
 from draftattention.kernels.types import Selected
 
-
 # Relative L2 error that tells scores of INT8 codes, of random inputs at that, from a wrong kernel.
 INT8_LIMIT = 3e-2
 

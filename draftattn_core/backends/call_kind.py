@@ -45,12 +45,20 @@ def variants_of(policy: Policy, biased: bool) -> tuple[Variant, ...]:
     return tuple(Variant(method, tail, biased) for tail in sorted(set(tails), key=TAILS.index))
 
 
+def traits_of(policy: Policy) -> tuple[bool, bool]:
+    """`anchored` and `gained` of calls under `policy`."""
+    gains = policy.tail_gain if isinstance(policy.tail_gain, tuple) else (policy.tail_gain,)
+    return policy.keep_first_frame or policy.keep_last_frame, any(gains)
+
+
 @dataclass(frozen=True)
 class CallKind:
     """What a backend is asked whether it can serve.
 
     Attributes:
         variants: of the kernels; a backend with kernels of ours serves a call only where it serves each of them.
+        anchored: whether the blocks of a frame are kept whatever they score.
+        gained: whether some head's tail has a gain.
     """
 
     device: torch.device
@@ -59,11 +67,13 @@ class CallKind:
     q_block: int
     k_block: int
     variants: tuple[Variant, ...] = (Variant(biased=True),)
+    anchored: bool = False
+    gained: bool = False
 
     @classmethod
     def of(cls, q: Tensor, q_block: int, k_block: int, policy: Policy, *, biased: bool) -> CallKind:
         """That of a call with queries q (B, H, L, D)."""
-        return cls(q.device, q.dtype, q.shape[3], q_block, k_block, variants_of(policy, biased))
+        return cls(q.device, q.dtype, q.shape[3], q_block, k_block, variants_of(policy, biased), *traits_of(policy))
 
     def with_tail(self, tail: TailName) -> CallKind:
         """The same with one tail for all heads."""

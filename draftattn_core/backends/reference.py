@@ -43,6 +43,8 @@ def attend_reference(request: AttendRequest, dtype: torch.dtype = torch.float64)
     if shift is not None and request.shift is None:
         k_mean = k_mean - shift.unsqueeze(2)
     pooled = request.scale * torch.matmul(q, k_mean.transpose(-1, -2))
+    if request.shared_tail:
+        pooled = _shared(q, k, request)
     pooled = pooled + tail.log_weight.to(dtype)[None, :, None, :]
     pooled = pooled.masked_fill(request.keep[:, :, q_block, :video], -torch.inf)
     weights = torch.cat([logits, pooled], dim=-1).softmax(-1)
@@ -65,3 +67,19 @@ def _shift(request: AttendRequest, dtype: torch.dtype) -> Tensor | None:
         return request.shift.to(dtype)
     eight = torch.tensor([bits == 8 for bits in request.bits], device=request.k.device)
     return key_shift(request.k).to(dtype) * eight[:, None]
+
+
+def _shared(q: Tensor, k: Tensor, request: AttendRequest) -> Tensor:
+    """Logits (B, H, L, video k blocks) of skipped blocks where the rows of a query block share a tail."""
+    tables = request.tables
+    q_block, k_block = tables.q.of_token[tables.inverse], tables.k.of_token[tables.inverse]
+
+    def means(x: Tensor, of_token: Tensor, blocks: int) -> Tensor:
+        member = torch.nn.functional.one_hot(of_token, blocks).to(x.dtype)
+        return torch.matmul((member / member.sum(0)).t(), x)
+
+    keys = means(k, k_block, tables.k.total)
+    centre = keys.mean(2, keepdim=True)
+    of_block = torch.matmul(means(q, q_block, tables.q.total), (keys - centre).transpose(-1, -2))
+    logits = of_block[:, :, q_block] + torch.matmul(q, centre.transpose(-1, -2))
+    return request.scale * logits[..., : tables.k.video]

@@ -12,6 +12,8 @@ from ..method.policy import Bits, TailName
 from ..method.rules.call import RuleCall
 from .call_kind import CallKind
 from .flex.attend import attend_flex, flex_refuses
+from .kitchen.backend import KITCHEN
+from .nearest import Nearest
 from .reference import attend_reference
 from .request import AttendRequest
 from .torch_chunks import attend_chunks
@@ -41,6 +43,8 @@ class Backend:
         warm_up: compiles and checks what a run needs beforehand, given the kind of its calls, further tails that heads
             may take and a function that is called with a message meanwhile; None where nothing is compiled or it
             cannot be done ahead.
+        nearest: what it serves in place of a kind of call that it refuses, None if nothing comes near; None for
+            backends that never do. A run asks for it where `auto` finds nothing better.
         bits: of the scores it can compute; what a policy asks for beyond them is computed in 16.
     """
 
@@ -51,6 +55,7 @@ class Backend:
     not_automatic_on: tuple[str, ...] = ()
     run: Callable[[RuleCall, Tensor | None], tuple[Tensor, AttendRequest]] | None = None
     warm_up: Callable[[CallKind, Sequence[TailName], Callable[[str], None]], None] | None = None
+    nearest: Callable[[CallKind], Nearest | None] | None = None
     bits: tuple[Bits, ...] = (16,)
 
 
@@ -70,7 +75,14 @@ def attend_torch(request: AttendRequest) -> Tensor:
 
 def _by_kernels(kernels: TritonBackend, *, automatic: bool = True, not_automatic_on: tuple[str, ...] = ()) -> Backend:
     whole = kernels.run, kernels.warm_up
-    return Backend(kernels.name, kernels.attend, kernels.refuses, automatic, not_automatic_on, *whole, kernels.bits)
+    return Backend(
+        kernels.name, kernels.attend, kernels.refuses, automatic, not_automatic_on, *whole, bits=kernels.bits
+    )
+
+
+def _by_kitchen() -> Backend:
+    whole = KITCHEN.run, KITCHEN.warm_up, KITCHEN.nearest
+    return Backend("kitchen", KITCHEN.attend, KITCHEN.refuses, True, ("cpu",), *whole)
 
 
 def backends() -> tuple[Backend, ...]:
@@ -82,6 +94,8 @@ def backends() -> tuple[Backend, ...]:
         _by_kernels(HOPPER, automatic=False),
         # On the CPU it compiles for longer than most runs would gain from it.
         Backend("flex", attend_flex, flex_refuses, not_automatic_on=("cpu",)),
+        # Behind what computes a call as it was asked for, before what is slower than dense attention on a GPU.
+        _by_kitchen(),
         Backend("torch", attend_torch, _needs_float),
         Backend("reference", attend_reference, _needs_float, automatic=False, bits=(16, 8)),
     )
@@ -143,6 +157,17 @@ def prepare_backend(
                 backend.warm_up(kind.with_bits(8), tails, report)
         if name != "auto" or backend.refuses(kind) is None:
             return
+
+
+def nearest_served(name: str, kind: CallKind) -> Nearest | None:
+    """What a run changes so that the backend called `name`, or for `auto` the best, can serve it; None for nothing."""
+    for backend in backends():
+        if not (_considers(backend, kind) if name == "auto" else backend.name == name):
+            continue
+        near = None if backend.nearest is None else backend.nearest(kind)
+        if near is not None or backend.refuses(kind) is None:
+            return near
+    return None
 
 
 def tails_served(name: str, kind: CallKind, tails: Sequence[TailName]) -> tuple[TailName, ...]:

@@ -36,6 +36,8 @@ class AttendRequest:
         bits: of the scores of each head (`method.codes`); () for 16 throughout.
         shift: (B, H, D) float32, what the tail's mean keys are without already, and the keys of heads with 8 bits are
             to lose; 0 for heads with 16. None where the tail's are as they come, and `key_shift` says what to subtract.
+        shared_tail: whether the rows of a query block share the weights of its tail (`backends.shared_tail`). Only a
+            backend that makes its own requests computes that (`backends.kitchen`), and the reference.
     """
 
     q: Tensor
@@ -49,6 +51,7 @@ class AttendRequest:
     counts: Tensor | None = None
     bits: tuple[Bits, ...] = ()
     shift: Tensor | None = None
+    shared_tail: bool = False
 
     @classmethod
     def of(

@@ -66,14 +66,17 @@ def _errors(request: AttendRequest, positions: Tensor) -> tuple[Tensor, Tensor]:
     q, k, v = rows.to(dtype) * request.scale, request.k.to(dtype), request.v.to(dtype)
     kept_blocks = request.keep[:, :, tables.q.of_token[positions]]
     kept_tokens = kept_blocks[:, :, :, tables.k.of_token[tables.inverse]]
+    pooled = kept_blocks
     if tail is not None:
         tail = tail.to(dtype)
+        pooled = torch.matmul(q, tail.k_mean.transpose(-1, -2)) + tail.log_weight[None, :, None, :]
+        pooled = pooled.masked_fill(kept_blocks[..., : tables.k.video], -torch.inf)
 
     def sparse(logits: Tensor) -> Tensor:
         kept = logits.masked_fill(~kept_tokens, -torch.inf)
         if tail is None:
             return torch.matmul(kept.softmax(-1).nan_to_num(), v)
-        return split_rows(q, v, kept, kept_blocks[..., : tables.k.video], tail).output()
+        return split_rows(q, v, kept, pooled, tail).output()
 
     logits = add_key_bias(torch.matmul(q, k.transpose(-1, -2)), request)
     exact = torch.matmul(logits.softmax(-1), v)

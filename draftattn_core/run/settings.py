@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
+from ..backends.nearest import Nearest
 from ..backends.registry import backend_names
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout
@@ -104,3 +106,10 @@ class Settings:
 
     def layout(self, grid: TokenGrid, extra_before: int = 0, extra_after: int = 0) -> Layout:
         return Layout(grid, extra_before, extra_after, self.q_block, self.k_block, self.tile, self.order)
+
+    def nearest(self, near: Nearest) -> Settings:
+        """The same as a backend serves them that cannot serve them as they are; a tile of another size goes."""
+        blocks = near.kind.q_block, near.kind.k_block
+        tile = self.tile if self.tile is not None and math.prod(self.tile) == max(blocks) else None
+        policy, gains = near.policy(self.policy), self.auto_gain and near.gains
+        return replace(self, policy=policy, auto_gain=gains, q_block=blocks[0], k_block=blocks[1], tile=tile)
