@@ -1,7 +1,7 @@
 """Who looks for what this pack does finds its main node first, and by one word alone among the first eight.
 
-The front end ranks by the beginnings of names, then by whole words in names, then by aliases: for "draft" the pack's other
-nodes come first, whose names begin with it.
+The front end ranks by the beginnings of names, then by whole words in names, then by aliases: for "draft" the pack's
+other nodes come first, whose names begin with it.
 """
 
 from __future__ import annotations
