@@ -143,7 +143,8 @@ def test_the_command_is_called_as_the_menu_entry(language: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_setting_is_named_and_explained(language: str) -> None:
-    declared = re.findall(r'"(DraftAttention\.[\w.]+)"', (PACK_ROOT / "web" / "settings.js").read_text(encoding="utf-8"))
+    source = (PACK_ROOT / "web" / "settings.js").read_text(encoding="utf-8")
+    declared = re.findall(r'= "(DraftAttention\.[\w.]+)"', source)
     said = read(language, "settings")
     assert declared and set(said) == {name.replace(".", "_") for name in declared}
     assert all(set(text) == {"name", "tooltip"} and all(map(str.strip, text.values())) for text in said.values())
