@@ -141,12 +141,20 @@ def test_the_command_is_called_as_the_menu_entry(language: str) -> None:
     assert read(language, "commands") == {"DraftAttention_SpeedUp": {"label": texts(language)["speed_up"]}}
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_setting_is_named_and_explained(language: str) -> None:
+    source = (PACK_ROOT / "web" / "settings.js").read_text(encoding="utf-8")
+    declared = re.findall(r'= "(DraftAttention\.[\w.]+)"', source)
+    said = read(language, "settings")
+    assert declared and set(said) == {name.replace(".", "_") for name in declared}
+    assert all(set(text) == {"name", "tooltip"} and all(map(str.strip, text.values())) for text in said.values())
+
+
 @pytest.mark.parametrize("language", ["en", *LANGUAGES])
 def test_no_file_stands_beside_those_that_the_host_reads(language: str) -> None:
-    read_by_host = {"main.json", "nodeDefs.json", "commands.json"}
-    assert {path.name for path in (LOCALES / language).iterdir()} == read_by_host - (
-        {"nodeDefs.json"} if language == "en" else set()
-    )
+    # Nodes and settings are in English where they are declared.
+    read_by_host = {"main.json", "commands.json"} | ({"nodeDefs.json", "settings.json"} if language != "en" else set())
+    assert {path.name for path in (LOCALES / language).iterdir()} == read_by_host
 
 
 def test_every_choice_that_is_no_name_is_said_in_words() -> None:
