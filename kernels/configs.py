@@ -148,10 +148,10 @@ def architecture_of(capability: tuple[int, int], gcn: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class HopperConfig:
-    """How the warp-specialised `attend` is cut. Its tiles are a query block of 128 and a whole key block.
+    """How the warp-specialised `attend` is cut. Its tiles are a query block of 128 and 128 keys, in one block or two.
 
     Attributes:
-        stages: buffers of K and V.
+        stages: buffers of K and V, for such a step each.
         block_g: pooled keys of a tile of the tail.
         tail_stages: buffers of the tail's operands; with one there is nothing to specialise.
     """
@@ -161,8 +161,8 @@ class HopperConfig:
     tail_stages: int
 
 
-# Buffers that fit beside Q, by head size and largest key block.
-_HOPPER_STAGES = {(64, 64): 6, (64, 128): 4, (128, 64): 4, (128, 128): 2}
+# Steps of 128 keys that fit beside Q, by head size.
+_HOPPER_STAGES = {64: 4, 128: 2}
 
 
 def hopper_config(dim: int, k_block: int, ranks: int) -> HopperConfig:
@@ -171,8 +171,8 @@ def hopper_config(dim: int, k_block: int, ranks: int) -> HopperConfig:
     Raises:
         ValueError: if there is none for this head size or key block.
     """
-    stages = next((found for (d, largest), found in _HOPPER_STAGES.items() if d == dim and k_block <= largest), None)
-    if stages is None:
+    stages = _HOPPER_STAGES.get(dim)
+    if stages is None or k_block > 128:
         raise ValueError(f"no warp-specialised kernel for head size {dim} and key blocks of {k_block}")
     # A second rank is two more operands to buffer.
     return HopperConfig(stages, 32 if ranks > 1 else 64, 2)
