@@ -6,7 +6,7 @@ to those that multiply (USETMAXREG), and TMA (UTMALDG).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from triton.runtime.jit import JITFunction
 
@@ -22,6 +22,7 @@ CLAIMS = frozenset({"UTMALDG", "USETMAXREG"})
 _STRIDES = ("o_b", "o_h", "o_n")
 _LENGTHS: tuple[str, ...] = ("heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total")
 _LENGTHS += ("slot_stride", "seeded")
+_DATA = ("q", "k", "v", "out", "k_mean", "v_mean", "cov", "u", "w")
 _TYPES = {
     **dict.fromkeys((*_STRIDES, *_LENGTHS), "i32"),
     **dict.fromkeys(("lse_ptr", "log_weight_ptr", "slot_ptr"), "*fp32"),
@@ -33,7 +34,6 @@ _TYPES = {
 
 def tail_case(dim: int, *, dtype: str = "bf16", tail: str = "linear1") -> Case:
     config = hopper_config(dim, 64, TAILS[tail])
-    names = ("q", "out", "k_mean", "v_mean", "cov", "u", "w")
     constants = {
         "o_d": 1,
         "DIM": dim,
@@ -44,10 +44,7 @@ def tail_case(dim: int, *, dtype: str = "bf16", tail: str = "linear1") -> Case:
         "STAGES": config.tail_stages,
     }
     name = f"hopper tail d{dim}, {dtype}, tail {tail}, 128x{config.block_g} s{config.tail_stages}"
-    types = {**_TYPES, **{f"{x}_ptr": f"*{dtype}" for x in names}}
-    return Case(
-        name, tail_kernel, types, constants, WARPS, config.tail_stages, frozenset(_STRIDES), matrix=True, claims=CLAIMS
-    )
+    return _case(name, tail_kernel, dtype, constants, config.tail_stages)
 
 
 def edge_case(dim: int, *, dtype: str = "bf16", k_block: int = 64) -> Case:
@@ -63,8 +60,8 @@ def whole_case(dim: int, *, dtype: str = "bf16", k_block: int = 64, lse: bool = 
     return _case(", ".join(words), whole_kernel, dtype, {**constants, "LSE": lse, "STAGES": stages}, stages)
 
 
-def _case(name: str, kernel: JITFunction, dtype: str, constants: dict[str, object], stages: int) -> Case:
-    types = {**_TYPES, **{f"{x}_ptr": f"*{dtype}" for x in ("q", "k", "v", "out")}}
+def _case(name: str, kernel: JITFunction, dtype: str, constants: Mapping[str, object], stages: int) -> Case:
+    types = {**_TYPES, **{f"{x}_ptr": f"*{dtype}" for x in _DATA}}
     return Case(name, kernel, types, constants, WARPS, stages, frozenset(_STRIDES), matrix=True, claims=CLAIMS)
 
 
