@@ -1,4 +1,4 @@
-"""The Gluon form of attend without a GPU: its own source run by a machine of plain tensors, and what its binary says."""
+"""The Gluon form of attend without a GPU: its source run by a machine of plain tensors, and what its binary says."""
 
 from __future__ import annotations
 
