@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,20 @@ from torch import Tensor
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+from draftattention.draftattn_core.backends.call_kind import CallKind
+from draftattention.draftattn_core.backends.registry import backends
+from draftattention.draftattn_core.backends.triton.gluon import GLUON
 from draftattention.kernels import attend_gluon as module
 from draftattention.kernels.attend_gluon import attend_gluon
 from draftattention.kernels.types import AttendInputs
 from tests.kernels.gluon_machine import Emulated, Site, sites
 from tests.kernels.problems import LIMITS, Problem, lists_of, make_problem, poisoned_output, relative_error, truth_of
 from tests.kernels.warp_groups import ProtocolError
+from tools.aot import cases_gluon
+from tools.aot.cases_hopper import TARGET, whole_case
+from tools.aot.compile import Planned, compile_case, disassembly
+from tools.aot.judge import judge
+from tools.aot.sass import Loop, product_loops
 
 # Products round nothing here but their operands: bfloat16 as on a GPU, not as in Triton's interpreter.
 LIMIT = {torch.float16: LIMITS[torch.float16], torch.bfloat16: 4e-3}
@@ -153,3 +162,60 @@ def test_every_meeting_is_needed_and_its_loss_is_seen(monkeypatch: pytest.Monkey
             except ProtocolError:
                 return
     pytest.fail(f"nobody misses it: {site}")
+
+
+def test_the_binary_is_specialised_fits_and_keeps_to_its_registers() -> None:
+    (planned,) = cases_gluon.representative_cases()
+    result = compile_case(planned)
+    assert judge(result).problems == ()
+    assert result.warps == module.WARPS
+    assert result.registers * 32 * result.warps <= 65536
+
+
+def loops_of(**case: Any) -> tuple[Loop, ...]:
+    return product_loops(disassembly(Planned(TARGET, cases_gluon.gluon_case(128, **case))))
+
+
+@pytest.mark.parametrize("tail", ["none", "linear1"])
+def test_sums_go_on_beside_the_softmax(tail: str) -> None:
+    """In the machine's own code: what the assembler thinks unsafe it takes apart, and it moves waits."""
+    beside = [loop for loop in loops_of(tail=tail) if loop.counts["MUFU"] == 66]
+    assert beside
+    for loop in beside:
+        found = Loop(loop.beside_products())
+        # A weight for each of 64 scores a thread, and what two rows shrink by.
+        assert found.counts["MUFU"] == 66 and found.counts["FMNMX"] >= 64 and not found.counts["HGMMA"]
+        # Two products of eight instructions each, two fences, two waits: none is waited for by itself.
+        assert (loop.counts["HGMMA"], loop.counts["WARPGROUP"]) == (16, 4)
+        assert loop.written_too_early() == ()
+        assert len(loop.lines) <= 480
+
+
+def test_a_register_that_a_product_still_reads_is_seen() -> None:
+    (loop,) = (loop for loop in loops_of(tail="linear1") if loop.counts["MUFU"] == 66)
+    lines = list(loop.lines)
+    at = next(i for i, line in enumerate(lines) if line.startswith("MUFU.EX2"))
+    read = next(re.search(r"HGMMA\S* R\d+, R(\d+)", line) for line in reversed(lines) if "HGMMA" in line)
+    assert read is not None
+    lines[at] = f"MUFU.EX2 R{int(read[1]) + 3}, R1"
+    assert Loop(tuple(lines)).written_too_early() == (lines[at],)
+
+
+def test_products_that_are_waited_for_one_by_one_are_seen() -> None:
+    pointer = product_loops(disassembly(Planned(TARGET, whole_case(128))))
+    assert pointer and all(loop.beside_products() == () for loop in pointer)
+
+
+def test_auto_never_takes_it_and_it_is_for_hopper() -> None:
+    assert {backend.name: backend.automatic for backend in backends()}["triton_gluon"] is False
+    kind = CallKind(torch.device("cpu"), torch.bfloat16, 128, 128, 64)
+    assert GLUON.unfit(kind) == "its kernel runs on Hopper GPUs (sm_90), not on cpu"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"k_block": 32}, "128/32"), ({"q_block": 64}, "64/64"), ({"dim": 32}, "head size 32")],
+)
+def test_what_it_does_not_take_is_named(change: dict[str, int], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        run(problem_of(**change))

@@ -117,7 +117,7 @@ def test_it_says_that_it_is_unproven_and_a_failed_check_is_its_reason(
     hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert HOPPER.refuses(GPU) is None and HOPPER.refuses(GPU) is None
-    assert [record.message for record in caplog.records] == [f"DraftAttention: {UNPROVEN}"]
+    assert [record.message for record in caplog.records] == [f"DraftAttention: {UNPROVEN.format('triton_hopper')}"]
     monkeypatch.setattr(HOPPER, "check", lambda kind, variant: "its output is off by 1.0")
     assert HOPPER.refuses(replace(GPU, k_block=128)) == "its output is off by 1.0"
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]

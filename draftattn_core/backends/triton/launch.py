@@ -36,17 +36,30 @@ def launch_hopper(inputs: AttendInputs, out: Tensor) -> Warps:
     """Launch the warp-specialised form, which cannot gather K and V; the warps of its binaries."""
     from ....kernels import attend_hopper, configs
 
-    if not inputs.in_order:
-        k, v = (x.index_select(2, inputs.geometry.perm) for x in (inputs.k, inputs.v))
-        inputs = replace(inputs, k=k, v=v, in_order=True)
     ranks = 0 if inputs.tail is None else inputs.tail.ranks
     config = configs.hopper_config(inputs.q.shape[3], inputs.geometry.k_block, ranks)
-    return attend_hopper.attend_hopper(inputs, config, out)
+    return attend_hopper.attend_hopper(_in_order(inputs), config, out)
+
+
+def launch_gluon(inputs: AttendInputs, out: Tensor) -> Warps:
+    """Launch the Gluon form, which cannot gather K and V either; the warps of its binary."""
+    from ....kernels import attend_gluon
+
+    return attend_gluon.attend_gluon(_in_order(inputs), out)
+
+
+def _in_order(inputs: AttendInputs) -> AttendInputs:
+    """The same with K and V in block order."""
+    if inputs.in_order:
+        return inputs
+    k, v = (x.index_select(2, inputs.geometry.perm) for x in (inputs.k, inputs.v))
+    return replace(inputs, k=k, v=v, in_order=True)
 
 
 LAUNCHES: dict[str, Callable[[AttendInputs, Tensor], Warps]] = {
     "triton": launch_pointer,
     "triton_hopper": launch_hopper,
+    "triton_gluon": launch_gluon,
 }
 """Name of a backend -> its form of `attend`."""
 
