@@ -26,7 +26,8 @@ class Loop:
     def written_too_early(self) -> tuple[str, ...]:
         """Instructions beside the products that write a register the last product reads or adds to."""
         taken: set[int] = set()
-        for line in self.lines[: self.lines.index(self.beside_products()[0])]:
+        beside = self.beside_products()
+        for line in self.lines[: self.lines.index(beside[0])] if beside else ():
             if _name(line) == "WARPGROUP.ARRIVE":
                 taken.clear()
             if found := re.search(r"HGMMA\.64x(\d+)x16\S* R(\d+), (?:R(\d+), )?", line):
@@ -34,7 +35,7 @@ class Loop:
                 # 64 rows by `width` columns of float32 over 128 threads; 64 by 16 of 16 bits.
                 taken.update(range(sums, sums + width // 2))
                 taken.update(range(int(first), int(first) + 4) if first else ())
-        return tuple(line for line in self.beside_products() if _written(line) & taken)
+        return tuple(line for line in beside if _written(line) & taken)
 
 
 def product_loops(code: str) -> tuple[Loop, ...]:
