@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from draftattention.draftattn_core.backends.triton.launch import POWER_ITERATIONS
 from draftattention.kernels.attend_pointer import attend_kernel
 from draftattention.kernels.configs import ATTEND, AttendConfig, PrepareConfig, attend_config, prepare_config
 from draftattention.kernels.prepare import means_kernel, prepare_keys_kernel
@@ -94,7 +95,8 @@ def prepare_case(
         "COV": linear,
         "RANKS": TAILS[tail],
         "COPY": copy,
-        "ITERATIONS": 6,
+        "ITERATIONS": POWER_ITERATIONS[TAILS[tail]],
+        "PREFETCH": linear and config.prefetches(k_block * dim),
     }
     words = [f"prepare keys d{dim}", dtype, f"blocks {k_block}", f"tail {tail}", *([] if copy else ["no copies"])]
     name = ", ".join([*words, f"w{config.warps}"])
