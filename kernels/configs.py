@@ -43,7 +43,7 @@ class PrepareConfig:
     Attributes:
         warps: of the pass over K and V.
         mean_warps: of the pass over Q.
-        prefetch: the largest tile, in numbers, that is fetched while the one before it is worked on; 0 for none.
+        prefetch: size, in numbers, of the tiles that are fetched while the one before is worked on; 0 for none.
     """
 
     warps: int = 8
@@ -52,7 +52,7 @@ class PrepareConfig:
 
     def prefetches(self, tile: int) -> bool:
         """Whether tiles of so many numbers are fetched one ahead."""
-        return tile <= self.prefetch
+        return tile == self.prefetch
 
 
 # Shared memory a program may use, bytes.
@@ -92,7 +92,8 @@ ATTEND: dict[tuple[str, int], AttendConfig] = {
 
 # RDNA has half the registers per thread for these tiles: more threads share them.
 _PREPARE = dict.fromkeys(("gfx1100", "gfx1201"), PrepareConfig(warps=16))
-# 254 registers of 255: elsewhere, or with larger tiles, two tiles at a time spill.
+# 254 registers of 255: elsewhere, or with larger tiles, two tiles at a time spill. Smaller ones leave room for two
+# programs, which hide each other's waiting.
 _PREPARE["sm_90"] = PrepareConfig(prefetch=64 * 128)
 
 # Compute capabilities and AMD chips that share a row with a sibling.

@@ -172,7 +172,7 @@ def test_blocks_that_are_fetched_ahead_give_the_same_bits(
     monkeypatch.setattr(prepare, "_PROGRAMS", 6)
     request = make_problem(grid=(2, 5, 7), before=3, after=20, scattered=True).request
     found = []
-    for ahead in (0, 1 << 20):
+    for ahead in (0, 16 * 64):
         config = configs.PrepareConfig(prefetch=ahead)
         monkeypatch.setattr(configs, "prepare_config", lambda name, config=config: config)
         call = call_of(request.q, request.k, request.v, request.tables, Policy(tail=tails))
