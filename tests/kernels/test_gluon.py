@@ -179,7 +179,9 @@ def loops_of(**case: Any) -> tuple[Loop, ...]:
 @pytest.mark.parametrize("tail", ["none", "linear1"])
 def test_sums_go_on_beside_the_softmax(tail: str) -> None:
     """In the machine's own code: what the assembler thinks unsafe it takes apart, and it moves waits."""
-    beside = [loop for loop in loops_of(tail=tail) if loop.counts["MUFU"] == 66]
+    loops = loops_of(tail=tail)
+    assert all(loop.written_too_early() == () for loop in loops)
+    beside = [loop for loop in loops if loop.counts["MUFU"] == 66]
     assert beside
     for loop in beside:
         found = Loop(loop.beside_products())
@@ -187,7 +189,6 @@ def test_sums_go_on_beside_the_softmax(tail: str) -> None:
         assert found.counts["MUFU"] == 66 and found.counts["FMNMX"] >= 64 and not found.counts["HGMMA"]
         # Two products of eight instructions each, two fences, two waits: none is waited for by itself.
         assert (loop.counts["HGMMA"], loop.counts["WARPGROUP"]) == (16, 4)
-        assert loop.written_too_early() == ()
         assert len(loop.lines) <= 480
 
 

@@ -20,8 +20,11 @@ class Loop:
 
     def beside_products(self) -> tuple[str, ...]:
         """What stands between the wait that lets one product go on and the wait for all."""
-        waits = {n: i for i, x in enumerate(self.lines) if (n := _outstanding(x)) is not None}
-        return self.lines[waits[1] + 1 : waits[0]] if 1 in waits and waits[1] < waits.get(0, -1) else ()
+        waits = [(i, n) for i, x in enumerate(self.lines) if (n := _outstanding(x)) is not None]
+        for (start, some), (end, none) in zip(waits, waits[1:]):
+            if (some, none) == (1, 0):
+                return self.lines[start + 1 : end]
+        return ()
 
     def written_too_early(self) -> tuple[str, ...]:
         """Instructions beside the products that write a register the last product reads or adds to."""
