@@ -11,6 +11,7 @@ use them. Q is read in the host's order, K and V in block order. Has not yet run
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -186,7 +187,7 @@ def attend_gluon(inputs: AttendInputs, out: Tensor, lse: Tensor | None = None) -
     if geometry.q_block != ROWS or geometry.k_block not in (64, 128) or dim not in SLOTS:
         blocks = f"blocks of {geometry.q_block}/{geometry.k_block} tokens, head size {dim}"
         raise ValueError(f"the kernel takes query blocks of {ROWS}, key blocks of 64 and 128, not {blocks}")
-    unused = q
+    unused = torch.empty(1, device=q.device)
     bias = unused if inputs.key_bias is None else inputs.key_bias.float().contiguous()
     parts = dict.fromkeys(("k_mean", "v_mean", "u", "w", "cov"), k)
     if tail is not None:

@@ -17,11 +17,17 @@ if importlib.util.find_spec("triton") is None:
 from draftattention.draftattn_core.backends.call_kind import CallKind
 from draftattention.draftattn_core.backends.registry import backends
 from draftattention.draftattn_core.backends.triton.gluon import GLUON
+from draftattention.draftattn_core.geometry.grid import TokenGrid
+from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.policy import Policy, TailName
 from draftattention.kernels import attend_gluon as module
 from draftattention.kernels.attend_gluon import attend_gluon
 from draftattention.kernels.types import AttendInputs
+from tests.kernels.calls import run_call
 from tests.kernels.gluon_machine import Emulated, Site, sites
+from tests.kernels.launches import Launches
 from tests.kernels.problems import LIMITS, Problem, lists_of, make_problem, poisoned_output, relative_error, truth_of
+from tests.kernels.test_hopper import SHAPES
 from tests.kernels.warp_groups import ProtocolError
 from tools.aot import cases_gluon
 from tools.aot.cases_hopper import TARGET, whole_case
@@ -220,3 +226,20 @@ def test_auto_never_takes_it_and_it_is_for_hopper() -> None:
 def test_what_it_does_not_take_is_named(change: dict[str, int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         run(problem_of(**change))
+
+
+@pytest.mark.parametrize("tail", ["none", "linear1"])
+def test_one_binary_for_all_shapes_and_it_is_the_one_compiled_here(launches: Launches, tail: TailName) -> None:
+    for grid, before, after, heads, batch in SHAPES:
+        layout = Layout(TokenGrid(*grid), before, after)
+        q, k, v = torch.empty(3, batch, layout.tokens, heads, 128, dtype=torch.bfloat16).transpose(2, 3)
+        bias = torch.zeros(1, layout.extra)
+        run_call(q, k, v, build_tables(layout), Policy(density=0.4, tail=tail), bias, backend=GLUON)
+    ours = {key for name, key in launches.binaries if name == "gluon_kernel"}
+    case = cases_gluon.gluon_case(128, tail=tail)
+    seen = []
+    for name, kind in case.signature.items():
+        aligned = kind.startswith("*") or name in case.aligned
+        seen.append((kind, case.constants[name] if kind == "constexpr" else "D" if aligned else None))
+    assert {key.partition("[('")[2].partition(")][")[0] for key in ours} == {str(seen)[3:-2]}
+    assert len(ours) == 1
