@@ -38,10 +38,21 @@ class AttendConfig:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How `prepare` is cut: warps of the pass over K and V, and of the pass over Q."""
+    """How `prepare` is cut.
+
+    Attributes:
+        warps: of the pass over K and V.
+        mean_warps: of the pass over Q.
+        prefetch: size, in numbers, of the tiles that are fetched while the one before is worked on; 0 for none.
+    """
 
     warps: int = 8
     mean_warps: int = 4
+    prefetch: int = 0
+
+    def prefetches(self, tile: int) -> bool:
+        """Whether tiles of so many numbers are fetched one ahead."""
+        return tile == self.prefetch
 
 
 # Shared memory a program may use, bytes.
@@ -81,6 +92,9 @@ ATTEND: dict[tuple[str, int], AttendConfig] = {
 
 # RDNA has half the registers per thread for these tiles: more threads share them.
 _PREPARE = dict.fromkeys(("gfx1100", "gfx1201"), PrepareConfig(warps=16))
+# 254 registers of 255: elsewhere, or with larger tiles, two tiles at a time spill. Smaller ones leave room for two
+# programs, which hide each other's waiting.
+_PREPARE["sm_90"] = PrepareConfig(prefetch=64 * 128)
 
 # GeForce and its siblings: tensor cores at half rate where sums are float32.
 _HALF_SUMS = ("sm_86", "sm_89", "sm_120")
@@ -162,10 +176,10 @@ def architecture_of(capability: tuple[int, int], gcn: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class HopperConfig:
-    """How the warp-specialised `attend` is cut. Its tiles are a query block of 128 and a whole key block.
+    """How the warp-specialised `attend` is cut. Its tiles are a query block of 128 and 128 keys, in one block or two.
 
     Attributes:
-        stages: buffers of K and V.
+        stages: buffers of K and V, for such a step each.
         block_g: pooled keys of a tile of the tail.
         tail_stages: buffers of the tail's operands; with one there is nothing to specialise.
     """
@@ -175,8 +189,8 @@ class HopperConfig:
     tail_stages: int
 
 
-# Buffers that fit beside Q, by head size and largest key block.
-_HOPPER_STAGES = {(64, 64): 6, (64, 128): 4, (128, 64): 4, (128, 128): 2}
+# Steps of 128 keys that fit beside Q, by head size.
+_HOPPER_STAGES = {64: 4, 128: 2}
 
 
 def hopper_config(dim: int, k_block: int, ranks: int) -> HopperConfig:
@@ -185,8 +199,8 @@ def hopper_config(dim: int, k_block: int, ranks: int) -> HopperConfig:
     Raises:
         ValueError: if there is none for this head size or key block.
     """
-    stages = next((found for (d, largest), found in _HOPPER_STAGES.items() if d == dim and k_block <= largest), None)
-    if stages is None:
+    stages = _HOPPER_STAGES.get(dim)
+    if stages is None or k_block > 128:
         raise ValueError(f"no warp-specialised kernel for head size {dim} and key blocks of {k_block}")
     # A second rank is two more operands to buffer.
     return HopperConfig(stages, 32 if ranks > 1 else 64, 2)

@@ -73,6 +73,16 @@ def _back(row, first, second):
     return tl.sum(tl.sum(first * row[None, :], 1)[:, None] * second, 0)
 
 
+@triton.jit
+def _tiles(k_base, v_base, rows, valid, k_n, k_d, v_n, v_d, dims, BOTH: tl.constexpr):
+    """K and, if asked, V of some rows; both under way before anything is done with either."""
+    k = tl.load(k_base + row_offsets(rows, k_n)[:, None] + dims[None, :] * k_d, mask=valid[:, None], other=0.0)
+    v = k
+    if BOTH:
+        v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
+    return k, v
+
+
 @triton.jit(do_not_specialize=_LENGTHS)
 def prepare_keys_kernel(
     k_ptr,
@@ -114,6 +124,7 @@ def prepare_keys_kernel(
     EIGHT: tl.constexpr,
     HALVES: tl.constexpr,
     ITERATIONS: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """One program: `per_program` neighbouring key blocks of one head.
 
@@ -133,15 +144,30 @@ def prepare_keys_kernel(
     if COV:
         ranks = tl.load(ranks_ptr + head)
         cov = tl.zeros([DIM, DIM], tl.float32)
+    if PREFETCH:
+        # The next block is under way while this one is worked on; its row numbers two blocks ahead.
+        start, end = block_span(first, K_BLOCK, k_video, video_tokens, tokens)
+        rows = tl.load(perm_ptr + start + lanes, mask=start + lanes < end, other=0)
+        next_k, next_v = _tiles(k_base, v_base, rows, start + lanes < end, k_n, k_d, v_n, v_d, dims, TAIL or COPY)
+        start, end = block_span(first + 1, K_BLOCK, k_video, video_tokens, tokens)
+        next_rows = tl.load(perm_ptr + start + lanes, mask=(start + lanes < end) & (first + 1 < last), other=0).to(
+            tl.int32
+        )
     for block in tl.range(first, last, num_stages=1):
         start, end = block_span(block, K_BLOCK, k_video, video_tokens, tokens)
         positions = start + lanes
         valid = positions < end
-        rows = tl.load(perm_ptr + positions, mask=valid, other=0)
-        k = tl.load(k_base + row_offsets(rows, k_n)[:, None] + dims[None, :] * k_d, mask=valid[:, None], other=0.0)
-        if TAIL or COPY:
-            # Both under way before anything is done with either.
-            v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
+        if PREFETCH:
+            k, v = next_k, next_v
+            ahead, behind = block_span(block + 1, K_BLOCK, k_video, video_tokens, tokens)
+            wanted = (ahead + lanes < behind) & (block + 1 < last)
+            next_k, next_v = _tiles(k_base, v_base, next_rows, wanted, k_n, k_d, v_n, v_d, dims, TAIL or COPY)
+            ahead, behind = block_span(block + 2, K_BLOCK, k_video, video_tokens, tokens)
+            wanted = (ahead + lanes < behind) & (block + 2 < last)
+            next_rows = tl.load(perm_ptr + ahead + lanes, mask=wanted, other=0).to(tl.int32)
+        else:
+            rows = tl.load(perm_ptr + positions, mask=valid, other=0)
+            k, v = _tiles(k_base, v_base, rows, valid, k_n, k_d, v_n, v_d, dims, TAIL or COPY)
         if COPY:
             copied = (pair * tokens + start) * DIM
             if EIGHT:
@@ -348,6 +374,8 @@ def prepare_keys(
             EIGHT=eight,
             HALVES=halves,
             ITERATIONS=iterations,
+            # Codes take registers, too: a second tile beside them was not tried.
+            PREFETCH=linear and not eight and config.prefetches(geometry.k_block * dim),
             **FUSED,
             num_warps=config.warps,
         )

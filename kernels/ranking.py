@@ -33,21 +33,25 @@ def keys_of(score_row, forced_row, columns, offsets, FORCE: tl.constexpr):
 
 @triton.jit
 def nth_largest(score_row, forced_row, columns, n, FORCE: tl.constexpr, BLOCK: tl.constexpr):
-    """The n-th largest key of a row, and how many entries equal to it belong to the n largest."""
+    """The n-th largest key of a row, and how many entries equal to it belong to the n largest.
+
+    The first BLOCK keys stay in registers; of most rows these are all, and no step of the bisection reads memory.
+    """
+    held = keys_of(score_row, forced_row, columns, tl.arange(0, BLOCK), FORCE)
     low = tl.full([], INT_MIN, tl.int32)
     high = tl.full([], INT_MAX, tl.int32)
     for _ in tl.range(0, 32, num_stages=1):
         middle = (low | high) - ((low ^ high) >> 1)
         # Lane by lane, and one sum a step: the sum over the program's warps is what takes time here.
-        above = tl.zeros([BLOCK], tl.int32)
-        for start in tl.range(0, columns, BLOCK, num_stages=1):
+        above = (held >= middle).to(tl.int32)
+        for start in tl.range(BLOCK, columns, BLOCK, num_stages=1):
             keys = keys_of(score_row, forced_row, columns, start + tl.arange(0, BLOCK), FORCE)
             above += (keys >= middle).to(tl.int32)
         enough = tl.sum(above, 0) >= n
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle - 1)
-    above = tl.zeros([BLOCK], tl.int32)
-    for start in tl.range(0, columns, BLOCK, num_stages=1):
+    above = (held > low).to(tl.int32)
+    for start in tl.range(BLOCK, columns, BLOCK, num_stages=1):
         keys = keys_of(score_row, forced_row, columns, start + tl.arange(0, BLOCK), FORCE)
         above += (keys > low).to(tl.int32)
     return low, n - tl.sum(above, 0)

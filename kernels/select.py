@@ -20,6 +20,9 @@ from .types import Geometry, Limits, Selected
 
 ROW_BLOCK = 1024
 ROW_WARPS = 4
+# Blocks of a row whose keys stay in registers while its threshold is looked for: 2,048 entries hold a row of 131,072
+# tokens of video in key blocks of 64.
+HELD = 2
 # Programs that share the maps of all heads: enough to fill a large GPU.
 _PROGRAMS = 1024
 
@@ -78,7 +81,7 @@ def select(
             columns,
             rows,
             METHOD=kind,
-            BLOCK=block,
+            BLOCK=HELD * block,
             **FUSED,
             num_warps=ROW_WARPS,
         )

@@ -34,6 +34,14 @@ def _or_else(x, otherwise: tl.constexpr):
     return tl.where(x == x, x, otherwise)
 
 
+@triton.jit
+def _shares(score_row, forced_row, columns, offsets, top, mass):
+    """Sortable scores of one chunk of a row, and their shares of the row's softmax."""
+    x = tl.load(score_row + offsets, mask=offsets < columns, other=float("-inf"))
+    share = _or_else(tl.exp(x - top) / mass, 0.0)
+    return keys_of(score_row, forced_row, columns, offsets, False), share
+
+
 @triton.jit(do_not_specialize=_LENGTHS)
 def row_kernel(
     score_ptr,
@@ -55,7 +63,7 @@ def row_kernel(
     pair = tl.program_id(1).to(tl.int64)
     score_row = score_ptr + (pair * rows + row) * columns
     forced_row = forced_ptr + row.to(tl.int64) * columns
-    if METHOD != 3:
+    if METHOD == 0 or METHOD == 2:
         n = tl.load(count_ptr + (pair % heads) * count_stride + row)
     if METHOD != 0:
         top, mass = _row_mass(score_row, columns, BLOCK)
@@ -64,16 +72,15 @@ def row_kernel(
 
     if METHOD == 1:
         # The largest key such that what lies above it does not reach the mass yet is the last one that is kept.
+        # Keys and shares of the first BLOCK entries stay in registers, as in `nth_largest`.
+        held, held_share = _shares(score_row, forced_row, columns, tl.arange(0, BLOCK), top, mass)
         low = tl.full([], INT_MIN, tl.int32)
         high = tl.full([], INT_MAX, tl.int32)
         for _ in tl.range(0, 32, num_stages=1):
             middle = (low & high) + ((low ^ high) >> 1)
-            above = tl.full([], 0.0, tl.float32)
-            for start in tl.range(0, columns, BLOCK, num_stages=1):
-                offsets = start + tl.arange(0, BLOCK)
-                x = tl.load(score_row + offsets, mask=offsets < columns, other=float("-inf"))
-                keys = keys_of(score_row, forced_row, columns, offsets, False)
-                share = _or_else(tl.exp(x - top) / mass, 0.0)
+            above = tl.sum(tl.where(held > middle, held_share, 0.0), 0)
+            for start in tl.range(BLOCK, columns, BLOCK, num_stages=1):
+                keys, share = _shares(score_row, forced_row, columns, start + tl.arange(0, BLOCK), top, mass)
                 above += tl.sum(tl.where(keys > middle, share, 0.0), 0)
             short = above < top_p
             high = tl.where(short, middle, high)
@@ -84,9 +91,7 @@ def row_kernel(
         of_tie = tl.full([], 0.0, tl.float32)
         for start in tl.range(0, columns, BLOCK, num_stages=1):
             offsets = start + tl.arange(0, BLOCK)
-            x = tl.load(score_row + offsets, mask=offsets < columns, other=float("-inf"))
-            keys = keys_of(score_row, forced_row, columns, offsets, False)
-            share = _or_else(tl.exp(x - top) / mass, 0.0)
+            keys, share = _shares(score_row, forced_row, columns, offsets, top, mass)
             above += tl.sum(tl.where(keys > low, share, 0.0), 0)
             count += tl.sum((keys > low).to(tl.int32), 0)
             tied = (keys == low) & (offsets < columns)
@@ -94,7 +99,8 @@ def row_kernel(
             of_tie = tl.maximum(of_tie, tl.max(tl.where(tied, share, 0.0), 0))
         wanted = tl.where(of_tie > 0.0, tl.ceil((top_p - above) / tl.maximum(of_tie, 1.0e-38)), ties.to(tl.float32))
         wanted = tl.minimum(tl.maximum(wanted, 0.0), ties.to(tl.float32)).to(tl.int32)
-        n = tl.maximum(n, count + wanted)
+        # Loaded here: kept over the loops, it does not fit into registers on some targets.
+        n = tl.maximum(tl.load(count_ptr + (pair % heads) * count_stride + row), count + wanted)
 
     if METHOD == 0 or METHOD == 1:
         threshold, need = nth_largest(score_row, forced_row, columns, n, METHOD == 0, BLOCK)

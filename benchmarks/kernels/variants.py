@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from draftattention.draftattn_core.backends.request import AttendRequest, new_output
+from draftattention.draftattn_core.backends.triton import gluon, hopper
 from draftattention.draftattn_core.backends.triton.backend import TritonBackend
-from draftattention.draftattn_core.backends.triton.hopper import HOPPER, lacking
+from draftattention.draftattn_core.backends.triton.gluon import GLUON
+from draftattention.draftattn_core.backends.triton.hopper import HOPPER
 from draftattention.draftattn_core.backends.triton.pointer import POINTER
 from draftattention.draftattn_core.method.rules.call import RuleCall
 from draftattention.kernels.types import AttendInputs, Selected
@@ -66,6 +68,7 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("pointer", POINTER.name, POINTER.run, _attend_of(POINTER), lambda device, dim: None),
-        Variant("hopper", HOPPER.name, HOPPER.run, _attend_of(HOPPER), lacking, required=False, gathers=False),
+        Variant("hopper", HOPPER.name, HOPPER.run, _attend_of(HOPPER), hopper.lacking, required=False, gathers=False),
+        Variant("gluon", GLUON.name, GLUON.run, _attend_of(GLUON), gluon.lacking, required=False, gathers=False),
     )
 }

@@ -20,6 +20,7 @@ from .torch_chunks import attend_chunks
 from .torch_rows import attend_rows
 from .triton import machine
 from .triton.backend import TritonBackend
+from .triton.gluon import GLUON
 from .triton.hopper import HOPPER
 from .triton.pointer import POINTER
 
@@ -90,8 +91,9 @@ def backends() -> tuple[Backend, ...]:
     return (
         # On the CPU only where Triton interprets its kernels, which is for tests.
         _by_kernels(POINTER, not_automatic_on=("cpu",)),
-        # Has not yet run on a GPU.
+        # Have not yet run on a GPU.
         _by_kernels(HOPPER, automatic=False),
+        _by_kernels(GLUON, automatic=False),
         # On the CPU it compiles for longer than most runs would gain from it.
         Backend("flex", attend_flex, flex_refuses, not_automatic_on=("cpu",)),
         # Behind what computes a call as it was asked for, before what is slower than dense attention on a GPU.

@@ -50,7 +50,8 @@ KERNELS = {
     "list_kernel": Kernel(1, _names("keep list list_count words")),
     "attend_kernel": Kernel(1, _names("q k v out lse list count words bias k_mean v_mean cov u w k_scale v_exponent")),
     "tail_kernel": Kernel(1, _names("q out lse words k_mean v_mean cov u w")),
-    "listed_kernel": Kernel(1, _names("q k v out lse list count slot")),
+    "edge_kernel": Kernel(1, _names("q k v out lse list count slot")),
+    "whole_kernel": Kernel(1, _names("q k v out lse list count")),
 }
 
 

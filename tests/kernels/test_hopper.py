@@ -27,7 +27,7 @@ from draftattention.kernels.runtime import FUSED
 from tests.kernels.calls import run_call
 from tests.kernels.launches import Launches
 from tools.aot.cases import attend_case
-from tools.aot.cases_hopper import CLAIMS, all_cases, listed_case, representative_cases, tail_case
+from tools.aot.cases_hopper import CLAIMS, all_cases, edge_case, representative_cases, tail_case, whole_case
 from tools.aot.compile import Case, Planned, compile_case
 from tools.aot.judge import judge
 
@@ -55,7 +55,7 @@ def test_the_binary_is_specialised_fits_and_keeps_to_its_registers(planned: Plan
 
 def test_a_kernel_that_is_not_specialised_does_not_pass_for_one() -> None:
     pointer = replace(attend_case(attend_config("sm_90", 128, 1), 128), claims=CLAIMS)
-    lost = listed_case(128)
+    lost = whole_case(128)
     # Buffers for one step only: nothing to fetch ahead, so the compiler ignores the request without a word.
     lost = replace(lost, constants={**lost.constants, "STAGES": 1}, stages=1)
     for case, missing in ((pointer, {"UTMALDG", "USETMAXREG"}), (lost, {"USETMAXREG"})):
@@ -68,7 +68,7 @@ def test_every_configuration_is_in_the_full_list() -> None:
     names = {planned.case.name for planned in all_cases()}
     assert len(names) == len(all_cases())
     assert {planned.case.name for planned in representative_cases()} <= names
-    assert {tail_case(dim).name for dim in (64, 128)} | {listed_case(64, k_block=128).name} <= names
+    assert {tail_case(dim).name for dim in (64, 128)} | {whole_case(64, k_block=128).name} <= names
     with pytest.raises(ValueError, match="no warp-specialised kernel for head size 96"):
         hopper_config(96, 64, 0)
 
@@ -117,7 +117,7 @@ def test_it_says_that_it_is_unproven_and_a_failed_check_is_its_reason(
     hopper: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert HOPPER.refuses(GPU) is None and HOPPER.refuses(GPU) is None
-    assert [record.message for record in caplog.records] == [f"DraftAttention: {UNPROVEN}"]
+    assert [record.message for record in caplog.records] == [f"DraftAttention: {UNPROVEN.format('triton_hopper')}"]
     monkeypatch.setattr(HOPPER, "check", lambda kind, variant: "its output is off by 1.0")
     assert HOPPER.refuses(replace(GPU, k_block=128)) == "its output is off by 1.0"
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
@@ -137,9 +137,10 @@ def test_one_binary_per_kernel_for_all_shapes_and_it_is_the_one_compiled_here(
         q, k, v = torch.empty(3, batch, layout.tokens, heads, 128, dtype=torch.bfloat16).transpose(2, 3)
         bias = torch.zeros(1, layout.extra)
         run_call(q, k, v, build_tables(layout), Policy(density=0.4, tail=tail), bias, backend=HOPPER)
-    ours = {key for key in launches.binaries if key[0] in ("tail_kernel", "listed_kernel")}
+    ours = {key for key in launches.binaries if key[0] in ("tail_kernel", "edge_kernel", "whole_kernel")}
     assert ours == {
-        key_of(listed_case(128, tail=tail != "none")),
+        key_of(whole_case(128)),
+        key_of(edge_case(128)),
         *([key_of(tail_case(128))] if tail != "none" else []),
     }
     assert len(launches.binaries) == len({name for name, _ in launches.binaries})
@@ -160,7 +161,7 @@ def test_it_is_compiled_before_a_run_and_that_is_said(launches: Launches, monkey
     kind, told = replace(GPU, device=torch.device("cpu")), []
     for _ in range(2):
         prepare_backend("triton_hopper", kind, ("none",), report=told.append)
-    assert [name for name, _ in launches.keys].count("listed_kernel") == 2
+    assert [name for name, _ in launches.keys].count("whole_kernel") == 2
     assert [message.partition(",")[0] for message in told] == [
         "DraftAttention compiles and checks its kernels for Hopper"
     ] * 2

@@ -19,12 +19,13 @@ if importlib.util.find_spec("triton") is None:
 import triton
 
 from tests.kernels.warp_groups import ProtocolError, run_program
-from tools.aot.cases_hopper import TARGET, listed_case, tail_case
+from tools.aot.cases_hopper import TARGET, edge_case, tail_case, whole_case
 from tools.aot.compile import TARGETS, Case
 
 CASES = {
-    "listed, keys by 64": (listed_case(128), "q k slot v", ""),
-    "listed, keys by 128": (listed_case(128, k_block=128), "q k slot v", ""),
+    "edges": (edge_case(128), "q k slot v", ""),
+    "whole, pairs of 64": (whole_case(128), "q k q k v v", ""),
+    "whole, by 128": (whole_case(128, k_block=128), "q k v", ""),
     "tail linear1": (tail_case(128), "q k v q u w", "q cov"),
     "tail linear2": (tail_case(64, tail="linear2"), "q k v q u w q u w", "q cov"),
 }
@@ -63,7 +64,7 @@ MEETINGS = re.compile(
 
 def test_every_operation_is_needed_and_its_loss_is_seen() -> None:
     """So what the test above sees none of would not go unseen."""
-    text = text_of("listed, keys by 64")
+    text = text_of("whole, pairs of 64")
     start = text.index("ttg.warp_specialize")
     unseen = []
     for found in list(MEETINGS.finditer(text, start)):
@@ -79,7 +80,7 @@ def test_every_operation_is_needed_and_its_loss_is_seen() -> None:
 
 
 def test_a_kernel_that_is_not_specialised_is_not_taken_for_one() -> None:
-    case = replace(CASES["listed, keys by 64"][0], stages=1)
+    case = replace(CASES["whole, pairs of 64"][0], stages=1)
     case = replace(case, constants={**case.constants, "STAGES": 1})
     options = {"num_warps": case.warps, "num_stages": case.stages}
     plain = triton.compile(case.source(), target=TARGETS[TARGET], options=options).asm["ttgir"]

@@ -116,7 +116,10 @@ class Group:
         now = [self.values.get(x) for _, x in carried]
         for step in range(self.steps):
             self.step = step
-            self._set(counter, self._number(first) + step * self._number(stride))
+            # Where a loop begins may come from data, which is not here.
+            begins = self.values.get(first, 0)
+            assert isinstance(begins, int), first
+            self._set(counter, begins + step * self._number(stride))
             for (name, _), value in zip(carried, now, strict=True):
                 self._set(name, value)
             yield from self.execute(body[:-1])

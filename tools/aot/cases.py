@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from draftattention.draftattn_core.backends.triton.launch import POWER_ITERATIONS
 from draftattention.kernels.attend_pointer import attend_kernel
 from draftattention.kernels.configs import ATTEND, AttendConfig, PrepareConfig, attend_config, prepare_config
 from draftattention.kernels.prepare import means_kernel, prepare_keys_kernel
-from draftattention.kernels.select import FORMS, ROW_BLOCK, ROW_WARPS
+from draftattention.kernels.select import FORMS, HELD, ROW_BLOCK, ROW_WARPS
 from draftattention.kernels.select_heads import head_threshold_kernel, histogram_kernel, tie_kernel
 from draftattention.kernels.select_lists import emit_kernel, list_kernel
 from draftattention.kernels.select_rows import row_kernel
@@ -111,7 +112,8 @@ def prepare_case(
         "COPY": copy,
         "EIGHT": codes,
         "HALVES": halves,
-        "ITERATIONS": 6,
+        "ITERATIONS": POWER_ITERATIONS[TAILS[tail]],
+        "PREFETCH": linear and not codes and config.prefetches(k_block * dim),
     }
     words = [f"prepare keys d{dim}", dtype, f"blocks {k_block}", f"tail {tail}", *([] if copy else ["no copies"])]
     words += [*(["int8"] if codes else []), *(["halves"] if halves else [])]
@@ -143,7 +145,9 @@ def select_cases() -> Iterator[Case]:
         f"{name}_ptr": "*i32" for name in ("count", "threshold", "tie", "need", "list", "list_count", "words", "bins")
     }
     for name, method in FORMS.items():
-        yield Case(f"select rows, {name}", row_kernel, types, {"METHOD": method, "BLOCK": ROW_BLOCK}, ROW_WARPS, 3)
+        yield Case(
+            f"select rows, {name}", row_kernel, types, {"METHOD": method, "BLOCK": HELD * ROW_BLOCK}, ROW_WARPS, 3
+        )
     yield Case("select head histogram", histogram_kernel, types, {"BLOCK": 4 * ROW_BLOCK}, 2 * ROW_WARPS, 3)
     yield Case("select head threshold", head_threshold_kernel, types, {}, ROW_WARPS, 3)
     yield Case("select ties", tie_kernel, types, {"BLOCK": ROW_BLOCK}, ROW_WARPS, 3)

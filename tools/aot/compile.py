@@ -18,7 +18,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from draftattention.kernels.runtime import FUSED
@@ -140,8 +140,7 @@ def compile_case(planned: Planned) -> Compiled:
     target, case = planned
     wants = tuple(sorted(case.claims | ({MATRIX[target]} if case.matrix else set())))
     try:
-        options = {"num_warps": case.warps, "num_stages": case.stages, **FUSED, **case.options}
-        binary = triton.compile(case.source(), target=TARGETS[target], options=options)
+        binary = _compiled(planned)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no reason given"]
         return Compiled(target, case.name, wants=wants, error=f"{type(error).__name__}: {lines[-1]}")
@@ -149,6 +148,20 @@ def compile_case(planned: Planned) -> Compiled:
     registers, stack, in_loops, counts = _read_cuda(binary.asm["cubin"]) if nvidia else _read_hip(binary.asm["amdgcn"])
     shared, warps = binary.metadata.shared, binary.metadata.num_warps
     return Compiled(target, case.name, registers, stack, shared, warps, counts, wants, loop_stack=in_loops)
+
+
+def disassembly(planned: Planned) -> str:
+    """The machine code of a case for an NVIDIA GPU, as text. Raises what the compiler raises."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(_compiled(planned).asm["cubin"])
+        return _tool("nvdisasm", "-c", str(path))
+
+
+def _compiled(planned: Planned) -> CompiledKernel:
+    target, case = planned
+    options = {"num_warps": case.warps, "num_stages": case.stages, **FUSED, **case.options}
+    return triton.compile(case.source(), target=TARGETS[target], options=options)
 
 
 def _read_cuda(cubin: bytes) -> tuple[int, int, int, dict[str, int]]:

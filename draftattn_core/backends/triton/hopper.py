@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,9 +24,7 @@ from .trust import Trust, in_short, kernel_key
 
 log = logging.getLogger(__name__)
 
-UNPROVEN = (
-    "the backend triton_hopper has not yet run on a GPU: compare a picture with backend triton before you trust it"
-)
+UNPROVEN = "the backend {} has not yet run on a GPU: compare a picture with backend triton before you trust it"
 ARCHITECTURE = "sm_90"
 Q_BLOCK = 128
 K_BLOCKS = (64, 128)
@@ -51,7 +50,7 @@ class HopperBackend(TritonBackend):
     def refuses(self, kind: CallKind) -> str | None:
         reason = super().refuses(kind)
         if reason is None and not self.under_test(kind.device):
-            self.trust.reason_against(kernel_key(kind.device, UNPROVEN), _caution)
+            self.trust.reason_against(kernel_key(kind.device, UNPROVEN), partial(_caution, self.name))
         return reason
 
     def check(self, kind: CallKind, variant: Variant) -> str | None:
@@ -71,9 +70,9 @@ class HopperBackend(TritonBackend):
         return wrong
 
 
-def _caution() -> None:
+def _caution(name: str) -> None:
     """A word to those whose GPU passes the check."""
-    log.warning("DraftAttention: %s", UNPROVEN)
+    log.warning("DraftAttention: %s", UNPROVEN.format(name))
 
 
 def lacking(device: torch.device, head_dim: int) -> str | None:

@@ -1,8 +1,9 @@
-"""The warp-specialised attend against the reference. The interpreter runs its two kernels as any others: what they
+"""The warp-specialised attend against the reference. The interpreter runs its kernels as any others: what they
 compute is proven here, not how the compiler divides it among warps."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,12 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     right_bfloat16_products(monkeypatch)
 
 
+def has_edges(problem: Problem) -> bool:
+    """Whether some key block is short or holds extra tokens."""
+    geometry = problem.geometry
+    return geometry.video_tokens % geometry.k_block > 0 or geometry.tokens > geometry.video_tokens
+
+
 def run(
     problem: Problem, config: HopperConfig = SMALL, *, lse: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -32,7 +39,7 @@ def run(
     k, v = (x.index_select(2, request.tables.perm) for x in (request.k, request.v))
     rest = problem.geometry, lists_of(request.keep), problem.tail, request.key_bias, request.scale, True
     warps = attend_hopper(AttendInputs(request.q, k, v, *rest), config, out, lse)
-    assert warps == (None,) * (1 + (problem.tail is not None))
+    assert warps == (None,) * (1 + (problem.tail is not None) + has_edges(problem))
     return out
 
 
@@ -58,6 +65,29 @@ def run(
 def test_output_is_the_references(case: dict[str, Any]) -> None:
     problem = make_problem(**case)
     assert relative_error(run(problem), truth_of(problem.request)) < LIMITS[problem.request.q.dtype]
+
+
+@pytest.mark.parametrize("tail", [None, "mean"])
+@pytest.mark.parametrize("whole", range(6))
+def test_lists_of_every_length_are_walked_whole(whole: int, tail: str | None) -> None:
+    """In pairs: no entry is left out and none counts twice, whatever else a list ends with."""
+    problem = make_problem(grid=(2, 6, 9), after=18, bias="one", heads=1, tail=tail)
+    request, geometry = problem.request, problem.geometry
+    assert geometry.video_tokens // geometry.k_block == 6 and geometry.k_total == 9
+    for edge in (False, True):
+        keep = torch.zeros_like(request.keep)
+        keep[..., [5, 0, 3, 1, 4][:whole]] = True
+        keep[..., 6:] = edge
+        keep[:, :, geometry.q_video :] = True
+        part = replace(problem, request=replace(request, keep=keep))
+        truth = truth_of(part.request).nan_to_num()
+        assert (run(part) - truth).norm() <= LIMITS[torch.float32] * truth.norm()
+
+
+def test_extra_blocks_that_a_list_leaves_out_are_left_out() -> None:
+    problem = make_problem(grid=(2, 6, 9), after=40, heads=1, density=0.5)
+    problem.request.keep[..., 6:] = torch.rand(problem.request.keep[..., 6:].shape) < 0.5
+    assert relative_error(run(problem), truth_of(problem.request)) < LIMITS[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -13,6 +13,7 @@ from draftattention.draftattn_core.backends.triton import launch
 from draftattention.draftattn_core.method.draft import make_draft
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.draftattn_core.method.tail.expand import expand_blocks, make_tail
+from draftattention.kernels import configs, prepare
 from tests.kernels.bfloat16 import right_bfloat16_products
 from tests.kernels.calls import call_of
 from tests.kernels.problems import make_problem
@@ -161,6 +162,24 @@ def test_what_is_not_finite_reaches_its_own_block_and_the_average_of_its_head(va
     assert torch.equal(tail.u[blocks], clean.u[blocks])
     for copy, x in zip(copies, (request.k, request.v)):
         assert torch.equal(copy.nan_to_num(), x[:, :, request.tables.perm].nan_to_num())
+
+
+@pytest.mark.parametrize(("tails", "copy"), [(("linear1", "mean"), True), (("linear2", "linear1"), False)])
+def test_blocks_that_are_fetched_ahead_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, tails: tuple[str, ...], copy: bool
+) -> None:
+    """Programs of several blocks each, and a last one of fewer."""
+    monkeypatch.setattr(prepare, "_PROGRAMS", 6)
+    request = make_problem(grid=(2, 5, 7), before=3, after=20, scattered=True).request
+    found = []
+    for ahead in (0, 16 * 64):
+        config = configs.PrepareConfig(prefetch=ahead)
+        monkeypatch.setattr(configs, "prepare_config", lambda name, config=config: config)
+        call = call_of(request.q, request.k, request.v, request.tables, Policy(tail=tails))
+        draft, tail, copies = launch.prepare(call, copy=copy)
+        assert tail is not None and draft.k_spread is not None
+        found.append((draft.k_mean, draft.k_spread, *tail.parts(), *(copies or ())))
+    assert all(torch.equal(plain, early) for plain, early in zip(*found, strict=True))
 
 
 def test_tokens_that_are_all_alike_have_no_ranks() -> None:

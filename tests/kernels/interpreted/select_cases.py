@@ -12,6 +12,7 @@ from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, LayoutTables, build_tables
 from draftattention.draftattn_core.method.policy import Density, Policy
 from draftattention.draftattn_core.method.selection import forced_blocks, select_blocks
+from draftattention.kernels import select as select_module
 from draftattention.kernels.select import head_thresholds, lists_of
 from tests.kernels.calls import select_scores
 from tests.kernels.problems import words_of
@@ -54,6 +55,13 @@ def check(scores: Tensor, policy: Policy, tables: LayoutTables = TABLES) -> None
 @pytest.mark.parametrize("method", ["row", "head", "top_p", "draft"])
 def test_keeps_what_the_core_keeps(method: str, kind: str) -> None:
     check(scores_of(TABLES, kind), Policy(density=(0.2, 0.6), method=method, tail="mean", floor=0.3))
+
+
+@pytest.mark.parametrize("method", ["row", "head", "top_p"])
+def test_rows_longer_than_what_stays_in_registers(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr(select_module, "HELD", 1)
+    assert TABLES.k.video > BLOCK
+    check(scores_of(TABLES, "ties"), Policy(density=(0.2, 0.6), method=method, tail="mean", floor=0.3))
 
 
 @pytest.mark.parametrize("method", ["row", "head", "top_p", "draft"])

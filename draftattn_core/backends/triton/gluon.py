@@ -1,0 +1,30 @@
+"""The backend `triton_gluon`: the backend `triton_hopper` with `attend` written out in Gluon.
+
+Opt-in like that one. Triton does not interpret Gluon, so it serves nobody without a GPU; its tests run the kernel's
+source on a machine of their own.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..call_kind import CallKind
+from . import hopper
+from .trust import Trust
+
+
+class GluonBackend(hopper.HopperBackend):
+    """`attend` in the Gluon form."""
+
+    def unfit(self, kind: CallKind) -> str | None:
+        return lacking(kind.device, kind.head_dim) or super().unfit(kind)
+
+
+def lacking(device: torch.device, head_dim: int) -> str | None:
+    """Why a device cannot run the kernel at a head size."""
+    if device.type == "cpu":
+        return f"its kernel runs on Hopper GPUs ({hopper.ARCHITECTURE}), not on cpu"
+    return hopper.lacking(device, head_dim)
+
+
+GLUON = GluonBackend("triton_gluon", Trust("its Gluon kernel for Hopper"))
