@@ -145,6 +145,7 @@ class TritonBackend(ABC):
 
         tables, policy, geometry = call.tables, call.policy, call.tables.geometry
         draft, tail, in_order, codes, shift = launch.prepare_copies(call)
+        assert in_order is not None
         if keep is None:
             ranking, scores = ranking_of(policy), raw_logits(draft, tables, call.scale)
             limits = ranking.limits(tables, policy, call.heads.densities)

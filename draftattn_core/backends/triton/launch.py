@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +16,6 @@ from ...method.policy import tail_rank
 from ...method.rules.call import RuleCall
 from ...method.tail.expand import log_weights
 from . import machine
-
-if TYPE_CHECKING:
-    from ....kernels.prepare import PreparedKeys
 
 # Plain power iterations in the kernel by ranks. The leading pair of tokens that move together is there to 0.1 % of its
 # energy after three; the second lies in a flatter spectrum. What iterations miss stays in the average.
@@ -72,25 +68,24 @@ LAUNCHES: dict[str, Callable[[AttendInputs, Tensor], Warps]] = {
 
 def prepare(call: RuleCall, *, copy: bool) -> tuple[Draft, Tail | None, Pair | None]:
     """Draft, tail (its products' operands in the dtype of q) and, if asked, K and V in block order."""
-    draft, keys = _prepare(call, copy, None)
-    return draft, keys.tail, None if keys.k is None or keys.v is None else (keys.k, keys.v)
+    return prepare_copies(call, copy=copy, codes=False)[:3]
 
 
-def prepare_copies(call: RuleCall) -> tuple[Draft, Tail | None, Pair, Codes | None, Tensor | None]:
-    """Draft, tail, K and V in block order, and for heads with 8 bits (all of them or none) by what INT8 keys are read
-    and what was subtracted from them and from the tail's mean keys (`AttendRequest.shift`)."""
-    shift = key_shift(call.k) if 8 in call.heads.bits else None
-    draft, keys = _prepare(call, True, shift)
-    assert keys.k is not None and keys.v is not None
-    return draft, keys.tail, (keys.k, keys.v), keys.codes, shift
+def prepare_copies(
+    call: RuleCall, *, copy: bool = True, codes: bool = True
+) -> tuple[Draft, Tail | None, Pair | None, Codes | None, Tensor | None]:
+    """`prepare`, and for heads with 8 bits (all of them or none) by what INT8 keys are read and what was subtracted
+    from them and from the tail's mean keys (`AttendRequest.shift`).
 
-
-def _prepare(call: RuleCall, copy: bool, shift: Tensor | None) -> tuple[Draft, PreparedKeys]:
+    Args:
+        copy: whether K and V are copied; codes: whether heads with 8 bits get theirs.
+    """
     from ....kernels import configs, prepare
 
     architecture = machine.architecture(call.q.device)
     config, geometry = configs.prepare_config(architecture), call.tables.geometry
     values = call.heads
+    shift = key_shift(call.k) if codes and 8 in values.bits else None
     log_weight = _log_weight(call) if call.policy.has_tail else None
     ranks = None
     if values.linear:
@@ -110,7 +105,9 @@ def _prepare(call: RuleCall, copy: bool, shift: Tensor | None) -> tuple[Draft, P
         half_sums=configs.sums_in_half(architecture),
     )
     q_mean = prepare.prepare_queries(call.q, geometry, config)
-    return Draft(q_mean, keys.k_mean, spread_of_heads(keys.spread, values.spreads)), keys
+    draft = Draft(q_mean, keys.k_mean, spread_of_heads(keys.spread, values.spreads))
+    copies = None if keys.k is None or keys.v is None else (keys.k, keys.v)
+    return draft, keys.tail, copies, keys.codes, shift
 
 
 def _log_weight(call: RuleCall) -> Tensor:
