@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .backends.call_kind import CallKind
-from .backends.registry import Backend, NoBackendError, choose_backend
+from .backends.registry import Backend, NoBackendError, choose_backend, without_codes
 from .backends.request import AttendRequest, BackendFailure
 from .geometry.blocks import without_autocast
 from .geometry.layout import Layout, TableCache, build_tables
@@ -58,6 +58,11 @@ class Attention:
             if short:
                 keys.add_(keep[..., block], alpha=-short)
         return keys * tables.constant("query counts", lambda: tables.q.counts.long())
+
+    def codes(self) -> float:
+        """Share of the heads whose scores were those of INT8 codes."""
+        bits = self.request.bits
+        return bits.count(8) / len(bits) if bits else 0.0
 
     def tail_work(self) -> float:
         """Work of the tail beside that of the dense call: its key equivalents over the call's keys, 0 without one."""
@@ -114,6 +119,9 @@ def attend(
     values, rule = policy.of(q.shape[1]), rule_of(policy.method)
     kind = CallKind.of(q, layout.q_block, layout.k_block, policy, biased=key_bias is not None)
     chosen = choose_backend(backend, kind)
+    if policy.has_codes and without_codes(chosen, kind) is not None:
+        policy = replace(policy, bits=16)
+        values = policy.of(q.shape[1])
     tables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
     call = RuleCall(q, k, v, tables, policy, values, scale, key_bias, position, {} if state is None else state)
     with without_autocast(q.device):
@@ -136,6 +144,8 @@ def _compute(call: RuleCall, rule: Rule, backend: str, chosen: Backend) -> Atten
         kind = CallKind.of(call.q, layout.q_block, layout.k_block, call.policy, biased=biased)
         chosen = choose_backend(backend, kind)
     request = AttendRequest.of(call, rule.select(call), call.tail)
+    if chosen.run is not None or 8 not in chosen.bits:
+        request = replace(request, bits=())
     return Attention(chosen.attend(request), request, chosen.name)
 
 

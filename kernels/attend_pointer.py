@@ -3,7 +3,7 @@
 Runs wherever Triton does (cp.async on NVIDIA from sm_80, plain loads on AMD). One program computes one query block of
 one head: first the pooled keys of the video blocks that are not in its list (the tail, design.md section 1), then the
 listed blocks. Scores, softmax and sums are float32, scores in base 2; weights enter the second product in the input
-dtype. A row without any key gives 0 and LSE -inf.
+dtype. A row without any key gives 0 and LSE -inf. Listed keys may be INT8, and a tile's sums float16 (`codes.py`).
 """
 
 # Functions of Triton take no types; every other one here has them.
@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .codes import row_codes
 from .configs import AttendConfig
 from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
@@ -41,6 +42,8 @@ def attend_kernel(
     cov_ptr,
     u_ptr,
     w_ptr,
+    k_scale_ptr,
+    v_exponent_ptr,
     scale,
     q_b,
     q_h,
@@ -78,10 +81,17 @@ def attend_kernel(
     RANKS: tl.constexpr,
     BIAS: tl.constexpr,
     LSE: tl.constexpr,
+    EIGHT: tl.constexpr,
+    HALF_SUMS: tl.constexpr,
     STAGES: tl.constexpr,
     TAIL_STAGES: tl.constexpr,
 ):
-    """IN_ORDER: k and v hold tokens in block order already; otherwise their rows are gathered through `perm`."""
+    """IN_ORDER: k and v hold tokens in block order already; otherwise their rows are gathered through `perm`.
+
+    EIGHT: scores are products of INT8 codes (`codes.py`), k being those of shifted keys with a scale per block; Q gets
+    its codes here. HALF_SUMS: v is float16 in a power of two per block, a tile's sums are float16 and those of tiles
+    float32, in the power of two of the block at hand.
+    """
     LOG2E: tl.constexpr = 1.4426950408889634
     LN2: tl.constexpr = 0.6931471805599453
     M_SUB: tl.constexpr = Q_BLOCK // BLOCK_M
@@ -171,6 +181,16 @@ def attend_kernel(
                 word_2 = next_word_2
     tail_top = top
     skipped = total
+    if EIGHT:
+        # Of the two, one number a row rests over the loop: with both, sm_120 parks 16 B on the stack.
+        tail_top += tl.math.log2(skipped)
+        # After the pooled keys, which met Q itself.
+        q, q_scale = row_codes(q.to(tl.float32))
+        row_factor = q_scale * factor
+        block_scales = k_scale_ptr + pair * k_total
+    if HALF_SUMS:
+        exponents = v_exponent_ptr + pair * k_total
+        exponent = 0.0
 
     entries = list_ptr + list_row * k_total
     steps = tl.load(count_ptr + list_row) * N_SUB
@@ -193,31 +213,55 @@ def attend_kernel(
             rows = positions
         else:
             rows = tl.load(perm_ptr + positions, mask=valid, other=0)
-        k = tl.load(k_base + row_offsets(rows, k_n)[None, :] + dims[:, None] * k_d, mask=valid[None, :], other=0.0)
-        scores = tl.dot(q, k, input_precision="ieee")
+        k = tl.load(k_base + row_offsets(rows, k_n)[None, :] + dims[:, None] * k_d, mask=valid[None, :], other=0)
+        if EIGHT:
+            scores = tl.dot(q, k).to(tl.float32)
+            unit = row_factor * tl.load(block_scales + block)
+        else:
+            scores = tl.dot(q, k, input_precision="ieee")
         if block >= full_blocks:
             if BIAS:
                 extra = positions - video_tokens
                 bias = tl.load(bias_ptr + batch * bias_stride + extra, mask=valid & (extra >= 0), other=0.0)
-                scores += bias[None, :] * (1.0 / scale)
+                if EIGHT:
+                    scores += bias[None, :] * (LOG2E / unit)[:, None]
+                else:
+                    scores += bias[None, :] * (1.0 / scale)
             scores = tl.where(valid[None, :], scores, float("-inf"))
         # The scale is positive, so it may wait until after the maximum: with the subtraction it is one FFMA.
-        new_top = tl.maximum(top, tl.max(scores, 1) * factor)
-        weights = tl.math.exp2(scores * factor - new_top[:, None])
+        if EIGHT:
+            new_top = tl.maximum(top, tl.max(scores, 1) * unit)
+            weights = tl.math.exp2(scores * unit[:, None] - new_top[:, None])
+        else:
+            new_top = tl.maximum(top, tl.max(scores, 1) * factor)
+            weights = tl.math.exp2(scores * factor - new_top[:, None])
         shrink = tl.math.exp2(top - new_top)
         total = total * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None]
         top = new_top
         v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+        if HALF_SUMS:
+            next_exponent = tl.load(exponents + block)
+            shrink *= tl.math.exp2(exponent - next_exponent)
+            exponent = next_exponent
+            sums = tl.dot(weights.to(tl.float16), v, out_dtype=tl.float16)
+            acc = acc * shrink[:, None] + sums.to(tl.float32)
+        else:
+            acc = acc * shrink[:, None]
+            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
         block = next_block
 
     divisor = tl.where(total == 0.0, 1.0, total)
-    acc = acc / divisor[:, None]
+    if HALF_SUMS:
+        acc = acc * (tl.math.exp2(exponent) / divisor)[:, None]
+    else:
+        acc = acc / divisor[:, None]
     if COV:
         # The average matrix enters once per row, by the share of the softmax that went to skipped blocks. In slices of
         # the head size: whole, Q and the matrix would not fit beside the accumulator.
-        share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
+        if EIGHT:
+            share = tl.math.exp2(tail_top - top) / divisor * scale
+        else:
+            share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
         q_slices = q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None]
         # DIM or nothing, written so that the compiler does not see it: unrolled, the loop would spill.
         for start in tl.range(0, tl.minimum((q_video - row) * DIM, DIM), 2 * COV_SLICE, num_stages=1):
@@ -225,7 +269,7 @@ def attend_kernel(
             for half in tl.static_range(2):
                 some = start + half * COV_SLICE + tl.arange(0, COV_SLICE)
                 q_slice = tl.load(q_slices + some[None, :] * q_d, mask=q_valid[:, None], other=0.0)
-                moved = (q_slice.to(tl.float32) * share[:, None]).to(q.dtype)
+                moved = (q_slice.to(tl.float32) * share[:, None]).to(q_slice.dtype)
                 cov = tl.load(cov_ptr + pair * (DIM * DIM) + some[:, None] * DIM + dims[None, :])
                 acc = tl.dot(moved, cov, acc, input_precision="ieee")
     # Rows again, not kept over the loops: their 64-bit offsets would hold registers all the way (volatile forbids it).
@@ -250,7 +294,8 @@ def attend_pointer(inputs: AttendInputs, config: AttendConfig, out: Tensor, lse:
         lse: (B, H, L) float32 contiguous to write the log of the softmax's denominator into (natural), or None.
 
     Raises:
-        ValueError: if the scale is not positive, k or v not contiguous with `in_order`, or a pooled tile too wide.
+        ValueError: if the scale is not positive, k or v not contiguous with `in_order`, a pooled tile too wide, or an
+            LSE or gathering wanted of INT8 keys.
     """
     q, k, v, geometry, tail = inputs.q, inputs.k, inputs.v, inputs.geometry, inputs.tail
     batch, heads, tokens, _ = q.shape
@@ -260,11 +305,15 @@ def attend_pointer(inputs: AttendInputs, config: AttendConfig, out: Tensor, lse:
         raise ValueError("K and V in block order have to be contiguous (B, H, L, D)")
     if config.block_g > 64:
         raise ValueError(f"a pooled tile reads two words of the packed map, too few for {config.block_g} blocks")
+    if inputs.codes is not None and (lse is not None or not inputs.in_order):
+        raise ValueError("INT8 keys are shifted and in block order: there is no LSE of them, and nothing to gather")
     config = config.within(geometry.q_block, geometry.k_block)
     constants = constexprs(inputs, config, lse is not None)
     unused = q
     bias = unused if inputs.key_bias is None else inputs.key_bias.float().contiguous()
     parts = () if tail is None else tail.parts()
+    codes = inputs.codes
+    exponent = None if codes is None else codes.v_exponent
     grid = (geometry.q_total * (geometry.q_block // constants["BLOCK_M"]), batch * heads)
     with on_device(q):
         attend_kernel[grid](
@@ -278,6 +327,7 @@ def attend_pointer(inputs: AttendInputs, config: AttendConfig, out: Tensor, lse:
             bias,
             *parts,
             *[unused] * (6 - len(parts)),
+            *([unused] * 2 if codes is None else [codes.k_scale, unused if exponent is None else exponent]),
             inputs.scale,
             *strides(q),
             *strides(k),
@@ -314,6 +364,8 @@ def constexprs(inputs: AttendInputs, config: AttendConfig, lse: bool) -> dict[st
         "RANKS": 0 if tail is None else tail.ranks,
         "BIAS": inputs.key_bias is not None,
         "LSE": lse,
+        "EIGHT": inputs.codes is not None,
+        "HALF_SUMS": inputs.codes is not None and inputs.codes.v_exponent is not None,
         "STAGES": config.stages,
         "TAIL_STAGES": config.tail_stages,
     }

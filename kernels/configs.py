@@ -96,6 +96,9 @@ _PREPARE = dict.fromkeys(("gfx1100", "gfx1201"), PrepareConfig(warps=16))
 # programs, which hide each other's waiting.
 _PREPARE["sm_90"] = PrepareConfig(prefetch=64 * 128)
 
+# GeForce and its siblings: tensor cores at half rate where sums are float32.
+_HALF_SUMS = ("sm_86", "sm_89", "sm_120")
+
 # Compute capabilities and AMD chips that share a row with a sibling.
 _SIBLINGS = {
     "sm_87": "sm_86",
@@ -153,6 +156,17 @@ def triton_version() -> str:
 def prepare_config(architecture: str) -> PrepareConfig:
     """The configuration of the passes over Q, K and V."""
     return _PREPARE.get(_SIBLINGS.get(architecture, architecture), PrepareConfig())
+
+
+def codes_first(architecture: str) -> bool:
+    """Whether INT8 scores are to be expected faster there, by published peak rates: where products of INT8 have four
+    times the rate of 16-bit ones that are summed in float32. Not measured."""
+    return _SIBLINGS.get(architecture, architecture) in _HALF_SUMS
+
+
+def sums_in_half(architecture: str) -> bool:
+    """Whether 16-bit products summed in float16 are twice as fast there as summed in float32, by published rates."""
+    return _SIBLINGS.get(architecture, architecture) in _HALF_SUMS
 
 
 def architecture_of(capability: tuple[int, int], gcn: str | None = None) -> str:

@@ -2,7 +2,7 @@
 
 From K and V, per key block: float32 means, spread, the leading singular pairs of its K-V cross-covariance by power
 iterations on the tile that is in registers anyway, its part of the head's average matrix, and, if asked, copies of
-both in block order (an INT8 form would be written at the same place). Tensors are read through their strides.
+both in block order, of K as INT8 too. Tensors are read through their strides.
 """
 
 # Functions of Triton take no types; every other one here has them.
@@ -17,10 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .codes import block_codes, half_values
 from .configs import PrepareConfig
 from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
-from .types import Geometry, Tail
+from .types import Codes, Geometry, Tail
 
 # Programs that share a head's blocks when there is an average matrix to sum: enough to fill a large GPU, few enough
 # that the partial sums stay small. Fixed, so that the same call gives the same bits on every device.
@@ -38,6 +39,7 @@ class PreparedKeys:
         spread: (B, H, g) float32 mean squared distance of a block's keys from their mean.
         k, v: (B, H, L, D) copies in block order, or None.
         tail: the tail's expansion in the dtype of k, or None.
+        codes: by what k is read where it is INT8; the tail's mean keys then are without the shift, `k_mean` is not.
     """
 
     k_mean: Tensor
@@ -45,6 +47,7 @@ class PreparedKeys:
     k: Tensor | None
     v: Tensor | None
     tail: Tail | None
+    codes: Codes | None = None
 
 
 @triton.jit
@@ -95,6 +98,9 @@ def prepare_keys_kernel(
     cov_ptr,
     k_copy_ptr,
     v_copy_ptr,
+    shift_ptr,
+    k_scale_ptr,
+    v_exponent_ptr,
     k_b,
     k_h,
     k_n,
@@ -115,10 +121,16 @@ def prepare_keys_kernel(
     COV: tl.constexpr,
     RANKS: tl.constexpr,
     COPY: tl.constexpr,
+    EIGHT: tl.constexpr,
+    HALVES: tl.constexpr,
     ITERATIONS: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """One program: `per_program` neighbouring key blocks of one head."""
+    """One program: `per_program` neighbouring key blocks of one head.
+
+    EIGHT: keys lose the head's `shift`, and are copied as INT8 codes. HALVES: values are copied as float16 in a power
+    of two per block.
+    """
     pair = tl.program_id(1).to(tl.int64)
     batch = pair // heads
     head = pair % heads
@@ -158,8 +170,21 @@ def prepare_keys_kernel(
             k, v = _tiles(k_base, v_base, rows, valid, k_n, k_d, v_n, v_d, dims, TAIL or COPY)
         if COPY:
             copied = (pair * tokens + start) * DIM
-            tl.store(k_copy_ptr + copied + cells, k, mask=valid[:, None])
-            tl.store(v_copy_ptr + copied + cells, v, mask=valid[:, None])
+            if EIGHT:
+                # For each block anew: kept, it spills beside the average matrix.
+                shift = tl.load(shift_ptr + pair * DIM + dims)
+                moved = tl.where(valid[:, None], k.to(tl.float32) - shift[None, :], 0.0)
+                codes, k_scale = block_codes(moved)
+                tl.store(k_copy_ptr + copied + cells, codes, mask=valid[:, None])
+                tl.store(k_scale_ptr + pair * k_total + block, k_scale)
+            else:
+                tl.store(k_copy_ptr + copied + cells, k, mask=valid[:, None])
+            if HALVES:
+                halves, exponent = half_values(v.to(tl.float32))
+                tl.store(v_copy_ptr + copied + cells, halves, mask=valid[:, None])
+                tl.store(v_exponent_ptr + pair * k_total + block, exponent)
+            else:
+                tl.store(v_copy_ptr + copied + cells, v, mask=valid[:, None])
         # Extra blocks are only copied: for them every mask below is empty.
         is_video = block < k_video
         video_dims = dims < tl.where(is_video, DIM, 0)
@@ -176,6 +201,8 @@ def prepare_keys_kernel(
         if TAIL:
             values = v.to(tl.float32)
             v_mean = tl.sum(values, 0) / count
+            if EIGHT:
+                k_mean -= shift
             tl.store(k_pooled_ptr + cell, k_mean.to(k_pooled_ptr.dtype.element_ty), mask=video_dims)
             tl.store(v_pooled_ptr + cell, v_mean.to(v_pooled_ptr.dtype.element_ty), mask=video_dims)
         if COV:
@@ -278,6 +305,8 @@ def prepare_keys(
     most_ranks: int,
     copy: bool,
     iterations: int,
+    shift: Tensor | None = None,
+    half_sums: bool = False,
 ) -> PreparedKeys:
     """One pass over k and v (B, H, L, D), any strides.
 
@@ -287,6 +316,9 @@ def prepare_keys(
         most_ranks: the largest of them, 0 to 2.
         copy: write K and V in block order.
         iterations: power iterations.
+        shift: (B, H, D) float32 contiguous, to be subtracted from the keys, which are then copied as INT8; None copies
+            them as they are.
+        half_sums: copy V as float16 in powers of two, for sums in float16; with a shift only.
     """
     batch, heads, tokens, dim = k.shape
     linear = ranks is not None and log_weight is not None
@@ -296,7 +328,14 @@ def prepare_keys(
         return torch.empty(batch, heads, *shape, dtype=dtype, device=k.device)
 
     k_mean, spread = new(blocks, dim, dtype=torch.float32), new(blocks, dtype=torch.float32)
-    copies = (new(tokens, dim), new(tokens, dim)) if copy else None
+    eight, halves = copy and shift is not None, copy and shift is not None and half_sums
+    copies = codes = None
+    if copy:
+        k_type, v_type = torch.int8 if eight else k.dtype, torch.float16 if halves else k.dtype
+        copies = new(tokens, dim, dtype=k_type), new(tokens, dim, dtype=v_type)
+    if eight:
+        exponent = new(geometry.k_total, dtype=torch.float32) if halves else None
+        codes = Codes(new(geometry.k_total, dtype=torch.float32), exponent)
     pooled = (new(blocks, dim), new(blocks, dim)) if log_weight is not None else None
     pairs = (new(blocks, most_ranks, dim), new(blocks, most_ranks, dim)) if linear and most_ranks else None
     programs = max(1, min(geometry.k_total, _PROGRAMS // (batch * heads))) if linear else geometry.k_total
@@ -315,6 +354,9 @@ def prepare_keys(
             *(pairs or (k, k)),
             k if partial is None else partial,
             *(copies or (k, k)),
+            shift if eight else k,
+            k if codes is None else codes.k_scale,
+            k if codes is None or codes.v_exponent is None else codes.v_exponent,
             *strides(k),
             *strides(v),
             heads,
@@ -329,8 +371,10 @@ def prepare_keys(
             COV=linear,
             RANKS=most_ranks if linear else 0,
             COPY=copy,
+            EIGHT=eight,
+            HALVES=halves,
             ITERATIONS=iterations,
-            PREFETCH=linear and config.prefetches(geometry.k_block * dim),
+            PREFETCH=linear and shift is None and config.prefetches(geometry.k_block * dim),
             **FUSED,
             num_warps=config.warps,
         )
@@ -341,4 +385,4 @@ def prepare_keys(
     if log_weight is not None and pooled is not None:
         tail = Tail(log_weight, *pooled, None if cov is None else cov.to(k.dtype), *(pairs or (None, None)))
     k_copy, v_copy = copies or (None, None)
-    return PreparedKeys(k_mean, spread, k_copy, v_copy, tail)
+    return PreparedKeys(k_mean, spread, k_copy, v_copy, tail, codes)

@@ -123,6 +123,21 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Codes:
+    """By what INT8 keys, and values with them, are read.
+
+    Attributes:
+        k_scale: (B, H, k blocks) float32; a key is its code times its block's scale, without what was subtracted from
+            all keys of the head, pooled ones included.
+        v_exponent: (B, H, k blocks) float32 whole numbers; v is float16 in units of 2^v_exponent, and may be summed in
+            float16. None where v is in the dtype of q.
+    """
+
+    k_scale: Tensor
+    v_exponent: Tensor | None
+
+
+@dataclass(frozen=True)
 class AttendInputs:
     """What every form of `attend` computes from.
 
@@ -135,6 +150,7 @@ class AttendInputs:
         key_bias: (B or 1, extra tokens) float32 added to the logits of extra tokens, or None.
         scale: factor on q.k, positive.
         in_order: whether k and v hold tokens in block order.
+        codes: where k is INT8, in block order; None where it has the dtype of q.
     """
 
     q: Tensor
@@ -146,3 +162,4 @@ class AttendInputs:
     key_bias: Tensor | None
     scale: float
     in_order: bool = False
+    codes: Codes | None = None

@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..draftattn_core.backends.registry import backend_names
-from ..draftattn_core.run.settings import BUDGETS
+from ..draftattn_core.run.settings import BITS, BUDGETS
 from .browser.live_map import announce_map
+from .browser.live_text import live_text
 from .browser.run_log import announce_runs
 from .browser.server import instance, running_job
 from .browser.verdicts import announce_verdicts
@@ -156,7 +157,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     options=list(backend_names()),
                     default="auto",
                     advanced=True,
-                    tooltip="What computes the sparse calls. auto takes the fastest that can serve them.",
+                    tooltip="What computes the sparse calls. auto takes the fastest that can serve them. kitchen is "
+                    "the kernel that ComfyUI brings: it needs no Triton; the report says what a run gives up by it.",
                 ),
                 io.Boolean.Input(
                     "strict",
@@ -215,6 +217,16 @@ class ApplyDraftAttention(io.ComfyNode):
                     "as a published system does, with this pack's tail behind them (tail auto), or with what the "
                     "input tail says. calibatt takes its masks from the profile.",
                 ),
+                io.Combo.Input(
+                    "bits",
+                    options=list(BITS),
+                    default=BITS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="Precision of the scores. auto = INT8 on GeForce RTX 30 to 50, head by head, where a "
+                    "measurement on your model says that it costs next to nothing. 8 = the same on any GPU that can. "
+                    "16 = never. The Report node counts it. Its speed has not been measured yet.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -251,6 +263,7 @@ class ApplyDraftAttention(io.ComfyNode):
         budgets: str = "off",
         speed: str = NO_SPEED,
         method: str = PRESET_METHOD,
+        bits: str = BITS[0],
     ) -> io.NodeOutput:
         problems = apply_problems(tile, blocks, dense_layers)
         if problems:  # values that came through links were not seen by validate_inputs
@@ -274,12 +287,13 @@ class ApplyDraftAttention(io.ComfyNode):
             budgets=budgets,
             speed=speed,
             method=method,
+            bits=bits,
         )
         node_id = cls.hidden.unique_id
         server = None if node_id is None else instance()
         if server is None:
             return io.NodeOutput(*apply_draft_attention(model, choices))
-        patched, handle = apply_draft_attention(model, choices, lambda text: server.send_progress_text(text, node_id))
+        patched, handle = apply_draft_attention(model, choices, live_text(server, node_id))
         for announce in (announce_map, announce_verdicts):
             announce(handle.events, node_id, job=lambda: running_job(server), send=server.send_sync)
         announce_runs(handle, node_id, choices, job=lambda: running_job(server), send=server.send_sync)

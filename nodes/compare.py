@@ -11,6 +11,7 @@ from .browser.temp_files import keep_for_browser
 from .display.clip_sheet import clip_sheet
 from .display.comparison import compare
 from .display.pictures import to_image
+from .words import told
 
 
 class DraftAttentionCompare(io.ComfyNode):
@@ -70,11 +71,12 @@ class DraftAttentionCompare(io.ComfyNode):
             {**keep_for_browser(sheet.data, sheet.suffix), **sheet.told(), "label": label}
             for sheet, label in zip(sheets, (reference_label, clip_label), strict=True)
         ]
+        text = found.text()
         return io.NodeOutput(
-            found.text(),
+            str(text),
             to_image(found.frames),
             found.psnr_db,
             found.ssim,
             0.0 if found.flicker is None else found.flicker,
-            ui={"draftattention_clips": shown, "text": (found.text(),)},
+            ui={"draftattention_clips": shown, **told(text)},
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from .apply import CATEGORY
+from .words import told
 
 
 class DraftAttentionDoctor(io.ComfyNode):
@@ -32,7 +33,8 @@ class DraftAttentionDoctor(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         from ..draftattn_core.doctor.diagnose import diagnose
+        from .display.doctor_text import doctor_text
 
         diagnosis = diagnose()
-        text = diagnosis.text()
-        return io.NodeOutput(text, diagnosis.works, ui=ui.PreviewText(text))
+        text = doctor_text(diagnosis)
+        return io.NodeOutput(str(text), diagnosis.works, ui=told(text))

@@ -11,6 +11,7 @@ from .apply import CATEGORY, ProfileSocket
 from .display.pictures import to_image
 from .display.profile_text import budgets_of, profile_text
 from .host.recording import profiles_folder
+from .words import told
 
 NONE_YET = "no profile yet: run DraftAttention Calibrate"
 
@@ -69,8 +70,6 @@ class DraftAttentionProfile(io.ComfyNode):
         loaded = load_profile_with_masks(profile_path(profiles_folder(), profile))
         budgets = budgets_of(loaded, density)
         text = profile_text(loaded, budgets)
-        if loaded.calibration is not None:
-            text = f"{text}\n{loaded.calibration.made_from()}"
         picture = to_image(budget_map({name: each.density for name, each in budgets.items()}))
         shown = ui.PreviewImage(picture, cls=cls).as_dict()
-        return io.NodeOutput(loaded, text, picture, ui={**shown, "text": (text,)})
+        return io.NodeOutput(loaded, str(text), picture, ui={**shown, **told(text)})

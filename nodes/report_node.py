@@ -14,6 +14,7 @@ from .display.pictures import to_image
 from .display.report_text import predicted_saving, report_text
 from .host.runs import ReportHandle
 from .inputs.checks import judgement, report_problems
+from .words import LINES, Joined, Words, told
 
 
 class DraftAttentionReport(io.ComfyNode):
@@ -65,10 +66,11 @@ class DraftAttentionReport(io.ComfyNode):
         text = report_text(run)
         if save_json:
             values = {**run.to_dict(), "predicted_saving": predicted_saving(run)}
-            text += f"\n\nSaved as {_save(values, filename_prefix)}"
+            saved = Words("report_saved_as", path=str(_save(values, filename_prefix)))
+            text = Joined([text, "", saved], LINES)
         picture = to_image(report_sheet(run))
         shown = ui.PreviewImage(picture, cls=cls).as_dict()
-        return io.NodeOutput(text, picture, ui={**shown, "text": (text,)})
+        return io.NodeOutput(str(text), picture, ui={**shown, **told(text)})
 
 
 def _save(values: dict[str, Any], prefix: str) -> Path:

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from ..draftattn_core.run.step_cache import StepCacheSettings
 from ..draftattn_core.run.step_cache.settings import PUBLISHED, PublishedModel
 from .apply import CATEGORY, Report
+from .browser.live_text import live_text
 from .browser.server import instance
 from .host.adapter import apply_skip_steps
 
@@ -123,7 +124,7 @@ class DraftAttentionSkipSteps(io.ComfyNode):
         server = None if node_id is None else instance()
         if server is None:
             return io.NodeOutput(*apply_skip_steps(model, settings))
-        return io.NodeOutput(*apply_skip_steps(model, settings, lambda text: server.send_progress_text(text, node_id)))
+        return io.NodeOutput(*apply_skip_steps(model, settings, live_text(server, node_id)))
 
 
 def _settings(

@@ -19,7 +19,7 @@ from tools.comfyui.path import PACK_ROOT
 
 INSTALLED_FOLDERS = ("draftattn_core/", "kernels/")
 # What the product reads where it is at hand and does without elsewhere; diffusers is an extra.
-OPTIONAL = {"diffusers", "triton"}
+OPTIONAL = {"comfy_kitchen", "diffusers", "triton"}
 IMPORT_NAMES = {"pillow": "PIL"}
 
 SMALL_GRID = "TokenGrid(3, 9, 10)"

@@ -1,6 +1,7 @@
 /** Texts that the server could not read are marked while they are typed, and say what to write instead. */
 
 import { addSheet, api, app, isLinked, onChange, setTooltip, widgetOf, widgetRules } from "./host.js"
+import { tell } from "./words.js"
 
 /** The widgets whose values the server parses, and those it needs to judge them; see nodes/inputs/checks.py. */
 const CHECKED = {
@@ -39,7 +40,7 @@ function check(node) {
   state.timer = setTimeout(async () => {
     const answer = await api.fetchApi("/draftattention/check", { method: "POST", body: asked }).catch(() => null)
     if (!answer?.ok || state.asked !== asked) return
-    state.problems = await answer.json()
+    state.problems = Object.fromEntries(Object.entries(await answer.json()).map(([name, told]) => [name, tell(told)]))
     mark(node, state.problems)
     for (const listener of listeners) listener(node)
   }, PAUSE)

@@ -1,10 +1,9 @@
 /** A clip that the server sends as one picture with all of its frames, and a player for clips of one length. */
 
 import { api } from "./host.js"
+import { CLIP_RATE, setting } from "./settings.js"
 import { say } from "./words.js"
 
-/** Frames a second: what most video models make. */
-const RATE = 16
 const MOST_FRAMES = 1000
 /** How often a player that is out of sight looks whether it is in sight again, in milliseconds. */
 const PATIENCE = 500
@@ -134,7 +133,7 @@ export class Player {
       if (this.turn !== turn || !this.playing) return
       if (!this.button.isConnected) return this.play(false)
       if (!this.button.getClientRects().length) return setTimeout(next, PATIENCE)
-      const passed = Math.floor(((performance.now() - began) / 1000) * (RATE / this.every))
+      const passed = Math.floor(((performance.now() - began) / 1000) * (setting(CLIP_RATE) / this.every))
       const frame = (first + passed) % this.frames
       if (frame !== this.frame) this.show(frame)
       requestAnimationFrame(next)

@@ -73,13 +73,19 @@ export class DraftMaps {
     return this.told.maps.find((map) => map.step === step && map.layer === layer)
   }
 
+  /** What did not come is asked for again the next time. */
+  begin(forget, loading) {
+    loading.catch(forget)
+    return loading
+  }
+
   /** Query and key block of every token; see the server's `send_maps`. */
   async loadBlocks() {
-    this.blocks ??= unpack(this.told.blocks).then((buffer) => {
+    this.blocks ??= this.begin(() => (this.blocks = null), unpack(this.told.blocks).then((buffer) => {
       const view = new DataView(buffer)
       const both = Uint16Array.from({ length: 2 * this.tokens }, (_, index) => view.getUint16(2 * index, true))
       return { query: both.subarray(0, this.tokens), key: both.subarray(this.tokens) }
-    })
+    }))
     return this.blocks
   }
 
@@ -89,10 +95,10 @@ export class DraftMaps {
     this.fetched.delete(map)
     const loading =
       known ??
-      unpack(map.file).then((buffer) => {
+      this.begin(() => this.fetched.delete(map), unpack(map.file).then((buffer) => {
         const cells = map.heads * map.rows.length * map.columns
         return { draft: new Uint8Array(buffer, 0, cells), kept: new Uint8Array(buffer, cells, cells) }
-      })
+      }))
     this.fetched.set(map, loading)
     if (this.fetched.size > MOST_KEPT) this.fetched.delete(this.fetched.keys().next().value)
     return loading

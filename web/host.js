@@ -79,15 +79,18 @@ export function nodeOfOutput(key) {
  */
 export function onOutput(name, show) {
   const tell = (node, output) => node && output && isOurs(node.comfyClass) && show(node, output)
+  const tellAll = (outputs) => {
+    for (const [key, output] of Object.entries(outputs)) tell(nodeOfOutput(key), output)
+  }
   app.registerExtension({
     name,
     setup() {
       const heard = ({ detail }) => tell(nodeOfRun(detail.display_node || detail.node), detail.output)
       api.addEventListener("executed", heard)
     },
-    onNodeOutputsUpdated(outputs) {
-      for (const [key, output] of Object.entries(outputs)) tell(nodeOfOutput(key), output)
-    },
+    // Undo makes nodes anew and leaves their outputs where they are.
+    afterConfigureGraph: () => tellAll(app.nodeOutputs ?? {}),
+    onNodeOutputsUpdated: tellAll,
   })
 }
 
@@ -141,6 +144,7 @@ export function setTooltip(node, widget, text) {
  * @param {() => number} height least height in pixels
  */
 export function addElement(node, name, element, height) {
+  element.dataset.draftattention = name
   const widget = node.addDOMWidget(name, `draftattention_${name}`, element, {
     serialize: false,
     hideOnZoom: false,
@@ -152,10 +156,42 @@ export function addElement(node, name, element, height) {
   return widget
 }
 
-/** Make a node at least as high as what is in it, and no higher than that if `shrink`. */
+/** Take a widget off a node, which shrinks to what is left. */
+export function removeWidget(node, widget) {
+  if (node.removeWidget) node.removeWidget(widget)
+  else {
+    widget.onRemove?.()
+    node.widgets.splice(node.widgets.indexOf(widget), 1)
+  }
+  fit(node, true)
+}
+
+/**
+ * Put the elements of nodes that were made anew where those of their predecessors are. Undo makes nodes anew under the
+ * same ids, and Nodes 2.0 goes on showing the elements that it took when it first drew a node of that id.
+ */
+function replaceElements() {
+  if (!isNodes2()) return
+  for (const node of app.canvas?.graph?.nodes ?? [])
+    for (const { element } of node.widgets ?? []) {
+      const name = element?.dataset?.draftattention
+      if (!name || element.isConnected) continue
+      document.querySelector(`[data-node-id="${node.id}"] [data-draftattention="${name}"]`)?.replaceWith(element)
+    }
+}
+
+app.registerExtension({
+  name: "DraftAttention.Elements",
+  // At once and when Nodes 2.0 has drawn, which it does a little later.
+  afterConfigureGraph: () => [0, 100, 500].forEach((delay) => setTimeout(replaceElements, delay)),
+})
+
+/** Make a node at least as high as what is in it, and no higher than that if `shrink`; no step to undo. */
 export function fit(node, shrink = false) {
   const [width, height] = node.computeSize()
   node.setSize([Math.max(node.size[0], width), shrink ? height : Math.max(node.size[1], height)])
+  const saved = savedNode(changeTracker()?.activeState, node)
+  if (saved) saved.size = [...node.size]
   app.canvas?.setDirty(true, true)
 }
 
@@ -194,11 +230,38 @@ export function asOneStep(change) {
   }
 }
 
-/** Have the front end notice what scripts changed in the workflow, and keep it through a reload. */
-export function keepState() {
-  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+/** Have the front end notice what scripts changed in the workflow. */
+function keepState() {
+  const tracker = changeTracker()
   if (tracker?.captureCanvasState) tracker.captureCanvasState()
   else tracker?.checkState?.()
+}
+
+const changeTracker = () => app.extensionManager?.workflow?.activeWorkflow?.changeTracker
+
+/** A node as a saved state of the workflow has it, or undefined. */
+function savedNode(state, node) {
+  const { graph } = node
+  const whole = graph === (app.rootGraph ?? app.graph)
+  const saved = whole ? state : state?.definitions?.subgraphs?.find(({ id }) => id === graph?.id)
+  return saved?.nodes?.find?.(({ id }) => String(id) === String(node.id))
+}
+
+/**
+ * Keep on a node what a run came to, in the saved workflow too. Nobody chose it, so it is no step to undo, and undoing
+ * something else does not take it away.
+ * @param {boolean} [lasting] whether it has to be there after a reload, as what a run has so far need not
+ */
+export function keepOnNode(node, name, value, lasting = true) {
+  node.properties[name] = value
+  const tracker = changeTracker()
+  const { activeState, undoQueue = [], redoQueue = [] } = tracker ?? {}
+  for (const state of [activeState, ...undoQueue, ...redoQueue]) {
+    const saved = savedNode(state, node)
+    if (saved) saved.properties = { ...saved.properties, [name]: value }
+  }
+  // Older front ends that queue on every change would queue because of this one.
+  if (lasting && app.extensionManager?.queueSettings?.mode !== "change") tracker?.updateModified?.()
 }
 
 /** A style sheet of one's own. Elements of Nodes 2.0 come and go: rules find them where scripts would lose them. */

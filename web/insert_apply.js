@@ -60,7 +60,7 @@ function missing(node) {
   }
   // A loader that nothing is connected to gets one to go on from.
   const slot = outputOf(node)
-  const unused = slot >= 0 && !inputOf(node) && !(node.getOutputNodes(slot) ?? []).length
+  const unused = slot >= 0 && !inputOf(node) && !node.outputs[slot].links?.length
   return unused ? [{ node, slot, samplers: [] }] : places
 }
 

@@ -1,9 +1,9 @@
 /** How the last run went stays under Apply DraftAttention: until the next run, after a reload, in a saved workflow. */
 
-import { api, allNodes, app, after, fit, nodeOfRun, widgetOf, workflowId } from "./host.js"
+import { api, allNodes, app, after, keepOnNode, nodeOfRun, removeWidget, widgetOf, workflowId } from "./host.js"
 import { onProblems, problemsOf } from "./checked_text.js"
 import { addTextBox } from "./text_box.js"
-import { say } from "./words.js"
+import { say, tell } from "./words.js"
 
 const APPLY = "ApplyDraftAttention"
 const EVENT = "draftattention.verdict"
@@ -15,13 +15,14 @@ const boxes = new WeakMap()
 
 /** Show what a node keeps, and what is wrong with its texts. */
 function show(node) {
-  boxes.get(node)?.(node.properties?.[KEPT]?.text ?? "", Object.values(problemsOf(node)).join("\n"))
+  const { text = "", words } = node.properties?.[KEPT] ?? {}
+  boxes.get(node)?.(words ? tell(words) : text, Object.values(problemsOf(node)).join("\n"))
 }
 
 /** Keep a verdict on a node, unless it has a later one. */
 function keep(node, verdict) {
   if (node?.comfyClass !== APPLY || node.properties[KEPT]?.at >= verdict.at) return
-  node.properties[KEPT] = { text: verdict.text, at: verdict.at }
+  keepOnNode(node, KEPT, { text: verdict.text, words: verdict.words, at: verdict.at })
   show(node)
 }
 
@@ -29,10 +30,7 @@ function keep(node, verdict) {
 function removeLiveTexts() {
   for (const node of allNodes()) {
     const widget = node.comfyClass === APPLY && node.properties?.[KEPT] && widgetOf(node, LIVE_TEXT)
-    if (!widget) continue
-    widget.onRemove?.()
-    node.widgets.splice(node.widgets.indexOf(widget), 1)
-    fit(node, true)
+    if (widget) removeWidget(node, widget)
   }
 }
 

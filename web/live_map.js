@@ -1,7 +1,8 @@
 /** Under Apply DraftAttention: what each layer did at each step, filling in while sampling and kept in the workflow. */
 
-import { addElement, after, api, app, fit, keepState, nodeOfRun, workflowId } from "./host.js"
+import { addElement, after, allNodes, api, app, fit, keepOnNode, nodeOfRun, removeWidget, widgetOf, workflowId } from "./host.js"
 import { drawMap, duration, keyElements, MOST_LAYERS, MOST_STEPS } from "./map_drawing.js"
+import { LIVE_MAP, onSetting, setting } from "./settings.js"
 import { say } from "./words.js"
 
 const APPLY = "ApplyDraftAttention"
@@ -54,8 +55,12 @@ function addView(node) {
   fit(node)
 }
 
-/** Show what a node keeps; a node that keeps nothing looks as if there were no map. */
+/** Show what a node keeps; a node that keeps nothing, or is to show nothing, looks as if there were no map. */
 function show(node) {
+  if (!setting(LIVE_MAP)) {
+    if (views.delete(node)) removeWidget(node, widgetOf(node, "live_map"))
+    return
+  }
   const map = node.properties?.[KEPT]
   if (!Array.isArray(map?.rows) || !map.rows.length || !node.addDOMWidget) return
   if (!views.has(node)) addView(node)
@@ -86,14 +91,14 @@ function take(node, told) {
     }
     map.layers = Math.max(map.layers, told.all_layers)
   }
-  node.properties[KEPT] = map
+  keepOnNode(node, KEPT, map, map.done)
   show(node)
-  if (map.done) keepState()
 }
 
 app.registerExtension({
   name: "DraftAttention.LiveMap",
   setup() {
+    onSetting(() => allNodes().forEach((node) => node.comfyClass === APPLY && show(node)))
     api.addEventListener(EVENT, ({ detail }) => {
       const node = detail.workflow === workflowId() ? nodeOfRun(detail.node) : null
       if (node?.comfyClass === APPLY) take(node, detail)

@@ -1,7 +1,8 @@
 /** Badges on Apply DraftAttention: how much faster the last run was, and what went wrong in it. Saved workflows keep them. */
 
-import { addBadge, after, api, app, badgesChanged, nodeOfRun, workflowId } from "./host.js"
+import { addBadge, after, allNodes, api, app, badgesChanged, keepOnNode, nodeOfRun, workflowId } from "./host.js"
 import { reasonWord } from "./map_drawing.js"
+import { BADGES, onSetting, setting } from "./settings.js"
 import { say } from "./words.js"
 
 const APPLY = "ApplyDraftAttention"
@@ -14,6 +15,7 @@ const LEAST = 1.05
 /** @param {{speed_up: number|null, dense: string}} kept */
 function textsOf({ speed_up, dense }) {
   const texts = []
+  if (!setting(BADGES)) return texts
   if (typeof speed_up === "number" && speed_up >= LEAST) texts.push([say("badge_faster", { factor: speed_up.toFixed(1) }), GOOD])
   if (typeof dense === "string" && dense) texts.push([say("map_dense", { reason: reasonWord(dense) }), BAD])
   return texts
@@ -36,9 +38,10 @@ app.registerExtension({
     api.addEventListener(EVENT, ({ detail }) => {
       const node = detail.workflow === workflowId() ? nodeOfRun(detail.node) : null
       if (node?.comfyClass !== APPLY) return
-      node.properties[KEPT] = detail.cancelled ? {} : { speed_up: detail.speed_up, dense: detail.dense }
+      keepOnNode(node, KEPT, detail.cancelled ? {} : { speed_up: detail.speed_up, dense: detail.dense })
       badgesChanged(node)
     })
+    onSetting(() => allNodes().forEach((node) => node.comfyClass === APPLY && badgesChanged(node)))
   },
   nodeCreated(node) {
     if (node.comfyClass !== APPLY) return

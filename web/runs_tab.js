@@ -2,7 +2,7 @@
 
 import { api, app, nodeOfRun, workflowId } from "./host.js"
 import { drawMap, duration, keyElements, reasonWord } from "./map_drawing.js"
-import { say } from "./words.js"
+import { say, tell } from "./words.js"
 
 const ROUTE = "/draftattention/runs"
 const EVENT = "draftattention.run"
@@ -17,6 +17,8 @@ const EVENT = "draftattention.run"
  * @property {number|null} steps
  * @property {string|null} cancelled
  * @property {string} text
+ * @property {import("./words.js").Told|null} words the same for the user's language
+ * @property {import("./words.js").Told|null} cancelled_words
  * @property {Record<string, string>} settings
  * @property {number|null} work
  * @property {number|null} speed_up
@@ -59,7 +61,7 @@ function card(run) {
   const settings = Object.entries(run.settings).map(([name, value]) => `${name} ${value}`)
   head.append(element("b", "", `${when}  ${node?.title ?? say("runs_node", { node: run.node })}`))
   head.append(element("span", "", figures(run)), element("span", "draftattention-faint", settings.join(", ")))
-  if (run.cancelled) head.append(element("span", "draftattention-faint", run.cancelled))
+  if (run.cancelled) head.append(element("span", "draftattention-faint", tell(run.cancelled_words ?? run.cancelled)))
   if (run.dense) head.append(element("span", "draftattention-wrong", say("map_dense", { reason: reasonWord(run.dense) })))
   box.append(head)
   box.addEventListener("toggle", () => box.open && box.children.length === 1 && void unfold(box, run))
@@ -74,7 +76,7 @@ async function unfold(box, run) {
   canvas.title = say("map_label")
   const key = element("div", "draftattention-map-key")
   map.append(canvas, key)
-  box.append(map, element("pre", "", run.text))
+  box.append(map, element("pre", "", tell(run.words ?? run.text)))
   const answer = await api.fetchApi(`${ROUTE}/${run.number}`).catch(() => null)
   const rows = answer?.ok ? await answer.json() : []
   if (!rows.length) return map.remove()
@@ -103,7 +105,7 @@ async function examine(button, shown) {
   button.disabled = true
   shown.textContent = say("doctor_busy")
   const answer = await api.fetchApi("/draftattention/doctor", { method: "POST" }).catch(() => null)
-  shown.textContent = answer?.ok ? (await answer.json()).text : say("doctor_failed")
+  shown.textContent = answer?.ok ? tell((await answer.json()).words) : say("doctor_failed")
   button.disabled = false
 }
 

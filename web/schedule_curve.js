@@ -84,8 +84,10 @@ class ScheduleCurve {
   /** The points that are edited: the user's, or those of the preset, which an edit makes the user's. */
   get points() {
     if (this.drawn) return this.placed?.points?.length ? this.placed.points : [[0, 1]]
-    if (!this.own) return curves.presetPoints(this.presets[this.value("curve")], this.steps, this.value("density"))
-    this.lastGood = curves.parsePoints(this.value("points") ?? "") ?? this.lastGood
+    const preset = this.presets[this.value("curve")]
+    if (preset) return curves.presetPoints(preset, this.steps, this.value("density"))
+    // A workflow may name a curve that this version does not have.
+    if (this.own) this.lastGood = curves.parsePoints(this.value("points") ?? "") ?? this.lastGood
     return this.lastGood
   }
 

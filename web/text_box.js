@@ -29,7 +29,7 @@ export function addTextBox(node, name, hint) {
   copy.type = "button"
   copy.textContent = say("copy")
   copy.addEventListener("click", async () => {
-    await navigator.clipboard?.writeText(shown.textContent)
+    if (!(await toClipboard(shown))) return
     copy.textContent = say("copied")
     setTimeout(() => (copy.textContent = say("copy")), 1500)
   })
@@ -53,6 +53,14 @@ export function addTextBox(node, name, hint) {
     box.style.minHeight = `${height - 20}px`
     fit(node)
   }
+}
+
+/** Copy an element's text; whether that worked. Pages that come without TLS have no clipboard to write to. */
+async function toClipboard(element) {
+  const written = navigator.clipboard?.writeText(element.textContent)
+  if (written) return written.then(() => true, () => false)
+  getSelection().selectAllChildren(element)
+  return document.execCommand("copy")
 }
 
 /** About how many lines a text takes in a node of a width. */

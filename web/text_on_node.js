@@ -2,7 +2,7 @@
 
 import { app, fit, isNodes2, onOutput } from "./host.js"
 import { addTextBox } from "./text_box.js"
-import { say } from "./words.js"
+import { say, tell } from "./words.js"
 
 const HINTS = {
   DraftAttentionDoctor: "doctor_empty",
@@ -18,7 +18,8 @@ const boxes = new WeakMap()
 function show(node, output) {
   const text = output?.text
   if (!boxes.has(node) || text === undefined) return
-  boxes.get(node)([text].flat().join("\n"))
+  const [words] = output.draftattention_words ?? []
+  boxes.get(node)(words === undefined ? [text].flat().join("\n") : tell(words))
   // The classic canvas adds the node's picture a little later, below the edge it has drawn.
   if (!isNodes2()) setTimeout(() => node.graph && fit(node), 500)
 }

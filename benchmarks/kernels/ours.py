@@ -27,6 +27,9 @@ from draftattention.draftattn_core.method.rules.call import RuleCall
 from draftattention.draftattn_core.method.selection import forced_blocks, ranking_of
 from draftattention.kernels.types import Selected
 
+# Relative L2 error that tells scores of INT8 codes, of random inputs at that, from a wrong kernel.
+INT8_LIMIT = 3e-2
+
 
 @dataclass(frozen=True)
 class Call:
@@ -121,7 +124,7 @@ def _rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock
     blank = replace(blank, executed=executed, flops=shape.flops * executed)
     truth, bare_truth = (expected_of(request, rows) for request in (call.request, call.bare))
 
-    def measure(what: str, run: Callable[[], Tensor], expected: Tensor) -> Row:
+    def measure(what: str, run: Callable[[], Tensor], expected: Tensor, limit: float = limit) -> Row:
         return measured(
             replace(blank, what=what),
             run,
@@ -153,6 +156,8 @@ def _rows(shape: Shape, qkv: QKV, density: float, variant: Variant, clock: Clock
         for name in OTHER_TAILS:
             run = functools.partial(whole, replace(policy, tail=name))
             yield _tail_row(replace(blank, what=f"tail {name}"), run, error, clock)
+        in_int8 = functools.partial(whole, replace(policy, bits=8))
+        yield measure(names.INT8, in_int8, asked_truth, INT8_LIMIT)
     if shape.k_block != shape.q_block:
         del call
         yield coarse_row(shape, qkv, density, variant, clock, blank, error)

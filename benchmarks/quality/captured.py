@@ -15,11 +15,11 @@ from tqdm import tqdm
 from benchmarks.quality.baselines import ordered, reorders
 from benchmarks.quality.capture import CapturedCall, capture, prompt_of
 from benchmarks.quality.errors import Errors, SampledRows, figures
-from benchmarks.quality.peer import load_peer, peer_itself
+from benchmarks.quality.peer import kitchen_itself, load_peer, peer_itself
 from benchmarks.quality.plan import CapturedPlan, Clock
 from benchmarks.quality.raw import WHOLE, Raw, Record, Shard, definition, name_rounds, significant
 from benchmarks.quality.rows import Row
-from benchmarks.quality.selection import Source, choose, probed_tails
+from benchmarks.quality.selection import Chosen, Source, choose, probed_tails
 from draftattention.draftattn_core import Layout, TableCache, TokenGrid
 from draftattention.draftattn_core.run.probe import DEFAULT_ROWS, sample_rows
 
@@ -89,7 +89,7 @@ def study_call(
                 found = study.errors(chosen)
                 measured.append(Measured(row.name, target, name, chosen.exact, chosen.tail_work, found))
                 if check_peer and chosen.shared_tail and target == PEER_TARGET:
-                    checks += _check_peer(row, target, chosen.parameter, study, study.output(chosen))
+                    checks += _check_peer(row, target, chosen, study, study.output(chosen))
             on_row()
     return measured, checks
 
@@ -110,13 +110,18 @@ def _by_layout(rows: Iterable[Row], call: CapturedCall) -> dict[Layout, list[Row
     return groups
 
 
-def _check_peer(row: Row, target: float, parameter: float, study: SampledRows, ours: Tensor) -> list[PeerCheck]:
+def _check_peer(row: Row, target: float, chosen: Chosen, study: SampledRows, ours: Tensor) -> list[PeerCheck]:
     sol_attn = load_peer()
     if sol_attn is None:
         return []
-    source = study.source
-    how = {"ratio": parameter} if row.kind == "peer_topk" else {"tau": parameter}
-    out = peer_itself(sol_attn, source.q, source.k, source.v, **how)[0].index_select(1, study.tokens)
+    source, parameter = study.source, chosen.parameter
+    qkv = source.q, source.k, source.v
+    if row.order != "raster":
+        out = kitchen_itself(*qkv, source.tables.layout, parameter, chosen.tails.gains)
+    else:
+        how = {"ratio": parameter} if row.kind == "peer_topk" else {"tau": parameter}
+        out = peer_itself(sol_attn, *qkv, **how)
+    out = out[0].index_select(1, study.tokens)
     difference = float((out - ours).norm() / out.norm())
     return [PeerCheck(row.name, target, difference, figures(out, study.dense, torch.zeros(1)))]
 

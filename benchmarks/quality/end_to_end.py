@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks.quality.baselines import Rettention, ordered, searches
 from benchmarks.quality.capture import attention_replaced, dense_attention, prompt_of
-from benchmarks.quality.peer import load_peer, peer_itself
+from benchmarks.quality.peer import kitchen_itself, load_peer, peer_itself
 from benchmarks.quality.plan import DENSE_FEWER, Clock, EndToEndPlan, Scenario, name_scenarios
 from benchmarks.quality.raw import WHOLE, Raw, Shard, definition, name_rounds, significant
 from benchmarks.quality.rows import Row
@@ -97,6 +97,8 @@ class SparseRun:
             sol_attn = load_peer()
             if sol_attn is None:
                 raise ValueError("comfy-kitchen is not installed")
+            if self.row.order != "raster":
+                return kitchen_itself(q, k, v, self._layout, chosen.parameter, chosen.tails.gains)
             if self.row.kind == "peer_topk":
                 return peer_itself(sol_attn, q, k, v, ratio=chosen.parameter)
             return peer_itself(sol_attn, q, k, v, tau=chosen.parameter)

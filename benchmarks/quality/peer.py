@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.work import spread_counts
+from draftattention.draftattn_core.attention import attend
+from draftattention.draftattn_core.geometry.layout import Layout
 from draftattention.draftattn_core.method.draft import Draft
+from draftattention.draftattn_core.method.policy import Policy
 from draftattention.draftattn_core.method.selection import row_top_k
 
 SOL_BLOCK = 64
@@ -80,3 +83,9 @@ def peer_itself(
         part = (x[:, head : head + 1].transpose(1, 2) for x in (q, k, v))
         heads.append(sol_attn(*part, tau=tau, topk_ratio=ratio or 0.0).transpose(1, 2))
     return torch.cat(heads, dim=1)
+
+
+def kitchen_itself(q: Tensor, k: Tensor, v: Tensor, layout: Layout, ratio: float, gains: tuple[float, ...]) -> Tensor:
+    """The backend `kitchen` on q, k, v (B, H, L, D) of a layout in our order; on the CPU by the same eager function."""
+    policy = Policy(ratio, "row", "mean", gains, spread=False)
+    return attend(q, k, v, layout, policy, backend="kitchen").out

@@ -160,9 +160,9 @@ def _captured_section(results: Results, summaries: list[Summary]) -> list[str]:
         worst = max(check.difference for check in results.checks)
         lines += [
             "",
-            "The rows `peer_topk` and `peer_tau` are comfy-kitchen's `sol_attn` by its formula; the package's eager "
-            f"function ran beside it {len(results.checks)} times on these calls and differed by at most {worst:.1e} "
-            "(relative L2):",
+            "The rows `peer_topk`, `peer_tau` and `kitchen` are comfy-kitchen's `sol_attn` by its formula; the "
+            f"package's eager function ran beside it {len(results.checks)} times on these calls and differed by at "
+            f"most {worst:.1e} (relative L2):",
             "",
         ]
         lines += [

@@ -29,7 +29,7 @@ class Row:
         scores: what the selection ranks: the draft's block means; the draft of cells of 16 tokens, their pairs put
             together by log-sum-exp, or by softmax over each query cell's row first; the exact softmax mass.
         auto_tail: let the error probe choose each head's tail.
-        auto_gain: let it fit each head's tail gain; only a `Policy` with a tail has one.
+        auto_gain: let it fit each head's tail gain; only a `Policy` with a tail has one, and the backend `kitchen`.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def fits_gain(self) -> bool:
-        return self.auto_gain and self.kind == "policy" and self.policy.has_tail
+        return self.auto_gain and self.kind in ("policy", "peer_topk") and self.policy.has_tail
 
     def layout(self, grid: TokenGrid) -> Layout:
         return Layout(grid, 0, 0, self.q_block, self.k_block, self.tile, self.order)
@@ -99,6 +99,23 @@ def peers() -> list[Row]:
             label="comfy-kitchen sol_attn, top-k: mean tail per query block",
             kind="peer_topk",
             policy=mean,
+        ),
+        replace(
+            strips,
+            name="kitchen_no_gain",
+            label="comfy-kitchen sol_attn, top-k, in our order (backend `kitchen`), no gain",
+            kind="peer_topk",
+            policy=mean,
+            order="tile",
+        ),
+        replace(
+            strips,
+            name="kitchen",
+            label="comfy-kitchen sol_attn, top-k, in our order with our tail gain (backend `kitchen`)",
+            kind="peer_topk",
+            policy=mean,
+            order="tile",
+            auto_gain=True,
         ),
         replace(strips, name="peer_tau", label="comfy-kitchen sol_attn, tau threshold", kind="peer_tau", policy=mean),
     ]

@@ -66,7 +66,8 @@ class Source:
 
     def request(self, chosen: Chosen) -> AttendRequest:
         tail = self.tail(chosen.tails.names, chosen.tails.gains)
-        return AttendRequest(self.q, self.k, self.v, self.tables, chosen.keep, tail, None, self.scale)
+        request = AttendRequest(self.q, self.k, self.v, self.tables, chosen.keep, tail, None, self.scale)
+        return replace(request, shared_tail=chosen.shared_tail)
 
 
 @dataclass(frozen=True)

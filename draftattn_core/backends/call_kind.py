@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..method.policy import TAILS, Method, Policy, TailName
+from ..method.policy import TAILS, Bits, Method, Policy, TailName
 from ..method.rules import rule_of
 
 GIVEN = "given"
@@ -21,24 +21,34 @@ class Variant:
         method: of the selection; `GIVEN` where the core selects and kernels walk lists of the result.
         tail: of all heads.
         biased: whether extra tokens have a key bias.
+        bits: of the scores.
     """
 
     method: Method = "head"
     tail: TailName = "linear1"
     biased: bool = False
+    bits: Bits = 16
 
     def __str__(self) -> str:
-        return f"method {self.method}, tail {self.tail}, {'a' if self.biased else 'no'} key bias"
+        words = f"method {self.method}, tail {self.tail}, {'a' if self.biased else 'no'} key bias"
+        return words if self.bits == 16 else f"{words}, {self.bits}-bit scores"
 
 
 def variants_of(policy: Policy, biased: bool) -> tuple[Variant, ...]:
     """One variant for each tail that `policy` gives to a head, the dearest last.
 
-    Heads with different tails share the binaries of the dearest of them.
+    Heads with different tails share the binaries of the dearest of them. All have scores of 16 bits: who has none of 8
+    serves such heads too (`with_bits`).
     """
     tails = policy.tail if isinstance(policy.tail, tuple) else (policy.tail,)
     method = policy.method if rule_of(policy.method).ranking is not None else GIVEN
     return tuple(Variant(method, tail, biased) for tail in sorted(set(tails), key=TAILS.index))
+
+
+def traits_of(policy: Policy) -> tuple[bool, bool]:
+    """`anchored` and `gained` of calls under `policy`."""
+    gains = policy.tail_gain if isinstance(policy.tail_gain, tuple) else (policy.tail_gain,)
+    return policy.keep_first_frame or policy.keep_last_frame, any(gains)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ class CallKind:
 
     Attributes:
         variants: of the kernels; a backend with kernels of ours serves a call only where it serves each of them.
+        anchored: whether the blocks of a frame are kept whatever they score.
+        gained: whether some head's tail has a gain.
     """
 
     device: torch.device
@@ -55,12 +67,18 @@ class CallKind:
     q_block: int
     k_block: int
     variants: tuple[Variant, ...] = (Variant(biased=True),)
+    anchored: bool = False
+    gained: bool = False
 
     @classmethod
     def of(cls, q: Tensor, q_block: int, k_block: int, policy: Policy, *, biased: bool) -> CallKind:
         """That of a call with queries q (B, H, L, D)."""
-        return cls(q.device, q.dtype, q.shape[3], q_block, k_block, variants_of(policy, biased))
+        return cls(q.device, q.dtype, q.shape[3], q_block, k_block, variants_of(policy, biased), *traits_of(policy))
 
     def with_tail(self, tail: TailName) -> CallKind:
         """The same with one tail for all heads."""
         return replace(self, variants=(replace(self.variants[0], tail=tail),))
+
+    def with_bits(self, bits: Bits) -> CallKind:
+        """The same with scores of so many bits for all heads."""
+        return replace(self, variants=tuple(replace(variant, bits=bits) for variant in self.variants))

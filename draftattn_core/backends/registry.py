@@ -8,14 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..method.policy import TailName
+from ..method.policy import Bits, TailName
 from ..method.rules.call import RuleCall
 from .call_kind import CallKind
 from .flex.attend import attend_flex, flex_refuses
+from .kitchen.backend import KITCHEN
+from .nearest import Nearest
 from .reference import attend_reference
 from .request import AttendRequest
 from .torch_chunks import attend_chunks
 from .torch_rows import attend_rows
+from .triton import machine
 from .triton.backend import TritonBackend
 from .triton.gluon import GLUON
 from .triton.hopper import HOPPER
@@ -41,6 +44,9 @@ class Backend:
         warm_up: compiles and checks what a run needs beforehand, given the kind of its calls, further tails that heads
             may take and a function that is called with a message meanwhile; None where nothing is compiled or it
             cannot be done ahead.
+        nearest: what it serves in place of a kind of call that it refuses, None if nothing comes near; None for
+            backends that never do. A run asks for it where `auto` finds nothing better.
+        bits: of the scores it can compute; what a policy asks for beyond them is computed in 16.
     """
 
     name: str
@@ -50,6 +56,8 @@ class Backend:
     not_automatic_on: tuple[str, ...] = ()
     run: Callable[[RuleCall, Tensor | None], tuple[Tensor, AttendRequest]] | None = None
     warm_up: Callable[[CallKind, Sequence[TailName], Callable[[str], None]], None] | None = None
+    nearest: Callable[[CallKind], Nearest | None] | None = None
+    bits: tuple[Bits, ...] = (16,)
 
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -68,7 +76,14 @@ def attend_torch(request: AttendRequest) -> Tensor:
 
 def _by_kernels(kernels: TritonBackend, *, automatic: bool = True, not_automatic_on: tuple[str, ...] = ()) -> Backend:
     whole = kernels.run, kernels.warm_up
-    return Backend(kernels.name, kernels.attend, kernels.refuses, automatic, not_automatic_on, *whole)
+    return Backend(
+        kernels.name, kernels.attend, kernels.refuses, automatic, not_automatic_on, *whole, bits=kernels.bits
+    )
+
+
+def _by_kitchen() -> Backend:
+    whole = KITCHEN.run, KITCHEN.warm_up, KITCHEN.nearest
+    return Backend("kitchen", KITCHEN.attend, KITCHEN.refuses, True, ("cpu",), *whole)
 
 
 def backends() -> tuple[Backend, ...]:
@@ -81,8 +96,10 @@ def backends() -> tuple[Backend, ...]:
         _by_kernels(GLUON, automatic=False),
         # On the CPU it compiles for longer than most runs would gain from it.
         Backend("flex", attend_flex, flex_refuses, not_automatic_on=("cpu",)),
+        # Behind what computes a call as it was asked for, before what is slower than dense attention on a GPU.
+        _by_kitchen(),
         Backend("torch", attend_torch, _needs_float),
-        Backend("reference", attend_reference, _needs_float, automatic=False),
+        Backend("reference", attend_reference, _needs_float, automatic=False, bits=(16, 8)),
     )
 
 
@@ -121,6 +138,7 @@ def prepare_backend(
     kind: CallKind,
     tails: Sequence[TailName] = (),
     *,
+    codes: str = "16",
     report: Callable[[str], None] = lambda message: None,
 ) -> None:
     """Compile what the calls of a run will need, before the first of them; returns at once where that is done.
@@ -129,6 +147,7 @@ def prepare_backend(
         name: of the backend the calls will ask for, or "auto".
         kind: of the run as its policy asks for it.
         tails: what heads may take beside the policy's own.
+        codes: "8" or "auto" where heads may have scores of INT8 codes, wherever possible or where they are faster.
         report: called with a message before anything is compiled.
     """
     for backend in backends():
@@ -136,14 +155,48 @@ def prepare_backend(
             continue
         if backend.warm_up is not None:
             backend.warm_up(kind, tails, report)
+            if 8 in backend.bits and (codes == "8" or (codes == "auto" and machine.codes_first(kind.device))):
+                backend.warm_up(kind.with_bits(8), tails, report)
         if name != "auto" or backend.refuses(kind) is None:
             return
+
+
+def nearest_served(name: str, kind: CallKind) -> Nearest | None:
+    """What a run changes so that the backend called `name`, or for `auto` the best, can serve it; None for nothing."""
+    for backend in backends():
+        if not (_considers(backend, kind) if name == "auto" else backend.name == name):
+            continue
+        near = None if backend.nearest is None else backend.nearest(kind)
+        if near is not None or backend.refuses(kind) is None:
+            return near
+    return None
 
 
 def tails_served(name: str, kind: CallKind, tails: Sequence[TailName]) -> tuple[TailName, ...]:
     """Those of `tails` that the backend called `name` can give to the heads of a kind."""
     backend = next(backend for backend in backends() if backend.name == name)
     return tuple(tail for tail in tails if backend.refuses(kind.with_tail(tail)) is None)
+
+
+def without_codes(backend: Backend, kind: CallKind) -> str | None:
+    """Why a backend computes the scores of a kind of call in 16 bits only, in words; None if it can in 8."""
+    if 8 not in backend.bits:
+        return f"backend {backend.name} has no INT8 scores"
+    return backend.refuses(kind.with_bits(8))
+
+
+def codes_unwanted(name: str, kind: CallKind, *, everywhere: bool) -> str | None:
+    """Why the backend called `name` is not to compute scores of INT8 codes for a kind of call; None if it is.
+
+    Args:
+        everywhere: wherever it can; otherwise only where that is faster by published rates.
+    """
+    backend = next((backend for backend in backends() if backend.name == name), None)
+    if backend is None:
+        return f"{name} has no INT8 scores"
+    if not everywhere and not machine.codes_first(kind.device):
+        return f"by published rates INT8 is not faster on this {kind.device.type} device (bits 8 tries it)"
+    return without_codes(backend, kind)
 
 
 def passed_over(taken: str, kind: CallKind) -> str | None:

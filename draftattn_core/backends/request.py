@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.types import Tail
 from ..geometry.layout import LayoutTables
+from ..method.policy import Bits
 from ..method.rules.call import RuleCall
 
 # Before torch 2.5 there was CUDA's alone.
@@ -32,6 +33,11 @@ class AttendRequest:
         key_bias: (B or 1, extra tokens) float32 added to the logits of the extra tokens (-inf hides one), or None.
         scale: factor on q.k.
         counts: (B, H, q blocks) int32, how many key blocks each query block keeps, if they are at hand.
+        bits: of the scores of each head (`method.codes`); () for 16 throughout.
+        shift: (B, H, D) float32, what the tail's mean keys are without already, and the keys of heads with 8 bits are
+            to lose; 0 for heads with 16. None where the tail's are as they come, and `key_shift` says what to subtract.
+        shared_tail: whether the rows of a query block share the weights of its tail (`backends.shared_tail`). Only a
+            backend that makes its own requests computes that (`backends.kitchen`), and the reference.
     """
 
     q: Tensor
@@ -43,11 +49,22 @@ class AttendRequest:
     key_bias: Tensor | None
     scale: float
     counts: Tensor | None = None
+    bits: tuple[Bits, ...] = ()
+    shift: Tensor | None = None
+    shared_tail: bool = False
 
     @classmethod
-    def of(cls, call: RuleCall, keep: Tensor, tail: Tail | None, counts: Tensor | None = None) -> AttendRequest:
+    def of(
+        cls,
+        call: RuleCall,
+        keep: Tensor,
+        tail: Tail | None,
+        counts: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> AttendRequest:
         """What a call amounts to once its pairs are chosen."""
-        return cls(call.q, call.k, call.v, call.tables, keep, tail, call.key_bias, call.scale, counts)
+        common = call.key_bias, call.scale, counts, call.heads.bits, shift
+        return cls(call.q, call.k, call.v, call.tables, keep, tail, *common)
 
 
 def new_output(q: Tensor) -> Tensor:

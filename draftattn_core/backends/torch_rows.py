@@ -1,8 +1,10 @@
 """CPU: one query block at a time, gathered keys, one matrix product each way. Skipped blocks cost nothing.
 
-Memory beside the inputs, per thread: float32 K and V of one head, their gathered copies and one row of scores, all
-reused; never an L x L map. Large gathered batches lose here (page faults and cache misses), a Python loop over rows
-does not.
+The tail is computed before, for several query blocks at once, and enters each row's softmax as one more column.
+
+Memory beside the inputs, per thread: float32 Q, K, V, tail and output of one head, gathered copies of K and V and one
+row of scores; never an L x L map. Large gathered batches lose here (page faults and cache misses), a Python loop over
+rows does not.
 """
 
 from __future__ import annotations
@@ -18,8 +20,13 @@ from torch import Tensor
 from ...kernels.types import Tail
 from ..geometry.blocks import statistics_dtype
 from ..geometry.layout import BlockTable
-from ..method.tail.formula import add_linear_terms
 from .request import AttendRequest, new_output
+
+# Columns in front of the scores of kept tokens, the first of them the tail's; a cache line of float32, so that the
+# others stay aligned.
+_FRONT = 16
+# Tail scores of the rows that are computed at once; they stay in a core's own cache.
+_TAIL_BYTES = 1 << 19
 
 
 @dataclass
@@ -38,15 +45,15 @@ class _Buffers:
         table, dim = request.tables.k, request.q.shape[-1]
         dtype = statistics_dtype(request.q)
         blocks = (table.total, table.size, dim)
-        columns = (table.video if request.tail is not None else 0) + table.total * table.size
+        columns = table.total * table.size
         new = request.q.new_empty
         return cls(
             keys=request.q.new_zeros(blocks, dtype=dtype),
             values=request.q.new_zeros(blocks, dtype=dtype),
             kept_keys=new((columns, dim), dtype=dtype),
             kept_values=new((columns, dim), dtype=dtype),
-            scores=new(request.tables.q.size * columns, dtype=dtype),
-            weights=new(request.tables.q.size * columns, dtype=dtype),
+            scores=new(request.tables.q.size * (_FRONT + columns), dtype=dtype),
+            weights=new(request.tables.q.size * (_FRONT + columns), dtype=dtype),
         )
 
 
@@ -150,49 +157,98 @@ def _tail_of(request: AttendRequest, batch: int, head: int) -> Tail | None:
     return replace(tail, cov=None) if tail.u is None and tail.cov is not None and not tail.cov.any() else tail
 
 
+def _skipped(queries: Tensor, keep: Tensor, q_size: int, tail: Tail) -> tuple[Tensor, Tensor]:
+    """What the skipped blocks alone make of the video rows of a head, several query blocks at once.
+
+    Kept blocks weigh nothing, but they count for a row's maximum, which costs nothing: their tokens together weigh at
+    least what their mean key does (Jensen), so that what underflows beside it does not matter beside them either.
+
+    Args:
+        queries: (rows, D) in block order, scaled.
+        keep: (q blocks, g) bool; q_size: rows of a query block, the last may be short.
+
+    Returns:
+        (rows, D) their attention and (rows, 1) the logarithm of their mass, -inf where a row skips nothing.
+    """
+    rows, blocks = queries.shape[0], tail.k_mean.shape[0]
+    step = max(1, _TAIL_BYTES // (q_size * blocks * queries.itemsize))
+    out, levels, free = torch.empty_like(queries), queries.new_empty(rows, 1), (~keep).to(queries.dtype)
+    scores = queries.new_empty(step * q_size, blocks)
+    along = torch.empty_like(scores)
+    cuts = list(range(0, rows // q_size, step))
+    parts = [(slice(first * q_size, min(rows // q_size, first + step) * q_size), first) for first in cuts]
+    if rows % q_size:
+        parts.append((slice(rows - rows % q_size, rows), rows // q_size))
+    for part, first in parts:
+        scaled, result = queries[part], out[part]
+        count = len(scaled)
+        weights = torch.addmm(tail.log_weight, scaled, tail.k_mean.t(), out=scores[:count])
+        highest = weights.amax(1, keepdim=True)
+        weights.sub_(highest).exp_()
+        of_block = weights.view(-1, min(q_size, count), blocks)
+        of_block.mul_(free[first : first + len(of_block), None])
+        mass = weights.sum(1, keepdim=True)
+        torch.mm(weights, tail.v_mean, out=result)
+        if tail.cov is not None:
+            result.addcmul_(mass, torch.mm(scaled, tail.cov))
+        if tail.u is not None and tail.w is not None:
+            for rank in range(tail.ranks):
+                torch.mm(scaled, tail.u[:, rank].t(), out=along[:count]).mul_(weights)
+                result.addmm_(along[:count], tail.w[:, rank])
+        levels[part] = highest + mass.log()
+        result.div_(mass.clamp_min_(torch.finfo(mass.dtype).tiny))
+    return out, levels
+
+
 def _attend_heads(request: AttendRequest, out: Tensor, indices: range) -> None:
     """Write the output of some of the B * H heads."""
     tables = request.tables
+    video = tables.q.bounds[tables.q.video]
     buffers = _Buffers.allocate(request)
     for index in indices:
         batch, head = divmod(index, request.q.shape[1])
         _fill(buffers.keys, request.k[batch, head], tables.perm, tables.k)
         _fill(buffers.values, request.v[batch, head], tables.perm, tables.k)
-        tail = _tail_of(request, batch, head)
+        tail, keep = _tail_of(request, batch, head), request.keep[batch, head]
+        queries = request.q[batch, head].index_select(0, tables.perm).to(buffers.keys.dtype).mul_(request.scale)
+        skipped = None
         if tail is not None:
-            buffers.kept_keys[: tables.k.video] = tail.k_mean
-            buffers.kept_values[: tables.k.video] = tail.v_mean
+            skipped = _skipped(queries[:video], keep[: tables.q.video, : tables.k.video], tables.q.size, tail)
         bias = _column_bias(request, batch, buffers.keys.dtype)
-        keep = request.keep[batch, head]
+        results = torch.empty_like(queries)
         for row, kept in enumerate(torch.split(keep.nonzero()[:, 1], keep.sum(1).tolist())):
-            tokens = tables.perm[tables.q.bounds[row] : tables.q.bounds[row + 1]]
-            queries = request.q[batch, head].index_select(0, tokens).to(buffers.keys.dtype) * request.scale
-            result = _attend_row(queries, kept, buffers, bias, tail)
-            out[batch, head].index_copy_(0, tokens, result.to(out.dtype))
+            part = slice(tables.q.bounds[row], tables.q.bounds[row + 1])
+            # Rows of extra tokens skip nothing.
+            given = None if skipped is None or row >= tables.q.video else (skipped[0][part], skipped[1][part])
+            _attend_row(queries[part], kept, buffers, bias, given, results[part])
+        out[batch, head].index_copy_(0, tables.perm, results.to(out.dtype))
 
 
 def _attend_row(
-    queries: Tensor, kept: Tensor, buffers: _Buffers, bias: tuple[Tensor, int], tail: Tail | None
-) -> Tensor:
-    """Output (n, D) of one query block: queries (n, D) scaled, `kept` ascending block indices."""
+    queries: Tensor,
+    kept: Tensor,
+    buffers: _Buffers,
+    bias: tuple[Tensor, int],
+    skipped: tuple[Tensor, Tensor] | None,
+    out: Tensor,
+) -> None:
+    """Write the output (n, D) of one query block: queries (n, D) scaled, `kept` ascending block indices."""
     size, dim = buffers.keys.shape[1:]
-    pooled = 0 if tail is None else tail.k_mean.shape[0]
-    columns = pooled + len(kept) * size
+    front, columns = 0 if skipped is None else _FRONT, len(kept) * size
     for gathered, blocks in ((buffers.kept_keys, buffers.keys), (buffers.kept_values, buffers.values)):
-        torch.index_select(blocks, 0, kept, out=gathered[pooled:columns].view(len(kept), size, dim))
-    scores = buffers.scores[: len(queries) * columns].view(len(queries), columns)
-    weights = buffers.weights[: len(queries) * columns].view(len(queries), columns)
-    torch.mm(queries, buffers.kept_keys[:columns].t(), out=scores)
+        torch.index_select(blocks, 0, kept, out=gathered[:columns].view(len(kept), size, dim))
+    shape = len(queries), front + columns
+    scores, weights = (x[: shape[0] * shape[1]].view(shape) for x in (buffers.scores, buffers.weights))
+    torch.mm(queries, buffers.kept_keys[:columns].t(), out=scores[:, front:])
     slots, first_biased = bias
     biased = kept[kept >= first_biased]
     if len(biased):
-        scores[:, columns - len(biased) * size :] += slots[biased].view(-1)
-    if tail is not None:
-        scores[:, :pooled] += tail.log_weight
-        scores[:, :pooled].index_fill_(1, kept[kept < pooled], -torch.inf)
+        scores[:, shape[1] - len(biased) * size :] += slots[biased].view(-1)
+    if skipped is not None:
+        # The tail is one more column: its logarithm is a score, its own attention the value.
+        scores[:, 1:front] = -torch.inf
+        scores[:, :1] = skipped[1]
     torch.softmax(scores, 1, out=weights)
-    result = torch.mm(weights, buffers.kept_values[:columns])
-    if tail is not None and tail.cov is not None:
-        skipped = weights[:, :pooled]
-        add_linear_terms(result, skipped, skipped.sum(1, keepdim=True), queries, tail)
-    return result
+    torch.mm(weights[:, front:], buffers.kept_values[:columns], out=out)
+    if skipped is not None:
+        out.addcmul_(weights[:, :1], skipped[0])

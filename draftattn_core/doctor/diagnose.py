@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..attention import attend
 from ..backends.call_kind import CallKind, Variant
+from ..backends.nearest import Nearest
+from ..backends.reference import attend_reference
 from ..backends.registry import Backend, backends
 from ..backends.request import AttendRequest
 from ..geometry.grid import TokenGrid
@@ -29,6 +32,8 @@ from .machine import Machine, advice, inspect_machine
 
 # Largest relative L2 error that rounding explains, with room for kernels that round the softmax weights as well.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}
+# Of a backend that computes in INT8 and selects by scores rounded to it.
+NEAREST_TOLERANCE = 0.1
 # An odd grid with a short last block, and extra tokens on both sides.
 CHECK_GRID = TokenGrid(3, 9, 14)
 CHECK_EXTRA = (5, 12)
@@ -45,6 +50,7 @@ class BackendCheck:
         tolerance: largest error taken for right.
         refusal: why it will not run here, or what it raised; None if it ran.
         seconds: the whole check, compiling included.
+        lost: what the run gives up by it, in words that follow "without"; None for nothing.
     """
 
     backend: str
@@ -54,6 +60,7 @@ class BackendCheck:
     tolerance: float
     refusal: str | None
     seconds: float
+    lost: str | None = None
 
     @property
     def right(self) -> bool:
@@ -102,7 +109,9 @@ class Diagnosis:
         lines = [f"{label:{width}}  {value}" for label, value in self.machine.facts()]
         lines += ["", "Backends, each run on a small call:"]
         lines += [f"  {check}" for check in self.checks]
-        lines += [f"  `auto` takes {name} on {device}." for device, name in self.chosen().items()]
+        lost = {(check.device, check.backend): f", without {check.lost}" for check in self.checks if check.lost}
+        taken = self.chosen().items()
+        lines += [f"  `auto` takes {name} on {device}{lost.get((device, name), '')}." for device, name in taken]
         if not self.works:
             lines += ["", "No backend works here: every call will run dense."]
         lines += ["", "What to do:" if self.advice else "Nothing to do."]
@@ -129,17 +138,19 @@ def check_backend(backend: Backend, device: torch.device, dtype: torch.dtype, he
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             error=error,
-            tolerance=TOLERANCE[dtype],
+            tolerance=TOLERANCE[dtype] if near is None else NEAREST_TOLERANCE,
             refusal=refusal,
             seconds=time.perf_counter() - start,
+            lost=None if near is None else near.lost,
         )
 
-    start = time.perf_counter()
+    start, near = time.perf_counter(), None
     layout = Layout(CHECK_GRID, *CHECK_EXTRA)
     variants = (Variant(tail=CHECK_TAIL),)
     problem = CallKind(device, dtype, head_dim, layout.q_block, layout.k_block, variants)
     try:
-        refusal = backend.refuses(problem)
+        near = None if backend.nearest is None else backend.nearest(problem)
+        refusal = None if near is not None else backend.refuses(problem)
     except Exception as problem_found:
         return result(None, _failed(problem_found))
     if refusal is not None:
@@ -150,6 +161,9 @@ def check_backend(backend: Backend, device: torch.device, dtype: torch.dtype, he
     exact = attend(q.double(), k.double(), v.double(), layout, Policy(0.3, tail=CHECK_TAIL), backend="reference")
     try:
         moved_q, moved_k, moved_v = (x.to(device) for x in (q, k, v))
+        if near is not None:
+            error = _error_of_nearest(backend, near, (moved_q, moved_k, moved_v))
+            return result(error if math.isfinite(error) else math.inf, None)
         tables = build_tables(layout, device)
         out = backend.attend(
             AttendRequest(
@@ -167,6 +181,13 @@ def check_backend(backend: Backend, device: torch.device, dtype: torch.dtype, he
     except Exception as problem_found:  # Whatever a broken driver or compiler raises is the finding.
         return result(None, _failed(problem_found))
     return result(error if math.isfinite(error) else math.inf, None)
+
+
+def _error_of_nearest(backend: Backend, near: Nearest, qkv: tuple[Tensor, Tensor, Tensor]) -> float:
+    """The largest error of a head in the nearest call that the backend serves, as it selected its blocks itself."""
+    layout = Layout(CHECK_GRID, *CHECK_EXTRA, near.kind.q_block, near.kind.k_block)
+    found = attend(*qkv, layout, near.policy(Policy(0.3, tail=CHECK_TAIL)), backend=backend.name)
+    return float(relative_error(found.out, attend_reference(found.request).double()).max())
 
 
 def _failed(error: Exception) -> str:

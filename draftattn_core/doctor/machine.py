@@ -79,6 +79,7 @@ class Machine:
         compiler: a C compiler Triton can use; python_headers: whether Python.h is there. Triton needs both where its
             package does not bring a compiler.
         accelerators: devices besides the CPU.
+        kitchen: version of the installed comfy-kitchen, whose sparse attention needs no Triton, or None.
     """
 
     system: str
@@ -95,6 +96,7 @@ class Machine:
     compiler: str | None = None
     python_headers: bool = True
     accelerators: tuple[Accelerator, ...] = ()
+    kitchen: str | None = None
 
     @property
     def triton_wanted(self) -> str | None:
@@ -112,6 +114,7 @@ class Machine:
             ("Python", f"{self.python} at {self.python_path}"),
             ("PyTorch", f"{self.torch}, built for {built}"),
             ("Triton", self._triton_line()),
+            ("kitchen", f"comfy-kitchen {self.kitchen}" if self.kitchen else "comfy-kitchen is not installed"),
             ("device", "cpu"),
             *devices,
         ]
@@ -156,7 +159,15 @@ def inspect_machine() -> Machine:
         compiler=os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang", "cl"))), None),
         python_headers=(Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
         accelerators=accelerators(),
+        kitchen=_kitchen(),
     )
+
+
+def _kitchen() -> str | None:
+    try:
+        return importlib.metadata.version("comfy-kitchen")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _triton() -> tuple[str | None, str | None, str | None]:
@@ -267,7 +278,7 @@ def _triton_advice(machine: Machine, gpus: list[Accelerator]) -> list[str]:
     if command is None:
         return [
             f"Which Triton goes with PyTorch {machine.torch} is not known here; its release notes say. "
-            "Until Triton works, the portable backend `torch` is used."
+            "Until Triton works, a backend that does without it is used."
         ]
     if machine.triton is None:
         return [f"Install Triton {machine.triton_wanted}, the version for PyTorch {minor(machine.torch)}: {command}"]

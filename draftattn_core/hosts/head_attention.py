@@ -5,12 +5,12 @@
     out = function.inner(dense, q, k, v, transformer_options={})                   # the form of raylight's hook
 
 Such an engine tells neither layer nor step: the function counts the self-attention calls it is given, `layers` to an
-evaluation, in the order of the model. What is no self-attention over the grid's tokens runs dense and is counted.
+evaluation, in the order of the model. What is no self-attention over the tokens it knows of runs dense and is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,19 @@ from ..run.report import DenseReason, Position, RunReport
 from ..run.run import Run
 from ..run.settings import Settings
 
+# What xFuser hands to the function between its exchanges, as far as it changes attention, and where it does not.
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "dropout_p": (0.0, None),
+    "causal": (False, None),
+    "softmax_scale": (None,),
+    "window_size": ((-1, -1), None),
+    "alibi_slopes": (None,),
+    "return_attn_probs": (False, None),
+    "joint_tensor_query": (None,),
+    "joint_tensor_key": (None,),
+    "joint_tensor_value": (None,),
+}
+
 
 class HeadAttention:
     """Attention over all tokens and some heads of a layer, one run long.
@@ -29,7 +42,9 @@ class HeadAttention:
 
     Args:
         settings: what the user chose.
-        grid: the video's tokens, in this order and without others.
+        grid: the video's tokens, in this order.
+        before, after: other tokens around them (text, sound, and those that make the ranks' shares even), which are
+            kept by all.
         layers: self-attention layers of the model; evaluations: how often the model is called in the run, None if
             unknown: then `settings.schedule` is asked at its clean end.
         rank, ranks: which share of every layer's heads comes here, the first `1/ranks` of them to rank 0.
@@ -44,6 +59,8 @@ class HeadAttention:
         grid: TokenGrid,
         layers: int,
         *,
+        before: int = 0,
+        after: int = 0,
         evaluations: int | None = None,
         rank: int = 0,
         ranks: int = 1,
@@ -54,7 +71,11 @@ class HeadAttention:
             raise ValueError("steps are not skipped here, where the model itself is not called: switch skip off")
         if layers < 1 or not 0 <= rank < ranks:
             raise ValueError(f"rank {rank} of {ranks}, {layers} layers: a rank is below their number, layers above 0")
+        if before < 0 or after < 0:
+            raise ValueError(f"{before} tokens before the video and {after} after it: there are none or some")
         self.grid = grid
+        self.before = before
+        self.after = after
         self.layers = layers
         self.rank = rank
         self.ranks = ranks
@@ -92,10 +113,9 @@ class HeadAttention:
         self, dense: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *, transformer_options: Any, **more: Any
     ) -> Tensor:
         """The form of raylight's inner attention, (B, L, H, D): `dense(q, k, v, **more)` is what it would compute."""
-        plain = not more.get("causal") and more.get("softmax_scale") is None and not more.get("dropout_p")
         query, key, value = (x.transpose(1, 2) for x in (q, k, v))
         return self._serve(
-            query, key, value, lambda: dense(q, k, v, **more), lambda out: out.transpose(1, 2), plain=plain
+            query, key, value, lambda: dense(q, k, v, **more), lambda out: out.transpose(1, 2), plain=_is_plain(more)
         )
 
     def _serve(
@@ -108,7 +128,7 @@ class HeadAttention:
         *,
         plain: bool,
     ) -> Tensor:
-        if q.shape[2] != k.shape[2] or q.shape[2] != self.grid.tokens:
+        if q.shape[2] != k.shape[2] or q.shape[2] != self.before + self.grid.tokens + self.after:
             reason = DenseReason.CROSS_ATTENTION if q.shape[2] != k.shape[2] else DenseReason.TOKENS
             return self.run.dense(dense, reason)
         evaluation, layer = divmod(self._calls, self.layers)
@@ -124,5 +144,23 @@ class HeadAttention:
         )
         refused = None if plain else DenseReason.MASK
         return self.run.attention(
-            q, k, v, grid=self.grid, position=position, dense=dense, from_core=from_core, refused=refused
+            q,
+            k,
+            v,
+            grid=self.grid,
+            position=position,
+            dense=dense,
+            extra_before=self.before,
+            extra_after=self.after,
+            from_core=from_core,
+            refused=refused,
         )
+
+
+def _is_plain(options: Mapping[str, Any]) -> bool:
+    """Whether these options leave attention as it is."""
+    return all(
+        any(value is plain or value == plain for plain in _PLAIN[name])
+        for name, value in options.items()
+        if name in _PLAIN
+    )

@@ -10,6 +10,7 @@ from .rules.table import RULES, check_rule
 
 Method = str
 TailName = Literal["none", "mean", "linear0", "linear1", "linear2"]
+Bits = Literal[16, 8]
 
 METHODS: tuple[Method, ...] = tuple(RULES)
 TAILS: tuple[TailName, ...] = ("none", "mean", "linear0", "linear1", "linear2")
@@ -38,6 +39,7 @@ class HeadValues:
         spreads: whether the spread enters the head's score.
         linear: whether some head of the whole call has a linear term.
         ranks: the most ranks per block that any head of the whole call uses.
+        bits: one per head, see `Policy`; () for 16 throughout.
     """
 
     densities: tuple[float, ...]
@@ -46,11 +48,12 @@ class HeadValues:
     spreads: tuple[bool, ...]
     linear: bool
     ranks: int
+    bits: tuple[Bits, ...] = ()
 
     def of(self, part: slice) -> HeadValues:
         """Those of some of the heads."""
         values = self.densities[part], self.tails[part], self.gains[part], self.spreads[part]
-        return HeadValues(*values, self.linear, self.ranks)
+        return HeadValues(*values, self.linear, self.ranks, self.bits[part])
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Policy:
         keep_own: always keep the key blocks that overlap the query block.
         keep_first_frame, keep_last_frame: always keep the key blocks that hold tokens of that frame.
         top_p: mass for the `top_p` method, 0..1.
+        bits: 8 for scores of INT8 codes (`method.codes`) where the backend has them, 16 for those of Q and K as they
+            are; a tuple gives one per head.
 
     Raises:
         ValueError: if a value is out of range or a name unknown.
@@ -91,6 +96,7 @@ class Policy:
     keep_first_frame: bool = False
     keep_last_frame: bool = False
     top_p: float = 0.9
+    bits: Bits | tuple[Bits, ...] = 16
 
     def __post_init__(self) -> None:
         check_density(self.density)
@@ -105,6 +111,9 @@ class Policy:
             raise ValueError(f"floor must lie between 0 and 1, got {self.floor}")
         if not 0.0 <= self.top_p <= 1.0:
             raise ValueError(f"top_p must lie between 0 and 1, got {self.top_p}")
+        for bits in self.bits if isinstance(self.bits, tuple) else (self.bits,):
+            if bits not in (16, 8):
+                raise ValueError(f"scores are computed in 16 or 8 bits, got {bits!r}")
 
     @property
     def drops(self) -> bool:
@@ -116,6 +125,11 @@ class Policy:
         """Whether some head lets its skipped blocks count."""
         return any(name != "none" for name in (self.tail if isinstance(self.tail, tuple) else (self.tail,)))
 
+    @property
+    def has_codes(self) -> bool:
+        """Whether some head may have scores of INT8 codes."""
+        return 8 in (self.bits if isinstance(self.bits, tuple) else (self.bits,))
+
     def of(self, heads: int) -> HeadValues:
         """The policy head by head, for a call of `heads` heads.
 
@@ -125,7 +139,8 @@ class Policy:
         densities, tails = head_densities(self.density, heads), head_tails(self.tail, heads)
         spreads = tuple(self.spread and name != "none" for name in tails)
         linear, ranks = any(name.startswith("linear") for name in tails), max(tail_rank(name) for name in tails)
-        return HeadValues(densities, tails, head_gains(self.tail_gain, heads), spreads, linear, ranks)
+        bits = head_bits(self.bits, heads) if self.has_codes else ()
+        return HeadValues(densities, tails, head_gains(self.tail_gain, heads), spreads, linear, ranks, bits)
 
     def with_density(self, density: Density) -> Policy:
         return replace(self, density=density)
@@ -173,3 +188,8 @@ def head_tails(tail: TailName | tuple[TailName, ...], heads: int) -> tuple[TailN
 def head_gains(gain: float | tuple[float, ...], heads: int) -> tuple[float, ...]:
     """One log gain per head, or WrongHeadsError."""
     return _one_per_head("tail gains", gain, heads)
+
+
+def head_bits(bits: Bits | tuple[Bits, ...], heads: int) -> tuple[Bits, ...]:
+    """Bits of the scores of each head, or WrongHeadsError."""
+    return _one_per_head("numbers of bits", bits, heads)

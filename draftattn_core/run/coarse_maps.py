@@ -92,8 +92,8 @@ def coarse_map(
 
 def _merge(values: Tensor, count: int) -> Tensor:
     """Sums over `count` consecutive entries of the last axis; the last sum may have fewer."""
-    short = -values.shape[-1] % count
-    return torch.nn.functional.pad(values, (0, short)).unflatten(-1, (-1, count)).sum(-1)
+    padded = torch.nn.functional.pad(values, (0, -values.shape[-1] % count))
+    return padded.reshape(*values.shape[:-1], -1, count).sum(-1)
 
 
 @dataclass(eq=False)

@@ -1,7 +1,7 @@
 """Plan: the policy of every call of a run, head by head, or why a call is dense.
 
 Three sources meet here and are resolved once per call: the policy the user chose, densities by noise level, layer and
-head, and the tails and gains that the error probe found in this run.
+head, and what was measured in this run: the tails and gains that the error probe found, and the bits of scores.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from ..method.policy import Density, Policy, WrongHeadsError
+from ..method.policy import Bits, Density, Policy, WrongHeadsError
 from .probe import HeadTails
 from .report import DenseReason, Position
 from .spending import Spending
@@ -46,6 +46,7 @@ class Plan:
         self._spending = spending
         self._densities = densities
         self._found: dict[tuple[int, tuple[int, ...]], HeadTails] = {}
+        self._bits: dict[tuple[int, tuple[int, ...]], tuple[Bits, ...]] = {}
         self._lock = threading.Lock()
 
     def starts_dense(self, progress: float) -> bool:
@@ -68,6 +69,9 @@ class Plan:
                 return DenseReason.DENSE_LAYER
             return DenseReason.SCHEDULE
         policy = _of_heads(self._policy.with_density(density), position, heads)
+        bits = self.bits(position, heads)
+        if bits is not None:
+            policy = replace(policy, bits=bits)
         share = None if self._spending is None else self._spending.share(position, heads)
         if share is not None:
             return share.put_into(policy) or DenseReason.BUDGET
@@ -78,6 +82,16 @@ class Plan:
         """What the probe found for these heads; None before it has looked."""
         with self._lock:
             return self._found.get((position.layer, position.numbers(heads)))
+
+    def bits(self, position: Position, heads: int) -> tuple[Bits, ...] | None:
+        """Bits of these heads' scores as measured; None before they were."""
+        with self._lock:
+            return self._bits.get((position.layer, position.numbers(heads)))
+
+    def keep_bits(self, position: Position, bits: tuple[Bits, ...]) -> None:
+        """Compute the scores of these heads in so many bits in every later call."""
+        with self._lock:
+            self._bits[(position.layer, position.numbers(len(bits)))] = bits
 
     def keep(self, position: Position, heads: int, found: HeadTails) -> None:
         """Use what the probe found in every later call of these heads."""

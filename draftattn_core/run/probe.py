@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...kernels.types import Tail
 from ..backends.request import AttendRequest
+from ..backends.shared_tail import skipped_by
 from ..geometry.blocks import head_chunks, without_autocast
 from ..method.policy import TAILS, Policy, TailName, head_gains, head_tails
 from ..method.tail.expand import expand_blocks, tail_from
@@ -131,12 +132,7 @@ def _probe_heads(
     dtype = torch.float64 if request.q.dtype == torch.float64 else torch.float32
     q = request.q.index_select(2, tokens).to(dtype) * request.scale
     k, v = request.k.to(dtype), request.v.to(dtype)
-    logits = torch.matmul(q, k.transpose(-1, -2))
-    if request.key_bias is not None:
-        before, video = tables.layout.extra_before, tables.layout.grid.tokens
-        bias = request.key_bias.to(dtype)[:, None, None, :]
-        logits[..., :before] += bias[..., :before]
-        logits[..., before + video :] += bias[..., before:]
+    logits = add_key_bias(torch.matmul(q, k.transpose(-1, -2)), request)
     exact = torch.matmul(logits.softmax(-1), v)
 
     kept_blocks = request.keep[:, :, tables.q.of_token[positions]]
@@ -146,13 +142,15 @@ def _probe_heads(
     if output is not None:
         found.errors["output"] = relative_error(output.index_select(2, tokens), exact)
     expansion = expand_blocks(request.k, request.v, tables, tails)
+    asking, level = skipped_by(request, q, tables.q.of_token[positions])
     for name in tails:
         tail = tail_from(expansion, name)
         if tail is None:
             found.errors[name] = relative_error(torch.matmul(kept_logits.softmax(-1).nan_to_num(), v), exact)
             found.fitted[name] = found.errors[name]
             continue
-        rows = _split_rows(q, v, kept_logits, kept_blocks[..., : tables.k.video], tail)
+        pooled = torch.matmul(asking, tail.k_mean.transpose(-1, -2)) + tail.log_weight[None, :, None, :] + level
+        rows = split_rows(q, v, kept_logits, pooled.masked_fill(kept_blocks[..., : tables.k.video], -torch.inf), tail)
         found.errors[name] = relative_error(rows.output(), exact)
         if gains:
             found.gains[name], found.fitted[name] = fit_gain(rows, exact)
@@ -161,10 +159,18 @@ def _probe_heads(
     return found
 
 
-def _split_rows(q: Tensor, v: Tensor, kept_logits: Tensor, kept_blocks: Tensor, tail: Tail) -> SplitRows:
-    """Kept tokens and tail of the sampled rows q (B, H, rows, D), scale included."""
-    pooled = torch.matmul(q, tail.k_mean.transpose(-1, -2)) + tail.log_weight[None, :, None, :]
-    pooled = pooled.masked_fill(kept_blocks, -torch.inf)
+def add_key_bias(logits: Tensor, request: AttendRequest) -> Tensor:
+    """The logits (B, H, rows, L) of a request's rows, its key bias added in place."""
+    if request.key_bias is not None:
+        before, video = request.tables.layout.extra_before, request.tables.layout.grid.tokens
+        bias = request.key_bias.to(logits.dtype)[:, None, None, :]
+        logits[..., :before] += bias[..., :before]
+        logits[..., before + video :] += bias[..., before:]
+    return logits
+
+
+def split_rows(q: Tensor, v: Tensor, kept_logits: Tensor, pooled: Tensor, tail: Tail) -> SplitRows:
+    """Kept tokens and tail of the sampled rows q (B, H, rows, D), scale included; `pooled` logits of its blocks."""
     weights = torch.cat([kept_logits, pooled], dim=-1).softmax(-1)
     kept, skipped = weights[..., : v.shape[2]], weights[..., v.shape[2] :]
     mass = skipped.sum(-1, keepdim=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..backends.call_kind import CallKind
-from ..backends.registry import choose_backend, passed_over, prepare_backend
+from ..backends.nearest import Nearest
+from ..backends.registry import choose_backend, nearest_served, passed_over, prepare_backend
 from ..backends.request import OUT_OF_MEMORY
 from ..method.policy import TAILS
 from .settings import Settings
@@ -33,7 +34,7 @@ class ReadyBackends:
         biased: bool,
         wait: Callable[[str], None],
         note: Callable[[str], bool],
-    ) -> None:
+    ) -> Nearest | None:
         """Have the kernels compiled that calls like this one need, once, and say which backend is going without.
 
         Args:
@@ -41,19 +42,27 @@ class ReadyBackends:
             q: (B, H, L, D) of a call; biased: whether the call has a key bias.
             wait: called with a message while kernels compile.
             note: keeps a message for the user; False if it was there already.
+
+        Returns:
+            What the run is to ask for instead, so that the backend can serve it; None for nothing, and for kinds that
+            were prepared before.
         """
         kind = CallKind.of(q, settings.q_block, settings.k_block, settings.policy, biased=biased)
         with self._lock:
             if kind in self._prepared:
-                return
+                return None
             self._prepared.add(kind)
         try:
             tails = TAILS if settings.auto_tail else ()
-            prepare_backend(settings.backend, kind, tails, report=wait)
+            prepare_backend(settings.backend, kind, tails, codes=settings.bits, report=wait)
+            near = nearest_served(settings.backend, kind)
             if settings.backend == "auto":
-                reason = passed_over(choose_backend("auto", kind).name, kind)
+                reason = passed_over(choose_backend("auto", kind).name if near is None else near.backend, kind)
                 if reason is not None and note(reason):
                     log.info("DraftAttention: %s", reason)
+            if near is not None and note(str(near)):
+                log.info("DraftAttention: %s", near)
+            return near
         except OUT_OF_MEMORY:
             # Says nothing of the kernels: the next call tries again.
             with self._lock:
@@ -61,6 +70,7 @@ class ReadyBackends:
         except Exception as error:
             # The calls that need it will meet the same and be counted for it.
             log.debug("DraftAttention could not prepare its backend: %s", error)
+        return None
 
 
 def free(device: torch.device) -> None:

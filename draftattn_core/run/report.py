@@ -12,7 +12,6 @@ from enum import Enum
 from statistics import median
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import skips
@@ -96,6 +95,7 @@ class Call:
         pairs: token pairs of the call, over batch and heads; 0 keeps it out of the executed density.
         seconds: duration, read when asked.
         tail_work: work of the tail as a share of the dense call's (see `Attention.tail_work`).
+        codes: share of its heads whose scores were those of INT8 codes.
     """
 
     position: Position | None
@@ -104,6 +104,7 @@ class Call:
     pairs: float
     seconds: Callable[[], float]
     tail_work: float = 0.0
+    codes: float = 0.0
 
 
 @dataclass
@@ -139,54 +140,6 @@ class SpentBudgets:
         return sum(heads) / len(heads)
 
 
-def timer_events(device: torch.device) -> tuple[Callable[[], Any], Callable[[Any], None]] | None:
-    """How to make a timer event of the device and how to record one, None where it has none (the CPU needs none)."""
-    module: Any = None if device.type == "cpu" else getattr(torch, device.type, None)
-    if not hasattr(module, "Event"):
-        return None
-
-    def record(event: Any) -> None:
-        # MPS has one stream only, and does not name it.
-        event.record(*((module.current_stream(device),) if hasattr(module, "current_stream") else ()))
-
-    return lambda: module.Event(enable_timing=True), record
-
-
-def times_launches_only(device: torch.device) -> bool:
-    """Whether `stopwatch` sees when work was launched on the device, not how long it took."""
-    return device.type != "cpu" and timer_events(device) is None
-
-
-def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
-    """Start timing work on `device`; calling the result stops and returns a reader of the seconds.
-
-    On CUDA, XPU and MPS it records events, so nothing waits until the time is read after the run.
-    """
-    timer = timer_events(device)
-    if timer is not None:
-        make, record = timer
-        begin, end = make(), make()
-        record(begin)
-
-        def stop_events() -> Callable[[], float]:
-            record(end)
-
-            def read() -> float:
-                end.synchronize()
-                return float(begin.elapsed_time(end)) / 1000.0
-
-            return read
-
-        return stop_events
-    start = time.perf_counter()
-
-    def stop_clock() -> Callable[[], float]:
-        elapsed = time.perf_counter() - start
-        return lambda: elapsed
-
-    return stop_clock
-
-
 @dataclass
 class RunReport:
     """Counts of one run; thread-safe to add to, meant to be read after the run.
@@ -198,6 +151,8 @@ class RunReport:
         tail_heads: per layer, the numbers of the heads that these are about, where they are not all in order.
         tail_gains: per layer, the log gain each head's tail ended up with, where the error probe fitted it.
         tail_errors: per layer, the probe's mean relative error of each tail, with its gain where that was fitted.
+        bits: per layer, in how many bits each head's scores were to be computed, where that was measured.
+        bits_errors: per layer, the mean relative error of its heads in 16 bits and in 8.
         budgets: what measured errors made of the schedule's density, in order of progress.
         evaluations: (step, duration) of every evaluation of the whole model that was computed.
         outcomes: number of evaluations by what became of them: "computed", "reused", "forecast".
@@ -215,6 +170,8 @@ class RunReport:
     tail_heads: dict[int, tuple[int, ...]] = field(default_factory=dict)
     tail_gains: dict[int, tuple[float, ...]] = field(default_factory=dict)
     tail_errors: dict[int, dict[str, float]] = field(default_factory=dict)
+    bits: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    bits_errors: dict[int, tuple[float, float]] = field(default_factory=dict)
     budgets: list[SpentBudgets] = field(default_factory=list)
     evaluations: list[tuple[int, Callable[[], float]]] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -251,6 +208,11 @@ class RunReport:
             if position.all_heads:
                 self.tail_heads[layer] = position.numbers(len(names))
 
+    def keep_bits(self, position: Position, bits: tuple[int, ...], errors: tuple[float, float]) -> None:
+        """Keep in how many bits the scores of a call's heads are computed, and its mean error in 16 and in 8."""
+        with self._lock:
+            self.bits[position.layer], self.bits_errors[position.layer] = bits, errors
+
     def note(self, message: str) -> bool:
         """Keep a message for the user; False if it was there already."""
         with self._lock:
@@ -277,6 +239,12 @@ class RunReport:
     def sparse_density(self) -> float | None:
         """Share of token pairs computed in the sparse calls alone; None if there were none."""
         return self._share([call for call in self.calls if call.reason is None])
+
+    def codes_share(self) -> float:
+        """Share of the sparse calls' heads whose scores were those of INT8 codes, larger calls counting for more."""
+        sparse = [call for call in self.calls if call.reason is None]
+        total = sum(call.pairs for call in sparse)
+        return sum(call.pairs * call.codes for call in sparse) / total if total else 0.0
 
     def executed_density(self) -> float | None:
         """Share of all token pairs of the run's video self-attention that were computed: dense steps, extra tokens
@@ -412,6 +380,8 @@ class RunReport:
             "step_seconds": {str(step): seconds for step, seconds in sorted(self.step_seconds().items())},
             "total_seconds": self.seconds,
             "density_map": self.density_map(),
+            "int8_share": self.codes_share(),
+            "bits": {str(layer): list(bits) for layer, bits in sorted(self.bits.items())},
             "tails": {str(layer): list(names) for layer, names in sorted(self.tails.items())},
             "tail_gains": {str(layer): list(gains) for layer, gains in sorted(self.tail_gains.items())},
             "tail_errors": {
@@ -437,6 +407,7 @@ class RunReport:
         line += f"{self.calls_sparse} of {len(placed)} self-attention calls sparse"
         if sparse is not None:
             line += f" at density {sparse:.2f}"
+            line += f", {self.codes_share():.0%} of their heads with INT8 scores" if self.codes_share() else ""
         dense = {r: n for r, n in self.calls_dense().items() if r != DenseReason.CROSS_ATTENTION.value}
         if dense:
             line += "; dense: " + ", ".join(f"{count} {reason}" for reason, count in dense.items())

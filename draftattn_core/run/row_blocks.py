@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.types import Tail
 from ..backends.request import AttendRequest
+from ..backends.shared_tail import skipped_by
 from ..geometry.layout import BlockTable, LayoutTables
 from ..method.tail.gain import SplitRows
 
@@ -22,6 +23,7 @@ class RowBlocks:
 
     Attributes:
         q: (B, H, rows, D) the query rows, scale included; float32 (float64 for float64 calls).
+        asking, level: (B, H, rows, D) and (B, H, rows, 1), what weighs the skipped blocks, see `skipped_by`.
         q_block: (rows,) query block of each row.
         logits: (B, H, rows, k blocks) log of the sum of exp over a block's tokens; -inf for a block hidden by the bias.
         outputs: (B, H, rows, k blocks, D) attention of the row over that block alone.
@@ -29,6 +31,8 @@ class RowBlocks:
     """
 
     q: Tensor
+    asking: Tensor
+    level: Tensor
     q_block: Tensor
     logits: Tensor
     outputs: Tensor
@@ -54,7 +58,8 @@ class RowBlocks:
         # A block hidden altogether has no softmax of its own.
         weights = (logits - whole.unsqueeze(-1)).exp_().masked_fill_((whole == -torch.inf).unsqueeze(-1), 0.0)
         outputs = torch.matmul(weights.transpose(2, 3), values).transpose(2, 3).contiguous()
-        return cls(q, tables.q.of_token[positions], whole, outputs, tables.k.video)
+        block = tables.q.of_token[positions]
+        return cls(q, *skipped_by(request, q, block), block, whole, outputs, tables.k.video)
 
     def exact(self) -> Tensor:
         """(B, H, rows, D) dense attention of the rows."""
@@ -69,7 +74,7 @@ class RowBlocks:
         if tail is None:
             kept = _mixed(kept_logits.softmax(-1).nan_to_num(), self.outputs)
             return SplitRows(kept, torch.zeros_like(kept), torch.zeros_like(kept[..., :1]))
-        pooled = torch.matmul(self.q, tail.k_mean.transpose(-1, -2)) + tail.log_weight[None, :, None, :]
+        pooled = torch.matmul(self.asking, tail.k_mean.transpose(-1, -2)) + tail.log_weight[:, None] + self.level
         pooled = pooled.masked_fill(keep[..., : self.video], -torch.inf)
         weights = torch.cat([kept_logits, pooled], dim=-1).softmax(-1)
         kept, skipped = weights[..., : keep.shape[-1]], weights[..., keep.shape[-1] :]

@@ -40,12 +40,13 @@ from .ranks.merge import merged_report
 from .ranks.ranks import OtherRankFailed, Ranks
 from .ranks.together import CachesTogether, agreed, most_errors, one_deal
 from .ready import ReadyBackends, free
-from .report import Call, DenseReason, Position, RunReport, stopwatch, times_launches_only
+from .report import Call, DenseReason, Position, RunReport
 from .settings import Settings
 from .sparse_calls import SparseCalls, calibrated_masks
 from .spending import Spending
 from .step_cache import RunStepCache
 from .steps import Steps
+from .stopwatch import stopwatch, times_launches_only
 
 log = logging.getLogger(__name__)
 
@@ -100,17 +101,40 @@ class Run:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        spends = self.settings.spends or self.settings.record
-        self.spending = Spending(self.settings, self.model, self.note, self.report.budgets) if spends else None
-        self.plan = Plan(self.settings.policy, self.settings.schedule, self.spending)
-        self._measured = MeasuredCalls(self.settings, self.spending, self.plan, self.report, self.cache, self._tell)
+        self._set_up()
         self.report.skip = self.settings.skip
         record = self.settings.record_masks
         self.voting = CalibAttRecorder(self.model, self.settings.mask_block) if record else None
-        masks = calibrated_masks(self.settings, self.model, self.note)
-        self._sparse = SparseCalls(self.settings, self.plan, self.report, self.cache, self._measured, masks, self._tell)
         if self.step_cache is None and self.settings.skip.rule != "off":
             self.step_cache = RunStepCache(self.settings.skip)
+
+    def _set_up(self) -> None:
+        """Make what serves sparse calls by the settings."""
+        spends = self.settings.spends or self.settings.record
+        self.spending = Spending(self.settings, self.model, self.note, self.report.budgets) if spends else None
+        if self.spending is not None:
+            self.spending.ranks = self.ranks
+        self.plan = Plan(self.settings.policy, self.settings.schedule, self.spending)
+        self._measured = MeasuredCalls(self.settings, self.spending, self.plan, self.report, self.cache, self._tell)
+        masks = calibrated_masks(self.settings, self.model, self.note)
+        self._sparse = SparseCalls(self.settings, self.plan, self.report, self.cache, self._measured, masks, self._tell)
+
+    def _make_ready(self, q: Tensor, grid: TokenGrid, biased: bool) -> None:
+        """Prepare the backend for calls like this one, and ask of it what it can serve from then on."""
+        if self.stood_aside or grid.tokens < self.settings.min_tokens:
+            return
+        near = self._ready.prepare(self.settings, q, biased, self._wait, self.note)
+        if near is None:
+            return
+        try:
+            settings = self.settings.nearest(near)
+            if settings != self.settings:
+                # Before anything was decided or measured by the old ones.
+                self.settings = settings
+                self._set_up()
+                self._ready.prepare(settings, q, biased, self._wait, self.note)
+        except Exception as error:
+            self.failed(error)
 
     def join(self, ranks: Ranks) -> None:
         """Be one run with those of the other ranks, from its beginning on: what is decided from measurements is decided
@@ -121,6 +145,10 @@ class Run:
         self.ranks = ranks
         if self.spending is not None:
             self.spending.ranks = ranks
+        if self.voting is not None:
+            # A vote is for all heads of a layer, and a rank sees some.
+            self.voting = None
+            self._tell("masks are recorded by one process alone: this run over several ranks records none")
         if isinstance(self.step_cache, RunStepCache):
             self.step_cache.together = CachesTogether(ranks)
 
@@ -393,6 +421,8 @@ class Run:
         Raises:
             RankLostError: if another rank of this run is gone.
         """
+        if refused is None:
+            self._make_ready(q, grid, key_bias is not None)
         layout = partial(self.settings.layout, grid, extra_before, extra_after)
         done, errors = None, self._errors
         try:
@@ -430,8 +460,6 @@ class Run:
         """What a call is asked to do, or why it is to be dense."""
         settings, planned = self.settings, layout()
         few = planned.grid.tokens < settings.min_tokens
-        if not few and not self.stood_aside:
-            self._ready.prepare(settings, q, key_bias is not None, self._wait, self.note)
         if not self.stood_aside:
             self._measured.meet(position, q, planned.grid, planned.extra_before + planned.extra_after)
         try:
@@ -472,6 +500,7 @@ class Run:
             if result is None:
                 return DenseReason.NON_FINITE
             out, density, tail_work = from_core(result.out), result.density(), result.tail_work()
+            codes = result.codes()
         except (OtherRankFailed, RankLostError):
             raise
         except OUT_OF_MEMORY:
@@ -484,7 +513,7 @@ class Run:
             self.failed(error)
             return DenseReason.ERROR
         pairs = float(q.shape[0] * q.shape[1]) * float(q.shape[2]) ** 2
-        return _Done(out, Call(position, density, None, pairs, stop(), tail_work), result)
+        return _Done(out, Call(position, density, None, pairs, stop(), tail_work, codes), result)
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
+from ..backends.nearest import Nearest
 from ..backends.registry import backend_names
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout
@@ -15,6 +17,7 @@ from .schedule import Schedule
 from .step_cache.settings import StepCacheSettings
 
 BUDGETS = ("off", "error")
+BITS = ("16", "auto", "8")
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,15 @@ class Settings:
         max_error: relative L2 error that the attention output of every layer may have beside dense; the density then
             follows from it, and the schedule says only where calls are dense. 0 for off.
         profile: figures of an earlier run of this model, for budgets from the first sparse call on; None for none.
+        bits: "16" computes scores of Q and K as they are. "8" measures at the first sparse call of every layer which of
+            its heads lose little by INT8 codes (`run.bits`), and computes their scores by them wherever the backend
+            can; "auto" does so on GPUs where that is faster by published rates (`kernels.configs.codes_first`).
         record: measure every layer once per bucket of progress, dense or sparse, for a profile (`Run.profile`).
         record_masks: let dense calls vote for CalibAtt's masks (`Run.calibration`), with blocks of `mask_block` tokens.
 
     Raises:
-        ValueError: if blocks, tile or order do not fit together, no backend has that name, or budgets are unknown.
+        ValueError: if blocks, tile or order do not fit together, no backend has that name, or budgets or bits are
+            unknown.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -56,6 +63,7 @@ class Settings:
     budgets: str = "off"
     max_error: float = 0.0
     profile: Profile | None = None
+    bits: str = "16"
     record: bool = False
     record_masks: bool = False
     mask_block: int = 128
@@ -68,6 +76,8 @@ class Settings:
             raise ValueError(f"unknown backend {self.backend!r}: choose one of {', '.join(backend_names())}")
         if self.budgets not in BUDGETS:
             raise ValueError(f"unknown budgets {self.budgets!r}: choose one of {', '.join(BUDGETS)}")
+        if self.bits not in BITS:
+            raise ValueError(f"unknown bits {self.bits!r}: choose one of {', '.join(BITS)}")
         if not 0.0 <= self.max_error < 1.0:
             raise ValueError(f"max_error is a relative error from 0 (off) to below 1, got {self.max_error}: try 0.05")
         if self.policy.method == "tail_error" and not self.policy.has_tail:
@@ -96,3 +106,10 @@ class Settings:
 
     def layout(self, grid: TokenGrid, extra_before: int = 0, extra_after: int = 0) -> Layout:
         return Layout(grid, extra_before, extra_after, self.q_block, self.k_block, self.tile, self.order)
+
+    def nearest(self, near: Nearest) -> Settings:
+        """The same as a backend serves them that cannot serve them as they are; a tile of another size goes."""
+        blocks = near.kind.q_block, near.kind.k_block
+        tile = self.tile if self.tile is not None and math.prod(self.tile) == max(blocks) else None
+        policy, gains = near.policy(self.policy), self.auto_gain and near.gains
+        return replace(self, policy=policy, auto_gain=gains, q_block=blocks[0], k_block=blocks[1], tile=tile)

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ..attention import Attention, attend
 from ..backends.call_kind import CallKind
-from ..backends.registry import tails_served
+from ..backends.registry import codes_unwanted, tails_served
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
-from ..method.policy import TAILS, Policy
+from ..method.policy import TAILS, Bits, Policy, head_bits
+from ..method.rules import rule_of
 from ..method.rules.calibatt import MASKS, CalibratedMasks
+from .bits import bits_errors
 from .fingerprint import ModelName
 from .measured_calls import MeasuredCalls
 from .plan import Plan
@@ -115,7 +117,31 @@ class SparseCalls:
             return None
         with self._lock:
             self._checked.add(position.layer)
+        if self.settings.bits != "16" and self.plan.bits(position, q.shape[1]) is None:
+            self._measure_bits(result, policy, position)
         return result
+
+    def _measure_bits(self, result: Attention, policy: Policy, position: Position) -> None:
+        """Say of the heads of a call in how many bits their scores are computed from the next call on."""
+        request, rule = result.request, rule_of(policy.method)
+        heads = request.q.shape[1]
+        biased = request.key_bias is not None
+        kind = CallKind.of(request.q, self.settings.q_block, self.settings.k_block, policy, biased=biased)
+        bits: tuple[Bits, ...] = head_bits(16, heads)
+        why = codes_unwanted(result.backend, kind, everywhere=self.settings.bits == "8")
+        if rule.order is not None or rule.attend is not None:
+            why = f"the method {policy.method} has no measure of what they cost"
+        if why is None:
+            try:
+                errors = bits_errors(request, seed=position.layer)
+                bits = errors.bits()
+                self.report.keep_bits(position, bits, (float(errors.sixteen.mean()), float(errors.eight.mean())))
+            except Exception as error:
+                # The call itself is done, whatever this is.
+                why = f"what codes cost could not be measured ({type(error).__name__})"
+        if why is not None:
+            self.report.note(f"scores stayed in 16 bits: {why}")
+        self.plan.keep_bits(position, bits)
 
     def _with_best_tails(self, result: Attention, policy: Policy, position: Position) -> Attention:
         """Let the probe choose tails and gains of this layer, and redo the call if they differ from what ran."""

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ..inputs.checks import PROBLEMS
+from ..words import plain
 from .run_log import RUNS
 from .verdicts import VERDICTS
 
@@ -52,7 +53,7 @@ def add_routes(table: Any) -> None:
         if examining.locked():
             return web.json_response({"error": "the doctor is busy"}, status=409)
         async with examining:
-            return web.json_response({"text": await asyncio.to_thread(_diagnosis)})
+            return web.json_response(await asyncio.to_thread(_diagnosis))
 
     table.get(f"{PREFIX}/runs")(runs)
     table.get(f"{PREFIX}/runs/{{number:[0-9]{{1,12}}}}")(rows)
@@ -62,13 +63,15 @@ def add_routes(table: Any) -> None:
     table.get(f"{PREFIX}/verdicts/{{workflow}}")(verdicts)
 
 
-def _diagnosis() -> str:
+def _diagnosis() -> dict[str, Any]:
     from ...draftattn_core.doctor.diagnose import diagnose
+    from ..display.doctor_text import doctor_text
 
-    return diagnose().text()
+    text = doctor_text(diagnose())
+    return {"text": str(text), "words": plain(text)}
 
 
-def answer_check(body: bytes) -> tuple[int, dict[str, str]]:
+def answer_check(body: bytes) -> tuple[int, dict[str, Any]]:
     """What is wrong with the widgets of a node, by input.
 
     Args:
@@ -76,8 +79,8 @@ def answer_check(body: bytes) -> tuple[int, dict[str, str]]:
             are left out.
 
     Returns:
-        Status and answer: 200 with the problems, 404 for a node that has none of our texts, 413 and 400 for a body
-        that is too long or not understood.
+        Status and answer: 200 with the problems as `words.plain` has them, 404 for a node that has none of our texts,
+        413 and 400 for a body that is too long or not understood.
     """
     if len(body) > MAX_BODY:
         return 413, {"error": f"more than {MAX_BODY} bytes"}
@@ -92,6 +95,6 @@ def answer_check(body: bytes) -> tuple[int, dict[str, str]]:
     if not isinstance(node, str) or node not in PROBLEMS:
         return 404, {"error": "no such node"}
     try:
-        return 200, PROBLEMS[node](**values)
+        return 200, {name: plain(problem) for name, problem in PROBLEMS[node](**values).items()}
     except TypeError:
         return 400, {"error": "no such input"}

@@ -13,10 +13,12 @@ from typing import Any
 
 from ...draftattn_core.run.events import EvaluationDone, RunDone, RunStarted
 from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason, RunReport
+from ..host.run_words import cancelled_words
 from ..host.runs import ReportHandle
 from ..inputs.presets import Choices
+from ..words import plain
 from .live_map import MAX_LAYERS, cell
-from .verdicts import CUT, MAX_TEXT
+from .verdicts import bounded
 
 EVENT = "draftattention.run"
 MAX_RUNS, MAX_STEPS, MAX_VALUE = 64, 100, 80
@@ -32,7 +34,7 @@ class LoggedRun:
         at: when it ended, in seconds since 1970; seconds: how long it took.
         steps: of its sampler, None if unknown.
         cancelled: how far it came, if it ended early.
-        text: how it went, in words.
+        text: how it went, in words; words, cancelled_words: the same as `words.plain` has it, None if it was cut.
         settings: what the user chose, by input; values in words.
         work: share of the dense run's work, see `RunReport.work`; speed_up: see there; None where not known.
         error: mean relative error of attention with the tails in use, as the probe measured it; None where it did not.
@@ -56,6 +58,8 @@ class LoggedRun:
     skip_error: float | None
     dense: str
     rows: tuple[dict[str, Any], ...] = ()
+    words: Any = None
+    cancelled_words: Any = None
 
     def told(self) -> dict[str, Any]:
         """Plain values for JSON, without the rows."""
@@ -126,7 +130,7 @@ def announce_runs(
 
     def ended(event: RunDone) -> None:
         report = handle.report
-        text = event.text if len(event.text) <= MAX_TEXT else event.text[: MAX_TEXT - len(CUT)] + CUT
+        text, words = bounded(event.text)
         run = LoggedRun(
             number=runs.number(),
             node=node,
@@ -143,6 +147,8 @@ def announce_runs(
             skip_error=report.skip_error(),
             dense=unexpected(event.dense),
             rows=tuple(rows[step] for step in sorted(rows)),
+            words=words,
+            cancelled_words=plain(cancelled_words(event.cancelled)) if event.cancelled else None,
         )
         runs.keep(run)
         send(EVENT, run.told())

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...draftattn_core.run.events import Events, RunDone
+from ..words import plain
 
 EVENT = "draftattention.verdict"
 MAX_WORKFLOWS, MAX_NODES, MAX_TEXT = 64, 32, 4000
@@ -21,7 +22,7 @@ class Verdict:
     """How a run of one node's model went.
 
     Attributes:
-        text: in words, at most `MAX_TEXT` characters.
+        text: in words, at most `MAX_TEXT` characters; words: the same as `words.plain` has it, None if it was cut.
         cancelled: whether it ended early.
         prompt: the host's id of the job.
         at: when it ended, in seconds since 1970.
@@ -31,6 +32,14 @@ class Verdict:
     cancelled: bool
     prompt: str
     at: float
+    words: Any = None
+
+
+def bounded(text: str) -> tuple[str, Any]:
+    """A text for the browser, at most `MAX_TEXT` characters, and as `plain` has it; None for that if it was cut."""
+    if len(text) > MAX_TEXT:
+        return text[: MAX_TEXT - len(CUT)] + CUT, None
+    return str(text), plain(text)
 
 
 class Verdicts:
@@ -86,8 +95,8 @@ def announce_verdicts(
 
     def told(event: RunDone) -> None:
         workflow, prompt = job()
-        text = event.text if len(event.text) <= MAX_TEXT else event.text[: MAX_TEXT - len(CUT)] + CUT
-        verdict = Verdict(text, event.cancelled is not None, prompt, time.time())
+        text, words = bounded(event.text)
+        verdict = Verdict(text, event.cancelled is not None, prompt, time.time(), words)
         if workflow:
             verdicts.keep(workflow, node, verdict)
         send(EVENT, {"node": node, "workflow": workflow, **asdict(verdict)})

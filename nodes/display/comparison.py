@@ -11,6 +11,7 @@ from torch import Tensor
 from ...draftattn_core.views.charts import difference, side_by_side
 from ...draftattn_core.views.charts.clips import Frames
 from ...draftattn_core.views.metrics import flicker, psnr, ssim
+from ..words import LINES, Joined, Words
 from .pictures import Components, from_image, latent_preview, video_of
 
 
@@ -35,13 +36,10 @@ class Comparison:
 
     def text(self) -> str:
         if math.isinf(self.psnr_db):
-            return f"Identical, bit for bit ({self.what})."
-        changes = "not defined for a single frame" if self.flicker is None else f"{self.flicker:.5f}"
-        return (
-            f"PSNR {self.psnr_db:.2f} dB, SSIM {self.ssim:.4f}, flicker {changes} ({self.what}).\n"
-            "For scale: two exact attention kernels already differ by some 30 dB after a full run of the same seed. "
-            "Flicker is the mean change from frame to frame that the reference does not have."
-        )
+            return Words("compare_identical", what=self.what)
+        figures = {"psnr": f"{self.psnr_db:.2f}", "ssim": f"{self.ssim:.4f}", "what": self.what}
+        changes = Words("compare_no_flicker") if self.flicker is None else f"{self.flicker:.5f}"
+        return Joined([Words("compare_figures", **figures, flicker=changes), Words("compare_scale")], LINES)
 
 
 def compare(reference: Any, clip: Any, latent_format: Any = None, labels: tuple[str, str] = ("a", "b")) -> Comparison:
@@ -60,7 +58,7 @@ def compare(reference: Any, clip: Any, latent_format: Any = None, labels: tuple[
         return _compare_latents(reference["samples"], clip["samples"], latent_format, labels)
     _same_size(reference, clip)
     a, b = (value[..., :3].detach().float().cpu() for value in (reference, clip))
-    what = f"{len(a)} images of {a.shape[2]}x{a.shape[1]}"
+    what = Words("compare_images", count=len(a), size=f"{a.shape[2]}x{a.shape[1]}")
     return _measure(a, b, 1.0, what, (from_image(a), from_image(b)), labels)
 
 
@@ -73,7 +71,7 @@ def _compare_latents(a: Tensor, b: Tensor, latent_format: Any, labels: tuple[str
     else:
         components = Components(first)
         left, right = ((components(video) * 255).round().byte().numpy() for video in (first, second))
-    what = f"latents of {len(first)} frames, {first.shape[-1]} channels, in the reference's value range"
+    what = Words("compare_latents", frames=len(first), channels=first.shape[-1])
     scale = max(1, 256 // first.shape[2])
     return _measure(first, second, span, what, (left, right), labels, scale)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ...draftattn_core.method.policy import TAILS
 from ...draftattn_core.run.budgets import Budgets, least_error
 from ...draftattn_core.run.profile import Profile
+from ..words import LINES, LIST, Joined, Words
 
 BUCKETS = ("early", "middle", "late")
 
@@ -20,20 +21,45 @@ def budgets_of(profile: Profile, density: float) -> dict[str, Budgets]:
 def profile_text(profile: Profile, budgets: Mapping[str, Budgets]) -> str:
     """Several lines: which model, what it was made from, under which settings, and how far heads differ."""
     asked = profile.conditions
-    lines = [
-        f"Profile of {profile.fingerprint}, {profile.made_from()}.",
-        f"Measured with blocks {asked.q_block}/{asked.k_block}, order {asked.order}, rule {asked.rule}, "
-        f"tails {', '.join(asked.tails)}{' with fitted weight' if asked.gains else ''}.",
+    conditions = {
+        "blocks": f"{asked.q_block}/{asked.k_block}",
+        "order": asked.order,
+        "rule": asked.rule,
+        "tails": Joined(asked.tails, LIST),
+    }
+    lines: list[str] = [
+        Words("profile_of", model=str(profile.fingerprint), made_from=_made_from(profile)),
+        Words("profile_measured_gains" if asked.gains else "profile_measured", **conditions),
     ]
     if profile.caveat:
-        lines.append(f"Careful: {profile.caveat}; below 10 prompts figures depend on the prompt.")
+        lines.append(Words("profile_careful", prompts=_number("prompt", len(profile.prompts))))
     for expert, found in budgets.items():
         measured = profile.experts[expert].measured
-        lines.append(f"Expert {expert}: {float(measured.float().mean()):.0%} of its heads measured.")
+        lines.append(Words("profile_expert", expert=expert, share=f"{float(measured.float().mean()):.0%}"))
         for bucket, name in enumerate(BUCKETS):
             density, errors = found.density[bucket], found.layer_errors()[bucket]
             lines.append(
-                f"  {name}: densities {density.min():.2f} to {density.max():.2f}, {int(found.dense[bucket].sum())} "
-                f"layers dense; promised error of a layer {errors.min():.3f} to {errors.max():.3f}."
+                Words(
+                    "profile_bucket",
+                    bucket=Words(f"bucket_{name}"),
+                    least=f"{density.min():.2f}",
+                    most=f"{density.max():.2f}",
+                    dense=int(found.dense[bucket].sum()),
+                    least_error=f"{errors.min():.3f}",
+                    most_error=f"{errors.max():.3f}",
+                )
             )
-    return "\n".join(lines)
+    if profile.calibration is not None:
+        lines.append(profile.calibration.made_from())
+    return Joined(lines, LINES)
+
+
+def _made_from(profile: Profile) -> str:
+    """Prompts, runs, grids; as `Profile.made_from` has it."""
+    grids = Joined((f"{grid} ({runs})" for grid, runs in sorted(profile.grids.items())), LIST)
+    counts = {"prompts": _number("prompt", len(profile.prompts)), "runs": _number("run", profile.runs)}
+    return Words("profile_made_from_grids", **counts, grids=grids) if grids else Words("profile_made_from", **counts)
+
+
+def _number(what: str, count: int) -> str:
+    return Words(f"one_{what}") if count == 1 else Words(f"many_{what}s", count=count)

@@ -131,7 +131,7 @@ class Adapter:
         if self.handle.new_step_cache is not None:
             run.step_cache = self.handle.new_step_cache()
         self._show(run, run.report)
-        return Sampling(run, trajectory, bypassed, attention=self.choices is not None)
+        return Sampling(run, trajectory, patcher.model, bypassed, attention=self.choices is not None)
 
     def _show(self, run: Run | None, report: RunReport) -> None:
         """What is shown of the model's runs is this one from now on."""
@@ -153,7 +153,9 @@ class Adapter:
         evaluation: Evaluation | None = None
         try:
             moment = sampling.moment(options)
-            evaluation = evaluation_of(executor.class_obj, sampling.trajectory, moment, x, t, options, args, kwargs)
+            evaluation = evaluation_of(
+                executor.class_obj, sampling.model, sampling.trajectory, moment, x, t, options, args, kwargs
+            )
         except Exception as error:
             sampling.run.failed(error)
 

@@ -28,10 +28,14 @@ PREDICTIONS: Mapping[str, str] = {
 
 # Where the host's frame-by-frame sampler keeps the keys and values of earlier frames.
 CAUSAL = "ar_state"
+# Where the host says that it computes this condition beside others, on a device of its own by a clone of the run's
+# model.
+SPLIT = "multigpu_thread_device"
 
 
 def evaluation_of(
     model: Any,
+    main: Any,
     trajectory: Trajectory,
     moment: Moment,
     x: Tensor,
@@ -43,7 +47,8 @@ def evaluation_of(
     """What an APPLY_MODEL call asks for.
 
     Args:
-        model: the host's BaseModel.
+        model: the host's BaseModel that is asked.
+        main: the one that the run was opened for.
         x: (B, C, ...) latent, conditions stacked along B. t: (B,) sigmas.
         options: its transformer_options. args, kwargs: its other arguments.
     """
@@ -61,7 +66,8 @@ def evaluation_of(
         branches=_branches(model, x.shape[0], kinds, options, args, kwargs),
         conditional=kinds.index(0) if 0 in kinds else None,
         window=_window(options.get("context_window")),
-        expert=id(model),
+        # Clones are one expert, or every device would decide for its own condition which steps to skip.
+        expert=id(model if options.get(SPLIT) is None else main),
         device=x.device,
         is_last=moment.sampler_step >= trajectory.steps - 1,
         streams=_streams(kwargs.get("latent_shapes")),

@@ -11,29 +11,17 @@ from ...draftattn_core.run.evaluation import StepCache
 from ...draftattn_core.run.events import Events
 from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason, Position, RunReport
 from ...draftattn_core.run.run import Run
+from ..words import LINES, REMEDY, Joined, Words
 from .layouts import NoLayout, Tokens, layer_count, other_lengths
+from .run_words import cancelled_words, counted, line_of, run_words
 
 log = logging.getLogger(__name__)
 
 # Relative; the host's own comparison of sigmas.
 SAME_SIGMA = 1e-4
 
-REMEDIES: Mapping[str, str] = {
-    DenseReason.SCHEDULE.value: "the schedule keeps all of this dense: raise the sparsity or shorten the dense start",
-    DenseReason.DENSE_LAYER.value: "every layer is in the list of dense layers: shorten it",
-    DenseReason.BUDGET.value: "the measured errors ask for dense layers: raise max_error or lower the density",
-    DenseReason.FEW_TOKENS.value: "the video is too small to gain anything: raise size or length, or lower min_tokens",
-    DenseReason.CROSS_ATTENTION.value: "no video self-attention was seen: remove nodes that replace the attention",
-    DenseReason.UNKNOWN_GRID.value: "this model is not supported: remove the node",
-    DenseReason.TOKENS.value: "where the model's tokens belong is not known: sample without guides, or remove the node",
-    DenseReason.MASK.value: "the model masks video tokens: give its guides strength 1, or remove the node",
-    DenseReason.BACKEND.value: "no backend can serve this call: set backend to auto",
-    DenseReason.HEADS.value: "the profile was made on a model with other heads: make one on this model",
-    DenseReason.NON_FINITE.value: "the output was not finite: load the model in bfloat16",
-    DenseReason.OUT_OF_MEMORY.value: "memory ran out: lower the resolution or the length",
-    DenseReason.ERROR.value: "something failed, see the traceback above: please report it",
-    DenseReason.STOOD_ASIDE.value: "something failed, see the traceback above: please report it",
-}
+# What to do about a dense call, by its reason.
+REMEDIES: Mapping[str, str] = {reason.value: Words(f"remedy_{reason.value}") for reason in DenseReason}
 
 
 @dataclass
@@ -160,12 +148,14 @@ class Sampling:
     Attributes:
         run: the core's run.
         trajectory: its noise levels.
+        model: the host's BaseModel that it was opened for.
         bypassed: attention modules that another node has replaced.
         attention: whether its attention is served, too; if not, only steps are skipped.
     """
 
     run: Run
     trajectory: Trajectory
+    model: Any
     bypassed: tuple[str, ...] = ()
     attention: bool = True
     _explanations: dict[str, str] = field(default_factory=dict)
@@ -222,7 +212,7 @@ class Sampling:
         """The run in words, which are logged too."""
         if self.bypassed and self.attention:
             self.explain(DenseReason.CROSS_ATTENTION, self._bypass(report))
-        line = report.summary()
+        line = run_words(report)
         if report.calls_sparse or not self.attention:
             log.info(line)
             for message in self._explanations.values():
@@ -231,10 +221,10 @@ class Sampling:
             log.info(line)
         else:
             verdict = self._verdict(report)
-            line = f"DraftAttention: {f'{report.cancelled}; ' if report.cancelled else ''}{verdict}"
+            line = line_of([*([cancelled_words(report.cancelled)] if report.cancelled else []), verdict])
             log.warning(line)
             report.note(verdict)
-        return "\n".join([line, *(note for note in report.notes if note not in line)])
+        return Joined([line, *(note for note in report.notes if note not in line)], LINES)
 
     def _unexpected(self, report: RunReport) -> bool:
         """Whether calls were dense that the user did not ask to be."""
@@ -246,9 +236,9 @@ class Sampling:
         counts = {name: n for name, n in report.calls_dense().items() if name != DenseReason.CROSS_ATTENTION.value}
         unexpected = [name for name in counts if DenseReason(name) not in EXPECTED_REASONS]
         reason = next(iter([*unexpected, *counts]), DenseReason.CROSS_ATTENTION.value)
-        dense = ", ".join(f"{count} {name}" for name, count in counts.items())
-        happened = f"nothing was sparse ({dense})" if dense else "nothing was sparse"
-        return ": ".join([happened, *filter(None, [self._explanations.get(reason)]), REMEDIES[reason]])
+        dense = counted(counts, "reason")
+        happened = Words("run_nothing_sparse_but", dense=dense) if dense else Words("run_nothing_sparse")
+        return Joined([happened, *filter(None, [self._explanations.get(reason)]), REMEDIES[reason]], REMEDY)
 
     def _bypass(self, report: RunReport) -> str:
         if any(call.position is not None for call in report.calls):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ...draftattn_core.run.events import Events, RunDone, RunStarted, StepDone, Waiting
 from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason
+from ..words import CLAUSES, LIST, Joined, Words, term
 
 # Times of the last few steps say how long the rest takes: the first ones are slower, dense or compiling.
 RECENT = 3
@@ -45,12 +46,13 @@ def show_status(events: Events, tell: Callable[[str], None] | None) -> Callable[
     return end
 
 
-def _step(step: int, steps: int | None) -> str:
-    return f"step {step + 1}" if steps is None else f"step {step + 1} of {steps}"
+def _step(step: int, steps: int | None) -> Words:
+    return Words("live_step", step=step + 1) if steps is None else Words("live_step_of", step=step + 1, steps=steps)
 
 
-def _beginning(event: RunStarted) -> str:
-    return _step(0, event.steps) + (", dense start as planned" if event.dense_start else "")
+def _beginning(event: RunStarted) -> Words:
+    step = _step(0, event.steps)
+    return Words("live_dense_start", step=step) if event.dense_start else step
 
 
 def _tell_step(event: StepDone, tell: Callable[[str], None], pace: float) -> None:
@@ -58,10 +60,13 @@ def _tell_step(event: StepDone, tell: Callable[[str], None], pace: float) -> Non
     if event.steps is not None and event.step + 1 >= event.steps:
         return
     unexpected = [reason for reason in event.dense if DenseReason(reason) not in EXPECTED_REASONS]
-    text = f"{_step(event.step + 1, event.steps)}: {event.sparse} of {event.calls} self-attention calls sparse"
-    text += f"; dense: {', '.join(unexpected)}" if unexpected else ""
+    sparse = Words("run_sparse", sparse=event.sparse, calls=event.calls)
+    clauses = [Words("live_at_step", step=_step(event.step + 1, event.steps), text=sparse)]
+    if unexpected:
+        clauses.append(Words("run_dense", reasons=Joined((term("reason", reason) for reason in unexpected), LIST)))
+    text = Joined(clauses, CLAUSES)
     left = 0.0 if event.steps is None else pace * (event.steps - event.step - 1)
-    tell(text + (f", {clock(left)} left" if left >= LEAST_LEFT else ""))
+    tell(Words("live_left", text=text, left=clock(left)) if left >= LEAST_LEFT else text)
 
 
 def clock(seconds: float) -> str:

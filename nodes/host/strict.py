@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...draftattn_core.backends.call_kind import CallKind, variants_of
-from ...draftattn_core.backends.registry import choose_backend
+from ...draftattn_core.backends.call_kind import CallKind, traits_of, variants_of
+from ...draftattn_core.backends.registry import choose_backend, nearest_served
 from ...draftattn_core.run.settings import Settings
 from .layouts import NoLayout, Tokens
 
@@ -46,10 +46,12 @@ def refuse_surprises(
         head_dim = _head_dim(patcher.model.diffusion_model)
         # Text may come with a mask, and its kernels are judged by themselves.
         for biased in (False, True) if tokens.before + tokens.after else (False,):
-            variants = variants_of(settings.policy, biased=biased)
+            variants, traits = variants_of(settings.policy, biased=biased), traits_of(settings.policy)
             blocks = settings.q_block, settings.k_block
+            kind = CallKind(patcher.load_device, dtype, head_dim, *blocks, variants, *traits)
             try:
-                choose_backend(settings.backend, CallKind(patcher.load_device, dtype, head_dim, *blocks, variants))
+                if nearest_served(settings.backend, kind) is None:
+                    choose_backend(settings.backend, kind)
             except ValueError as error:
                 problems.append(str(error))
                 break

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...draftattn_core.run.fingerprint import check_name
 from ...draftattn_core.run.profile_file import profile_path
+from ..words import LIST, OR, Joined, Words
 from .curves import CURVES, SparsityCurve, parse_bands, parse_points
 from .presets import BLOCKS, parse_layers, parse_tile
 
@@ -26,7 +27,7 @@ def apply_problems(
     """Problems of Apply DraftAttention's widgets, by input."""
     found: dict[str, str] = {}
     if blocks is not None and blocks not in BLOCKS:
-        found["blocks"] = f"blocks: {blocks!r} is not one of {', '.join(BLOCKS)}; choose one of them"
+        found["blocks"] = Words("check_choice", input="blocks", value=repr(blocks), choices=Joined(BLOCKS, LIST))
     if tile is not None:
         _note(found, "tile", lambda: _check_tile(tile, BLOCKS.get(blocks or "")))
     if dense_layers is not None:
@@ -43,7 +44,7 @@ def scheduler_problems(
     """Problems of the Sparsity Scheduler's widgets, by input; points count only where the curve asks for them."""
     found: dict[str, str] = {}
     if curve is not None and curve not in CURVES:
-        found["curve"] = f"curve: {curve!r} is not one of {', '.join(CURVES)}; choose one of them"
+        found["curve"] = Words("check_choice", input="curve", value=repr(curve), choices=Joined(CURVES, LIST))
     if points is not None and curve == CUSTOM_POINTS:
         _note(found, "points", lambda: SparsityCurve(CUSTOM_POINTS, points=parse_points(_short(points))))
     if layer_bands is not None:
@@ -59,10 +60,7 @@ def report_problems(filename_prefix: str | None = None) -> dict[str, str]:
         return {}
     for path in (PurePosixPath(filename_prefix), PureWindowsPath(filename_prefix)):
         if path.is_absolute() or path.drive or ".." in path.parts:
-            return {
-                "filename_prefix": f"filename_prefix: {filename_prefix!r} leads out of the output folder; write a path "
-                'inside it, such as "draft_attention/report"'
-            }
+            return {"filename_prefix": Words("check_prefix", value=repr(filename_prefix))}
     return {}
 
 
@@ -70,9 +68,10 @@ def calibrate_problems(name: str | None = None, expert: str | None = None) -> di
     """Problems of DraftAttention Calibrate's widgets, by input."""
     found: dict[str, str] = {}
     if name is not None:
-        _note(found, "name", lambda: profile_path(Path(), name.strip()))
+        _note(found, "name", lambda: profile_path(Path(), name.strip()), Words("check_name", value=repr(name[:80])))
     if expert is not None:
-        _note(found, "expert", lambda: check_name("expert", expert))
+        remedy = Words("check_expert", value=repr(str(expert)[:80]))
+        _note(found, "expert", lambda: check_name("expert", expert), remedy)
     return found
 
 
@@ -95,22 +94,21 @@ def _check_tile(text: str, blocks: tuple[int, int] | None) -> None:
         return
     sizes = {max(blocks)} if blocks else {max(pair) for pair in BLOCKS.values()}
     if prod(tile) not in sizes:
-        wanted = " or ".join(map(str, sorted(sizes)))
-        raise ValueError(
-            f"tile: {text.strip()} holds {prod(tile)} tokens but the larger block has {wanted}; "
-            'write three numbers whose product is the block size, or "auto"'
-        )
+        wanted = Joined(map(str, sorted(sizes)), OR)
+        raise ValueError(Words("check_tile_size", value=text.strip(), tokens=prod(tile), wanted=wanted))
 
 
-def _note(found: dict[str, str], name: str, check: Callable[[], Any]) -> None:
+def _note(found: dict[str, str], name: str, check: Callable[[], Any], instead: str | None = None) -> None:
+    """Keep what a check says is wrong; `instead` of the core's own words, which have no key."""
     try:
         check()
     except ValueError as error:
-        said = str(error)
-        found[name] = said if said.replace(" ", "_").startswith(f"{name}:") else f"{name}: {said}"
+        said = instead or (error.args[0] if error.args else "")
+        names_it = str(said).replace(" ", "_").startswith(f"{name}:")
+        found[name] = said if names_it else Words("check_problem", input=name, problem=said)
 
 
 def _short(text: str) -> str:
     if len(text) > MAX_TEXT:
-        raise ValueError(f"the text has {len(text)} characters; write at most {MAX_TEXT}")
+        raise ValueError(Words("check_long", length=len(text), most=MAX_TEXT))
     return text

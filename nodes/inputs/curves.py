@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...draftattn_core.run.schedule import PRESET_DENSE_START, PRESET_DENSITY, PRESETS, LayerBand, Schedule, preset
+from ..words import Words
 
 CURVES = (*PRESETS, "custom points")
 # For the picture that users edit in the browser.
@@ -101,13 +102,10 @@ def parse_points(text: str) -> tuple[tuple[float, float], ...]:
         try:
             progress, density = (float(number) for number in pair)
         except ValueError:
-            raise ValueError(
-                f"points: {part!r} is not progress:density; write for example "
-                '"0:1, 0.15:1, 0.15:0.4, 0.25:0.2" (dense until 15 %, then from 0.4 down to 0.2)'
-            ) from None
+            raise ValueError(Words("check_points", part=repr(part))) from None
         points.append((progress, density))
     if not points:
-        raise ValueError('points: at least one progress:density is needed, for example "0:1, 0.15:1, 0.15:0.3"')
+        raise ValueError(Words("check_no_points"))
     return tuple(points)
 
 
@@ -121,14 +119,11 @@ def parse_bands(text: str) -> tuple[LayerBand, ...]:
     for part in _parts(text):
         match = re.fullmatch(r"(-?\d+)(?:\s*(?:\.\.|-)\s*(-?\d+))?\s*:\s*(\d*\.?\d+)", part)
         if match is None:
-            raise ValueError(
-                f"layer bands: {part!r} is not first-last:factor; write for example "
-                '"10-20:1.5, -8..-1:2" (layers 10 to 20 get 1.5 times the density, the last 8 twice)'
-            )
+            raise ValueError(Words("check_bands", part=repr(part)))
         first = int(match[1])
         last = int(match[2]) if match[2] is not None else first
         if first > last and (first < 0) == (last < 0):
-            raise ValueError(f"layer bands: the range of {part!r} goes down; write the smaller number first")
+            raise ValueError(Words("check_bands_down", part=repr(part)))
         bands.append(LayerBand(first, last, float(match[3])))
     return tuple(bands)
 

@@ -10,7 +10,7 @@ from .presets import METHOD_NAMES, NO_SPEED, PRESET_NAMES, PUBLISHED_PRESETS, SP
 CURVE_INPUTS = ("sparsity", "dense_start")
 # A published method has its own rule, start, blocks and tile, its own stand-in for what it skips, and anchors nothing.
 PUBLISHED_IGNORES = (
-    "dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame", "speed", "method"
+    "dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame", "speed", "method", "bits"
 )  # fmt: skip
 BY_PRESET: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(PRESET_NAMES, CURVE_INPUTS),

@@ -13,6 +13,7 @@ from ...draftattn_core.run.schedule import PRESET_DENSITY, PRESETS, Schedule, co
 from ...draftattn_core.run.settings import Settings
 from ...draftattn_core.run.speed import SPEEDS, Speed, speed_of
 from ...draftattn_core.run.step_cache.settings import StepCacheSettings
+from ..words import Words
 
 # Presets that are somebody's published method: nothing of ours is added to them.
 PUBLISHED_PRESETS = tuple(PUBLISHED)
@@ -61,6 +62,7 @@ class Choices:
         speed: one of `SPEED_NAMES`. Other than off, it sets density, budgets and skipping; the preset `custom` and a
             schedule keep their densities, as means that budgets spend, and published presets stay as published.
         method: one of `METHOD_NAMES`; "auto" is the preset's own. Published presets have theirs.
+        bits: see `Settings`; published presets compute in 16.
     """
 
     preset: str = "auto"
@@ -81,6 +83,7 @@ class Choices:
     budgets: str = "off"
     speed: str = NO_SPEED
     method: str = PRESET_METHOD
+    bits: str = "16"
 
     def settings(self, steps: int, tokens: int) -> Settings:
         """Settings of a run.
@@ -106,6 +109,7 @@ class Choices:
             min_tokens=self.min_tokens,
             max_error=self.max_error,
             budgets=self.budgets if speed is None else "error",
+            bits="16" if self.preset in PUBLISHED_PRESETS else self.bits,
             skip=StepCacheSettings() if speed is None else speed.skip(max(1, steps)),
         )
 
@@ -182,15 +186,11 @@ def parse_layers(text: str) -> tuple[int, ...]:
         try:
             ends = int(first), int(last if dash else first)
         except ValueError:
-            raise ValueError(
-                f'dense layers: {part!r} is neither a layer nor a range; write for example "0, -1" or "0, 47-49"'
-            ) from None
+            raise ValueError(Words("check_layers", part=repr(part))) from None
         if ends[0] > ends[1]:
-            raise ValueError(f"dense layers: the range {part!r} goes down; write the smaller number first")
+            raise ValueError(Words("check_layers_down", part=repr(part)))
         if max(map(abs, ends)) > MOST_LAYERS:
-            raise ValueError(
-                f"dense layers: no model has a layer {part}; write numbers from -{MOST_LAYERS} to {MOST_LAYERS}"
-            )
+            raise ValueError(Words("check_layers_many", part=part, most=MOST_LAYERS))
         layers += range(ends[0], ends[1] + 1)
     return tuple(dict.fromkeys(layers))
 
@@ -205,6 +205,6 @@ def parse_tile(text: str) -> Tile | None:
         return None
     parts = text.lower().replace(" ", "").split("x")
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
-        raise ValueError(f'tile: {text!r} is not frames x rows x columns; write for example "4x4x8" or "auto"')
+        raise ValueError(Words("check_tile", value=repr(text)))
     t, h, w = (int(part) for part in parts)
     return (t, h, w)

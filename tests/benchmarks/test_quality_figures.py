@@ -21,7 +21,7 @@ pytest.importorskip("diffusers")
 from benchmarks.quality.capture import attention_replaced, capture, dense_attention
 from benchmarks.quality.captured import study_call, summarise
 from benchmarks.quality.errors import SampledRows, figures
-from benchmarks.quality.peer import load_peer, peer_itself, sol_keep
+from benchmarks.quality.peer import kitchen_itself, load_peer, peer_itself, sol_keep
 from benchmarks.quality.report import CAPTURED_COLUMNS, Results, write
 from benchmarks.quality.rows import distinct, ours, paper
 from benchmarks.quality.selection import Source, block_mass, cell_scores, choose, probed_tails
@@ -93,6 +93,24 @@ def test_peer_rows_are_comfy_kitchen_itself(name: str) -> None:
     how = {"ratio": chosen.parameter} if name == "peer_topk" else {"tau": chosen.parameter}
     itself = peer_itself(sol_attn, source.q, source.k, source.v, **how)[0, :, tokens]
     torch.testing.assert_close(found, itself, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kitchen", "kitchen_no_gain"])
+def test_rows_of_the_backend_kitchen_are_that_backend(name: str) -> None:
+    if load_peer() is None:
+        pytest.skip("comfy-kitchen is not installed")
+    row = row_named(name)
+    source = source_of(row)
+    source.q *= 3
+    chosen = choose(row, source, 0.3)
+    assert chosen is not None and chosen.shared_tail
+    rows = SampledRows(source, source.tables.perm[sample_rows(GRID.tokens, 64, seed=5)])
+    if row.fits_gain:
+        chosen = replace(chosen, tails=rows.fitted(chosen))
+        assert any(chosen.tails.gains) and chosen.tails == probed_tails(row, source, 0.3, seed=5)
+    tokens = torch.arange(0, GRID.tokens, 7)
+    itself = kitchen_itself(source.q, source.k, source.v, source.tables.layout, chosen.parameter, chosen.tails.gains)
+    torch.testing.assert_close(SampledRows(source, tokens).output(chosen), itself[0, :, tokens], rtol=1e-4, atol=1e-5)
 
 
 def test_gains_fitted_to_sampled_rows_are_the_error_probe_s() -> None:

@@ -6,6 +6,8 @@ import itertools
 import json
 import re
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +47,29 @@ class Canvas:
 
     def open(self) -> None:
         """Load the front end, wait until it is ready, and choose the renderer."""
-        self.page.on("console", self._heard)
-        self.page.on("pageerror", self._failed)
+        self.listen(self.page)
         self.reload()
+
+    def listen(self, page: Page) -> None:
+        """What the pack's scripts complain about on this page counts too."""
+        page.on("console", self._heard)
+        page.on("pageerror", self._failed)
+
+    @contextmanager
+    def other_browser(self) -> Iterator[Page]:
+        """Another browser at the same server that has the same workflow open."""
+        browser = self.page.context.browser
+        assert browser is not None
+        context = browser.new_context()
+        try:
+            page = context.new_page()
+            self.listen(page)
+            page.goto(self.server.url, timeout=START_TIMEOUT)
+            page.wait_for_function(READY, timeout=START_TIMEOUT)
+            page.evaluate("(graph) => app.loadGraphData(graph)", self.js("() => app.graph.serialize()"))
+            yield page
+        finally:
+            context.close()
 
     def reload(self) -> None:
         """Load the page with the settings of this cell, which the host keeps and others may have changed."""
@@ -59,8 +81,8 @@ class Canvas:
 
     def _heard(self, message: ConsoleMessage) -> None:
         place = message.location.get("url", "")
-        if message.type == "error" and (PACK_NAME in message.text.lower() or f"/extensions/{PACK_NAME}/" in place):
-            self.errors.append(message.text)
+        if message.type == "error" and PACK_NAME in f"{message.text} {place}".lower():
+            self.errors.append(f"{message.text} {place}")
 
     def _failed(self, error: Error) -> None:
         trace = f"{error.message}\n{error.stack or ''}"
@@ -74,6 +96,23 @@ class Canvas:
     def until(self, condition: str, argument: Any = None, timeout: float = 10_000) -> None:
         """Wait until a JavaScript function is true."""
         self.page.wait_for_function(condition, arg=argument, timeout=timeout)
+
+    def settle(self) -> None:
+        """Have the front end take note of what scripts changed, as it does when the user lets go of the mouse."""
+        self.until(
+            """() => {
+                const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker
+                if (tracker.captureCanvasState) tracker.captureCanvasState()
+                else tracker.checkState()
+                return tracker.activeState.nodes.length === app.graph.nodes.length
+            }"""
+        )
+        # Changes within the next 50 ms would count as a part of these.
+        self.page.wait_for_timeout(200)
+
+    def command(self, name: str) -> None:
+        """Run one of the front end's commands."""
+        self.js("(name) => app.extensionManager.command.execute(name)", name)
 
     def clear(self) -> None:
         """An empty workflow with an id of its own, seen at full size from near its origin.

@@ -138,6 +138,20 @@ def test_a_point_is_dragged_and_the_prediction_follows(canvas: Canvas) -> None:
     assert caption(canvas) != before
 
 
+def test_the_prediction_follows_while_the_point_is_dragged(canvas: Canvas) -> None:
+    node = scheduler(canvas)
+    mouse, said = canvas.page.mouse, [caption(canvas)]
+    mouse.move(*place(canvas, 0.6, 0.3))
+    mouse.down()
+    for density in (0.5, 0.8):
+        mouse.move(*place(canvas, 0.6, density), steps=2)
+        said.append(caption(canvas))
+        mean = mean_density(Schedule(tuple(points(canvas, node))), even_steps(20))
+        assert f"compute {100 * mean:.0f} %" in said[-1]
+    mouse.up()
+    assert len(set(said)) == 3
+
+
 def test_a_step_moves_as_a_whole_and_stays_between_its_neighbours(canvas: Canvas) -> None:
     node = scheduler(canvas)
     drag(canvas, (0.2, 0.5), (0.4, 0.7))
@@ -256,6 +270,17 @@ def test_both_experts_have_a_part_of_the_curve(canvas: Canvas) -> None:
         node,
     )
     assert found == [[0, 0.4, 10], [0.4, 1, 10]]
+    canvas.set(node, curve="custom points", points="0:0.01")
+    shade = """async (places) => {
+        for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame)
+        const drawing = document.querySelector('.draftattention-curve canvas')
+        const scale = drawing.width / drawing.clientWidth
+        const pen = drawing.getContext('2d')
+        const at = (x) => [...pen.getImageData(x * scale, (drawing.clientHeight - 38) * scale, 1, 1).data]
+        return places.map((place) => at(34 + place * (drawing.clientWidth - 46)))
+    }"""
+    first, again, second = canvas.js(shade, [0.12, 0.28, 0.7])
+    assert first == again and first[3] and second[3] > first[3], "two parts, shaded differently"
 
 
 def test_the_servers_own_places_of_the_steps_replace_the_even_ones(canvas: Canvas) -> None:

@@ -64,7 +64,17 @@ def test_what_the_preset_overrules_is_grey_and_says_why(canvas: Canvas) -> None:
     assert grey(canvas, node) == {"sparsity", "dense_start"}
     assert canvas.tooltip(node, "sparsity").startswith("Not used: the preset auto sets this.")
     canvas.set(node, preset="paper")
-    published = {"dense_start", "tail", "blocks", "tile", "keep_first_frame", "keep_last_frame", "speed", "method"}
+    published = {
+        "dense_start",
+        "tail",
+        "blocks",
+        "tile",
+        "keep_first_frame",
+        "keep_last_frame",
+        "speed",
+        "method",
+        "bits",
+    }
     assert grey(canvas, node) == published
     assert canvas.tooltip(node, "tail").startswith("Not used: the preset paper is a published method")
     canvas.set(node, preset="custom")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 from tests.browser.canvas import Canvas
+from tools.comfyui.path import PACK_ROOT
 
 
 def answer(canvas: Canvas, path: str, body: bytes | None = None) -> tuple[int, object]:
@@ -53,3 +59,42 @@ def test_no_route_leads_out_of_what_the_pack_shows_to_browsers(canvas: Canvas) -
         "/extensions/draftattention/%2e%2e/pyproject.toml",
     ):
         assert answer(canvas, path)[0] in (403, 404), path
+
+
+def test_every_route_of_the_pack_is_listed_here(canvas: Canvas) -> None:
+    source = (PACK_ROOT / "nodes" / "browser" / "routes.py").read_text(encoding="utf-8")
+    added = set(re.findall(r'table\.(get|post)\(f"\{PREFIX\}/([\w]+)', source))
+    assert added == {("get", "runs"), ("get", "verdicts"), ("post", "check"), ("post", "doctor")}
+
+
+def test_two_browsers_cannot_keep_the_doctor_busy_twice(canvas: Canvas) -> None:
+    with ThreadPoolExecutor(2) as browsers:
+        answers = list(browsers.map(lambda _: answer(canvas, "/draftattention/doctor", b""), range(2)))
+    assert sorted(status for status, _ in answers) in ([200, 409], [200, 200]), "the second may come after the first"
+    assert all("busy" in str(said) for status, said in answers if status == 409)
+
+
+def test_a_browser_that_goes_away_does_not_leave_the_doctor_busy(canvas: Canvas) -> None:
+    leave(canvas, b"POST /draftattention/doctor HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+    for _ in range(60):
+        status, said = answer(canvas, "/draftattention/doctor", b"")
+        if status == 200:
+            break
+        time.sleep(0.5)
+    assert status == 200 and "Backends" in str(said)
+
+
+def test_a_browser_that_goes_away_while_it_asks_leaves_the_others_alone(canvas: Canvas) -> None:
+    head = b"POST /draftattention/check HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    for _ in range(3):
+        leave(canvas, head + b'{"node": "Apply')
+    assert check(canvas, "ApplyDraftAttention", tile="4x4x8") == (200, {})
+
+
+def leave(canvas: Canvas, request: bytes) -> None:
+    """Begin to ask, and be gone before there is an answer."""
+    place = urlsplit(canvas.server.url)
+    assert place.hostname and place.port
+    with socket.create_connection((place.hostname, place.port), timeout=10) as line:
+        line.sendall(request)
+        time.sleep(0.1)

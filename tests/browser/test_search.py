@@ -1,6 +1,7 @@
-"""Who looks for what this pack does finds its main node first.
+"""Who looks for what this pack does finds its main node first, and by one word alone among the first eight.
 
-The front end ranks by names before aliases: for "draft" and "sparse" alone, other nodes' names come first.
+The front end ranks by the beginnings of names, then by whole words in names, then by aliases: for "draft" the pack's
+other nodes come first, whose names begin with it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ ROWS = "[...document.querySelectorAll('#results-list [role=option]')]"
 FOUND = f"() => {ROWS}.map((row) => row.innerText.split('\\n')[0])"
 
 
-@pytest.mark.parametrize("words", ["draft attention", "sparse attention", "speed up video"])
-def test_the_main_node_is_found_first(canvas: Canvas, words: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "places"),
+    [("draft attention", 1), ("sparse attention", 1), ("speed up video", 1), ("draft", 8), ("sparse", 8)],
+)
+def test_the_main_node_is_found_at_once(canvas: Canvas, words: str, places: int) -> None:
     canvas.js("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     field = canvas.page.locator("[aria-controls=results-list]")
     field.fill(words)
@@ -24,4 +28,4 @@ def test_the_main_node_is_found_first(canvas: Canvas, words: str) -> None:
     found = canvas.js(FOUND)
     canvas.page.keyboard.press("Escape")
     field.wait_for(state="detached")
-    assert found[0] == MAIN, found[:8]
+    assert MAIN in found[:places], found[:8]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.browser.canvas import READY, START_TIMEOUT, Canvas
+from tests.browser.canvas import Canvas
 
 VERDICT = "draftattention.verdict"
 SPARSE = "DraftAttention: 10 of 10 self-attention calls sparse"
@@ -65,30 +65,47 @@ def test_a_run_of_another_workflow_is_not_taken_for_this_one(canvas: Canvas) -> 
 
 def test_two_browsers_with_one_workflow_both_learn_it(canvas: Canvas) -> None:
     apply = canvas.load_demo()["ApplyDraftAttention"]
-    other = canvas.page.context.browser.new_context().new_page()
-    try:
-        other.goto(canvas.server.url, timeout=START_TIMEOUT)
-        other.wait_for_function(READY, timeout=START_TIMEOUT)
-        other.evaluate("(graph) => app.loadGraphData(graph)", canvas.js("() => app.graph.serialize()"))
+    with canvas.other_browser() as other:
         assert canvas.run() == "execution_success"
         settle(canvas, apply, SPARSE)
         other.wait_for_function(
-            "([id, text]) => app.graph.getNodeById(id).properties.draftattention_verdict?.text.startsWith(text)",
+            """([id, text]) => {
+                const kept = app.graph.getNodeById(id).properties
+                return kept.draftattention_verdict?.text.startsWith(text) && kept.draftattention_map?.done
+                    && kept.draftattention_badges
+            }""",
             arg=[apply, SPARSE],
             timeout=30_000,
         )
-    finally:
-        other.context.close()
 
 
-def test_a_cancelled_run_says_that_it_was_cancelled(canvas: Canvas) -> None:
-    apply = canvas.load_demo(steps=60)["ApplyDraftAttention"]
+def test_a_browser_that_goes_away_takes_nothing_with_it(canvas: Canvas) -> None:
+    apply = canvas.load_demo(steps=6)["ApplyDraftAttention"]
+    with canvas.other_browser() as other:
+        assert other.evaluate("async () => (await app.queuePrompt(0, 1), true)")
+        canvas.until("(id) => app.graph.getNodeById(id).properties.draftattention_map", apply, timeout=60_000)
+    settle(canvas, apply, "self-attention calls sparse")
+    kept = canvas.js("(id) => app.graph.getNodeById(id).properties.draftattention_map", apply)
+    assert kept["done"] and kept["reached"] == 6, "the run went on, and this browser saw all of it"
+
+
+def test_a_cancelled_run_says_so_until_the_next_one(canvas: Canvas) -> None:
+    ids = canvas.load_demo(steps=60)
+    apply = ids["ApplyDraftAttention"]
     canvas.js(
-        """() => app.api.addEventListener('progress', ({ detail }) => {
-            if (detail.value >= 3) app.api.interrupt(detail.prompt_id)
-        }, { once: false })"""
+        """() => {
+            const stop = ({ detail }) => {
+                if (detail.value < 3) return
+                app.api.removeEventListener('progress', stop)
+                app.api.interrupt(detail.prompt_id)
+            }
+            app.api.addEventListener('progress', stop)
+        }"""
     )
     assert canvas.run() == "execution_interrupted"
     settle(canvas, apply, "cancelled")
     assert "nothing was sparse" not in verdict_of(canvas, apply)
-    canvas.reload()  # drops the listener
+    canvas.set(ids["KSampler"], steps=2)
+    assert canvas.run() == "execution_success"
+    settle(canvas, apply, SPARSE)
+    assert "cancelled" not in verdict_of(canvas, apply)

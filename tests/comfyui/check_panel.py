@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,20 +80,68 @@ def apply_inputs() -> None:
     assert '"0, -1"' in inputs["dense_layers"].tooltip
 
 
-@check("every node has a help page, and every text of its schema a Chinese translation")
+@check("every node has a help page, and every text of its schema a translation in every language that is shipped")
 def help_and_locales() -> None:
-    translated = json.loads((host.PACK_ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
     found = schemas()
-    assert set(translated) == set(found)
+    locales = host.PACK_ROOT / "locales"
+    languages = [path.name for path in locales.iterdir() if path.name != "en"]
+    assert sorted(languages) == ["ja", "ko", "zh"], languages
+    for language in languages:
+        translated = json.loads((locales / language / "nodeDefs.json").read_text(encoding="utf-8"))
+        assert set(translated) == set(found), language
+        for schema in found.values():
+            assert translation_problems(schema, translated[schema.node_id]) == [], (language, schema.node_id)
     for schema in found.values():
-        texts = translated[schema.node_id]
-        assert set(texts.get("inputs", {})) == {item.id for item in schema.inputs}, schema.node_id
-        assert set(texts["outputs"]) == {str(slot) for slot in range(len(schema.outputs))}, schema.node_id
         if not schema.is_dev_only:
             page = (host.PACK_ROOT / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
             assert page.startswith(f"# {schema.display_name}\n"), schema.node_id
             unexplained = [item.id for item in schema.inputs if item.advanced and f"**{item.id}**" not in page]
             assert not unexplained or schema.node_id in ("ApplyDraftAttention", "DraftAttentionReport"), unexplained
+
+
+def translation_problems(schema: Any, texts: dict[str, Any]) -> list[str]:
+    """What is missing from a node's texts in a language, and what is left over."""
+    pairs: dict[str, tuple[str, Any]] = {"description": (schema.description, texts.get("description"))}
+    pairs["display_name"] = (schema.display_name, texts.get("display_name"))
+    slots = {
+        **{f"inputs.{item.id}": (item, texts.get("inputs", {}).get(item.id, {})) for item in schema.inputs},
+        **{f"outputs.{slot}": (item, texts["outputs"].get(str(slot), {})) for slot, item in enumerate(schema.outputs)},
+    }
+    for place, (item, said) in slots.items():
+        pairs[f"{place}.name"] = ("", said.get("name"))
+        pairs[f"{place}.tooltip"] = (item.tooltip, said.get("tooltip"))
+    problems = [f"{place} is missing" for place, (_, said) in pairs.items() if not said]
+    for place, (english, said) in pairs.items():
+        # Examples to write, and figures, are the same in every language.
+        same = [*re.findall(r'"[^"]+"', english), *re.findall(r"\d+(?:\.\d+)?", english)]
+        problems += [f"{place} lacks {part}" for part in same if said and part not in said]
+    known = {f"inputs.{name}" for name in texts.get("inputs", {})} | {f"outputs.{slot}" for slot in texts["outputs"]}
+    return problems + [f"{place} is left over" for place in known - slots.keys()]
+
+
+@check("each fault of a node's translation is found")
+def translation_faults() -> None:
+    schema = schemas()["DraftAttentionDemoPrompt"]
+    good = {
+        "display_name": "a",
+        "description": "b",
+        "inputs": {"prompt": {"name": "c", "tooltip": "d"}},
+        "outputs": {"0": {"name": "e", "tooltip": "f"}},
+    }
+    assert translation_problems(schema, good) == []
+    assert translation_problems(schema, {**good, "inputs": {}}) == [
+        "inputs.prompt.name is missing",
+        "inputs.prompt.tooltip is missing",
+    ]
+    left = {**good["inputs"], "seed": {"name": "c", "tooltip": "d"}}
+    assert translation_problems(schema, {**good, "inputs": left}) == ["inputs.seed is left over"]
+    scheduler = schemas()["SparsityScheduler"]
+    without = translation_problems(scheduler, {"outputs": {}})
+    assert "inputs.steps.tooltip is missing" in without and "display_name is missing" in without
+    told = {**{item.id: {"name": "a", "tooltip": "b"} for item in scheduler.inputs}}
+    assert 'inputs.layer_bands.tooltip lacks "10-20:1.5"' in translation_problems(
+        scheduler, {"inputs": told, "outputs": {}}
+    )
 
 
 @check("the scheduler marks the steps of the connected sampler")

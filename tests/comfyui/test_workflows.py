@@ -88,6 +88,17 @@ def test_every_file_is_named_with_its_link_in_a_note(path: Path) -> None:
     assert set(named) == {model["name"] for model in models}
 
 
+def test_the_demo_s_note_says_where_its_weights_are_and_how_previews_are_switched_on() -> None:
+    workflow = load(FOLDER / "demo_tiny_wan.json")
+    (note,) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] in BROWSER_ONLY)
+    (weights,) = (model for node in workflow["nodes"] for model in node.get("properties", {}).get("models", ()))
+    assert weights["url"] in note and f"ComfyUI/models/{weights['directory']}" in note
+    assert (PACK_ROOT / "demo" / weights["name"]).is_file() and weights["url"].endswith(f"/demo/{weights['name']}")
+    assert "Live preview method" in note and "latent2rgb" in note
+    kinds = {node["type"] for node in workflow["nodes"]}
+    assert {"DraftAttentionCompare", "DraftAttentionReport", "SparsityScheduler"} <= kinds, "picture, report, curve"
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_our_node_stands_between_the_model_and_the_sampler(path: Path) -> None:
     workflow = load(path)
@@ -107,7 +118,7 @@ def test_our_node_stands_between_the_model_and_the_sampler(path: Path) -> None:
             at = sources.get((at, slots[0])) if slots else None
         assert chain[-1] == "UNETLoader"
         patched += "ApplyDraftAttention" in chain
-    assert patched == len(samplers) - (path.stem == "ab_compare")
+    assert patched == len(samplers) - (path.stem in ("ab_compare", "demo_tiny_wan")), "one runs dense, to compare with"
 
 
 @pytest.mark.comfyui

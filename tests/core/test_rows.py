@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,21 +115,34 @@ def test_a_thread_that_cannot_start_leaves_no_other_waiting(two_threads: None, m
 
 def test_a_head_is_charged_for_the_terms_of_its_own_tail_only(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = torch.randn(3, 1, len(TAILS), LAYOUT.tokens, 32).unbind(0)
-    inner, terms = rows._attend_row, []
+    inner, terms = rows._skipped, []
 
-    def watched(queries: torch.Tensor, *given: Any) -> torch.Tensor:
-        tail = given[-1]
-        terms.append(None if tail is None else (tail.cov is not None, tail.ranks))
-        return inner(queries, *given)
+    def watched(*given: Any) -> Any:
+        terms.append((given[-1].cov is not None, given[-1].ranks))
+        return inner(*given)
 
-    monkeypatch.setattr(rows, "_attend_row", watched)
+    monkeypatch.setattr(rows, "_skipped", watched)
     alone = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         result = attend(q, k, v, LAYOUT, Policy(tail=TAILS), backend="torch")
     finally:
         torch.set_num_threads(alone)
-    blocks = len(result.request.tables.q.bounds) - 1
-    expected = [None, (False, 0), (True, 0), (True, 2), (True, 2)]
-    assert terms == [term for term in expected for _ in range(blocks)]
+    # Not at all for the head that drops its blocks.
+    assert terms == [(False, 0), (True, 0), (True, 2), (True, 2)]
     torch.testing.assert_close(result.out, attend_reference(result.request), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 1 << 12, 1 << 19])
+def test_the_tail_of_several_query_blocks_at_once_is_that_of_each(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    """Short last blocks, rows that skip nothing, and logits so large that a row's kept blocks outweigh all others."""
+    monkeypatch.setattr(rows, "_TAIL_BYTES", budget)
+    q, k, v = qkv()
+    for factor in (1.0, 60.0):
+        result = attend(q * factor, k, v, LAYOUT, Policy(0.3, tail_gain=1.0), backend="torch")
+        request = result.request
+        request.keep[:, :, 1] = True
+        exact = attend_reference(replace(request, q=request.q.double(), k=request.k.double(), v=request.v.double()))
+        found = rows.attend_rows(request)
+        assert found.isfinite().all()
+        assert float((found - exact).norm() / exact.norm()) < 1e-5

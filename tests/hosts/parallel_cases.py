@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +17,9 @@ from diffusers import (
     ContextParallelConfig,
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 from diffusers.hooks import context_parallel
 from diffusers.models._modeling_parallel import gather_size_by_comm
@@ -31,11 +35,17 @@ HEADS = 4
 
 def model_of(name: str, heads: int = HEADS) -> Any:
     torch.manual_seed(0)
+    wan: dict[str, Any] = {
+        "num_attention_heads": heads, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_dim": 16,
+        "freq_dim": 32, "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 32,
+    }  # fmt: skip
+    made: Any
     if name == "wan":
-        made = WanTransformer3DModel(
-            num_attention_heads=heads, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=16, freq_dim=32,
-            ffn_dim=32, num_layers=2, rope_max_seq_len=32,
-        )  # fmt: skip
+        made = WanTransformer3DModel(**wan)
+    elif name == "vace":
+        made = WanVACETransformer3DModel(**wan, vace_layers=[0, 1], vace_in_channels=6)
+    elif name.startswith("skyreels"):
+        made = SkyReelsV2Transformer3DModel(**wan)
     elif name == "hunyuan":
         made = HunyuanVideoTransformer3DModel(
             in_channels=4, out_channels=4, num_attention_heads=heads, attention_head_dim=16, num_layers=1,
@@ -58,11 +68,17 @@ def inputs_of(name: str, grid: tuple[int, int, int], batch: int, timestep: float
     t, h, w = grid
     read = (torch.arange(11)[None] < torch.tensor([4, 9])[:batch, None]).long()
     text = {"encoder_hidden_states": torch.randn(batch, 11, 16), "timestep": torch.full((batch,), timestep)}
-    if name == "wan":
-        return {"hidden_states": torch.randn(batch, 4, t, 2 * h, 2 * w), **text}
+    latent = {"hidden_states": torch.randn(batch, 4, t, 2 * h, 2 * w)}
+    if name in ("wan", "skyreels"):
+        return {**latent, **text}
+    if name == "vace":
+        return {**latent, **text, "control_hidden_states": torch.randn(batch, 6, t, 2 * h, 2 * w)}
+    if name == "skyreels forcing":
+        levels = torch.linspace(timestep, 0.0, t).expand(batch, t)
+        return {**latent, **text, "timestep": levels, "enable_diffusion_forcing": True}
     if name == "hunyuan":
         more = {"pooled_projections": torch.randn(batch, 8), "guidance": torch.full((batch,), 6000.0)}
-        return {"hidden_states": torch.randn(batch, 4, t, 2 * h, 2 * w), "encoder_attention_mask": read, **text, **more}
+        return {**latent, "encoder_attention_mask": read, **text, **more}
     return {
         "hidden_states": torch.randn(batch, 5, t, h, w),
         "encoder_attention_mask": read,
@@ -124,7 +140,7 @@ def compare(
     kind = getattr(torch, dtype)
     model = model_of(name, heads).to(kind)
     inputs = {
-        key: value.to(kind) if value.is_floating_point() and key != "timestep" else value
+        key: value.to(kind) if key != "timestep" and getattr(value, "is_floating_point", bool)() else value
         for key, value in inputs_of(name, grid, batch).items()
     }
     chosen = settings(policy=Policy(**(policy or {})))
@@ -193,13 +209,50 @@ def story(report: Any) -> dict[str, Any]:
     return told
 
 
-def sample_both_ways(grid: tuple[int, int, int] = (2, 6, 8), **changes: Any) -> dict[str, Any]:
-    """The same run by one process and by all ranks."""
+def recorded(model: Any, steps: int = 8, **changes: Any) -> Any:
+    """The run that recorded a profile."""
+    runs: list[Any] = []
+    chosen = settings(record=True, **changes)
+    sampled(
+        model, (2, 6, 8), lambda **more: apply_draft_attention(model, chosen, **more),
+        steps, lambda handle, step: runs.append(handle),
+    )  # fmt: skip
+    return runs[-1].run
+
+
+def record_both_ways() -> dict[str, Any]:
+    """What the same run records by one process and over all ranks, as lists; and what a dense run over ranks says when
+    it is asked for masks."""
+    model = model_of("wan")
+    alone = recorded(model).profile()
+    over_ranks(model)
+    run = recorded(model)
+    voting = recorded(model, steps=2, record_masks=True, schedule=Schedule(((0.0, 1.0),)))
+
+    def tables(profile: Any) -> dict[str, Any]:
+        return {name: table.tolist() for name, table in profile.figures("main").tensors().items()}
+
+    return {
+        "alone": tables(alone),
+        "ranks": tables(run.profile()),
+        "masks": voting.calibration() is not None,
+        "notes": list(voting.report.notes),
+    }
+
+
+def sample_both_ways(
+    grid: tuple[int, int, int] = (2, 6, 8), profiled: bool = False, schedule: Any = None, **changes: Any
+) -> dict[str, Any]:
+    """The same run by one process and by all ranks; `profiled` with a profile of a run before it."""
     skip = changes.pop("skip", None)
     if skip is not None:
         changes["skip"] = StepCacheSettings(**skip)
-    chosen = settings(**changes)
+    if schedule is not None:
+        changes["schedule"] = Schedule(**schedule)
     model = model_of("wan")
+    if profiled:
+        changes["profile"] = recorded(model).profile()
+    chosen = settings(**changes)
     alone, alone_report = sampled(model, grid, lambda **more: apply_draft_attention(model, chosen, **more))
     over_ranks(model)
     orders: set[Any] = set()
@@ -235,6 +288,9 @@ def sample_with_fault(fault: str) -> dict[str, Any]:
         elif fault == "cache":
             cache = handle.run.step_cache
             cache._decide = fail_once(cache._decide, ValueError("planted"))
+        elif fault == "history":
+            # Where it would skip, this rank has nothing to predict from, once.
+            handle.run.step_cache._predict = once(handle.run.step_cache._predict, None)
         elif fault == "store":
             cache = handle.run.step_cache
             cache._learn = fail_once(cache._learn, ValueError("planted"))
@@ -243,7 +299,7 @@ def sample_with_fault(fault: str) -> dict[str, Any]:
 
     before = sparse_calls.attend
     skip = StepCacheSettings("easycache", threshold=2.0, first=1)
-    chosen = settings(skip=skip) if fault in ("cache", "store") else settings()
+    chosen = settings(skip=skip) if fault in ("cache", "store", "history") else settings()
     try:
         out, report = sampled(
             model, (2, 6, 8), lambda **more: apply_draft_attention(model, chosen, **more), meddle=meddle
@@ -252,6 +308,12 @@ def sample_with_fault(fault: str) -> dict[str, Any]:
         sparse_calls.attend = before
     told = story(report)
     return {"sum": out.double().sum().item(), "dense": told["calls_dense"], "calls": told["calls"], "told": told}
+
+
+def once(function: Any, answer: Any) -> Any:
+    """`function`, which says `answer` the first time."""
+    left = [answer]
+    return lambda *args, **kwargs: left.pop() if left else function(*args, **kwargs)
 
 
 def fail_once(function: Any, error: Exception) -> Any:
@@ -293,3 +355,17 @@ def end_in_silence(rank: int, how: str, timeout: float) -> str:
         waited = time.perf_counter() - begun
         return f"{error} ({'in time' if waited < 5 * timeout else f'after {waited:.0f} s'})"
     return "the run went on"
+
+
+def bench_row() -> str:
+    """What a rank of the bench prints, in the process group that is there."""
+    from benchmarks import ranks
+
+    printed = io.StringIO()
+    with (
+        mock.patch.object(dist, "init_process_group"),
+        mock.patch.object(dist, "destroy_process_group"),
+        contextlib.redirect_stdout(printed),
+    ):
+        ranks.child(ranks.Shape(2, 16, 1, (3, 16, 16)), "cpu", 0.3, 1)
+    return printed.getvalue()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -51,6 +53,86 @@ def test_raylights_form_has_tokens_before_heads_and_its_own_dense():
     assert function.report.calls_sparse == 1 and function.report.calls_dense() == {"mask": 1}
 
 
+class LongContextAttention:
+    """As xFuser's, of which raylight makes one per family of models: heads for tokens, a function between, and back.
+
+    The ranks are threads, and what they exchange lies in a list.
+    """
+
+    def __init__(self, rank: int, shared: list[Any], meeting: threading.Barrier) -> None:
+        self.rank, self.shared, self.meeting = rank, shared, meeting
+        self.ring_attn_fn: Any = lambda q, k, v, **_: flat_sdpa(q, k, v)
+
+    def exchanged(self, x: torch.Tensor, split: int, join: int) -> torch.Tensor:
+        self.shared[self.rank] = x.chunk(len(self.shared), split)
+        self.meeting.wait(10)
+        out = torch.cat([parts[self.rank] for parts in self.shared], join)
+        self.meeting.wait(10)
+        return out
+
+    def __call__(self, attn: Any, *tensors: torch.Tensor, joint_tensor_key: Any = None) -> torch.Tensor:
+        q, k, v = (self.exchanged(x, 2, 1) for x in tensors)
+        out = self.ring_attn_fn(
+            q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), alibi_slopes=None,
+            deterministic=False, return_attn_probs=False, group=None, attn_type="TORCH", attn_processor=None,
+            attn_layer=attn, joint_tensor_key=joint_tensor_key, joint_tensor_value=joint_tensor_key,
+            joint_strategy="none",
+        )  # fmt: skip
+        return self.exchanged(out, 1, 2)
+
+
+class InnerAttentionDispatcher:
+    """As raylight's: has a processor of the model's transformer_options asked in place of `ring_attn_fn`."""
+
+    def __init__(self, attention: LongContextAttention, options: dict[str, Any]) -> None:
+        dense = attention.ring_attn_fn
+
+        def dispatch(q: Any, k: Any, v: Any, **kwargs: Any) -> Any:
+            processor = options["raylight_inner_attention"]
+            return processor(dense, q, k, v, transformer_options=options, **kwargs)
+
+        attention.ring_attn_fn = dispatch
+
+
+def flat_sdpa(*tensors: torch.Tensor) -> torch.Tensor:
+    """Dense attention of (B, L, H, D) tensors."""
+    return scaled_dot_product_attention(*(x.transpose(1, 2) for x in tensors)).transpose(1, 2)
+
+
+def over_raylight(flat: list[torch.Tensor], functions: list[HeadAttention], joint: Any = None) -> torch.Tensor:
+    """What raylight's ranks make of (B, L, H, D) tensors together, each with a part of their tokens."""
+    shared: list[Any] = [None] * len(functions)
+    meeting = threading.Barrier(len(functions))
+
+    def work(rank: int) -> torch.Tensor:
+        attention = LongContextAttention(rank, shared, meeting)
+        InnerAttentionDispatcher(attention, {"raylight_inner_attention": functions[rank].inner})
+        return attention(None, *(x.chunk(len(functions), 1)[rank] for x in flat), joint_tensor_key=joint)
+
+    with ThreadPoolExecutor(len(functions)) as threads:
+        return torch.cat(list(threads.map(work, range(len(functions)))), 1)
+
+
+def test_raylights_ranks_make_what_one_process_makes_with_text_before_and_padding_after():
+    # 9 tokens of text, the video, one token that makes the shares even.
+    around = {"before": 9, "after": 1}
+    tensors = qkv(tokens=9 + GRID.tokens + 1)
+    expected = HeadAttention(SPARSE, GRID, 1, **around)(*tensors)[0].transpose(1, 2)
+    flat = [x.transpose(1, 2) for x in tensors]
+    assert (expected - flat_sdpa(*flat)).norm() > 1e-2
+    functions = [HeadAttention(SPARSE, GRID, 1, rank=rank, ranks=2, **around) for rank in range(2)]
+    torch.testing.assert_close(over_raylight(flat, functions), expected, rtol=1e-5, atol=1e-6)
+    assert [function.report.calls_sparse for function in functions] == [1, 1]
+
+
+def test_text_that_raylight_brings_beside_the_exchange_is_left_to_its_own_attention():
+    flat = [x.transpose(1, 2) for x in qkv(tokens=GRID.tokens + 1)]
+    functions = [HeadAttention(SPARSE, GRID, 1, after=1, rank=rank, ranks=2) for rank in range(2)]
+    dense = over_raylight(flat, functions, joint=torch.zeros(2, 9, 2, 16))
+    torch.testing.assert_close(dense, flat_sdpa(*flat))
+    assert functions[0].report.calls_dense() == {"mask": 1}
+
+
 def test_calls_are_counted_by_layer_and_evaluation_and_what_is_no_self_attention_is_dense():
     function = HeadAttention(SPARSE, GRID, 2, evaluations=3)
     q, k, v = qkv()
@@ -72,5 +154,7 @@ def test_what_ranks_would_have_to_decide_together_is_refused():
         HeadAttention(Settings(budgets="error"), GRID, 1)
     with pytest.raises(ValueError, match="steps are not skipped here"):
         HeadAttention(Settings(skip=StepCacheSettings("forecast")), GRID, 1)
+    with pytest.raises(ValueError, match="-1 tokens before the video"):
+        HeadAttention(SPARSE, GRID, 1, before=-1)
     with pytest.raises(ValueError, match="rank 2 of 2"):
         HeadAttention(SPARSE, GRID, 1, rank=2, ranks=2)

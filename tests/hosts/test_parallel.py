@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 
+from draftattention.draftattn_core.hosts.diffusers.parallel import ParallelismError, context_parallel_plan
+from tests.diffusers_models import build
 from tests.hosts.rank_processes import RankProcesses, rank_processes
 
 CASES = "tests.hosts.parallel_cases"
@@ -54,6 +57,23 @@ def test_every_head_keeps_its_own_density_on_whatever_rank_it_is(two):
 @pytest.mark.parametrize("name", ["hunyuan", "hunyuan15"])
 def test_joint_text_is_split_with_the_video_and_counts_once(two, name):
     agrees(two.call("compare", name=name, grid=(3, 5, 7), batch=2, uneven=True))
+
+
+@pytest.mark.parametrize("name", ["vace", "skyreels", "skyreels forcing"])
+def test_relatives_of_wan_without_a_plan_of_their_own_are_split_by_ours(two, name):
+    agrees(two.call("compare", name=name, grid=(3, 5, 7), batch=2, uneven=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("wan_animate", "face adapter pairs the tokens of each frame with the face of that moment"),
+        ("hunyuan_i2v", "token_replace treats the first frame's tokens apart"),
+    ],
+)
+def test_a_model_that_no_plan_can_split_is_refused_with_the_reason(name, reason):
+    with pytest.raises(ParallelismError, match=reason):
+        context_parallel_plan(build(name))
 
 
 def test_what_cannot_be_dealt_is_refused_with_what_can(two):
@@ -112,6 +132,37 @@ def test_budgets_rest_on_the_measured_errors_of_all_heads(two):
     assert [sorted(len(heads) for heads in row["after"].values()) for row in told["budgets"]][0] == [4, 4]
 
 
+def test_a_schedule_is_the_same_steps_and_layers_on_every_rank(two):
+    # Dense for two steps of eight, then falling; the last layer dense throughout.
+    points = ((0.0, 1.0), (0.25, 1.0), (0.25, 0.6), (0.9, 0.2))
+    told = is_one_run(two.call("sample_both_ways", schedule={"points": points, "dense_layers": (-1,)}))
+    assert told["calls_dense"] == {"schedule": 2 * 2, "dense layer": 8 * 2} and told["calls_sparse"] == 6 * 2
+
+
+def test_a_profile_made_over_ranks_is_that_of_one_process_head_by_head_and_masks_are_told_not_recorded(two):
+    found = two.call("record_both_ways")
+    alone = found[0]["alone"]
+    counted = torch.tensor(alone["counts"]) > 0
+    assert counted.any(0).all(), "some heads were not measured"
+    for of_rank in found:
+        assert of_rank["ranks"]["counts"] == alone["counts"] and of_rank["ranks"]["tails"] == alone["tails"]
+        for name in ("squared", "norms", "gains"):
+            ours, theirs = (torch.tensor(tables[name])[counted] for tables in (of_rank["ranks"], alone))
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        # Heads differ, so an exchange of two would show.
+        assert (torch.tensor(alone["norms"]).diff(dim=-1).abs() > 1e-3).any()
+        assert not of_rank["masks"]
+        assert "masks are recorded by one process alone: this run over several ranks records none" in of_rank["notes"]
+
+
+def test_a_profile_gives_every_head_its_own_budget_on_whatever_rank_it_is(two):
+    found = two.call("sample_both_ways", profiled=True)
+    told = is_one_run(found)
+    assert found[0]["orders"] == found[1]["orders"]
+    assert any(sorted(order[:2]) != [0, 1] for order in found[0]["orders"]), "heads were dealt as they came"
+    assert told["budgets"], "the profile was not used"
+
+
 @pytest.mark.parametrize("skip", [{"rule": "easycache", "threshold": 2.0}, {"rule": "forecast", "threshold": 2.0}])
 def test_the_decision_to_skip_a_step_is_one_decision_equal_to_that_of_one_process(two, skip):
     told = is_one_run(two.call("sample_both_ways", skip={**skip, "first": 1}))
@@ -138,6 +189,15 @@ def test_a_step_cache_that_fails_on_one_rank_is_forgotten_by_all(two, fault):
     for of_rank in found:
         assert [reason for _, _, reason, *_ in of_rank["told"]["decisions"]] == reasons
         assert of_rank["sum"] == found[0]["sum"]
+
+
+def test_a_step_that_one_rank_cannot_skip_is_computed_by_all(two):
+    found = two.call("sample_with_fault", fault="history")
+    decisions = [of_rank["told"]["decisions"] for of_rank in found]
+    outcomes, reasons = ([[decision[at] for decision in of_rank] for of_rank in decisions] for at in (1, 2))
+    assert found[0]["sum"] == found[1]["sum"] and outcomes[0] == outcomes[1]
+    for reason, times in (("another rank computes it", [1, 0]), ("a branch without history", [0, 1])):
+        assert [of_rank.count(reason) for of_rank in reasons] == times
 
 
 @pytest.fixture(scope="module")

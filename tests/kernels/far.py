@@ -38,7 +38,9 @@ def _names(text: str) -> frozenset[str]:
 
 
 KERNELS = {
-    "prepare_keys_kernel": Kernel(1, _names("k v k_mean spread k_pooled v_pooled u w cov k_copy v_copy")),
+    "prepare_keys_kernel": Kernel(
+        1, _names("k v k_mean spread k_pooled v_pooled u w cov k_copy v_copy shift k_scale v_exponent")
+    ),
     "means_kernel": Kernel(1, _names("x mean")),
     "row_kernel": Kernel(1, _names("score ranked"), _names("threshold tie")),
     "histogram_kernel": Kernel(1, _names("ranked"), _names("bins")),
@@ -46,7 +48,7 @@ KERNELS = {
     "tie_kernel": Kernel(1, _names("ranked"), _names("threshold tie")),
     "emit_kernel": Kernel(1, _names("score ranked keep list list_count words"), _names("threshold tie")),
     "list_kernel": Kernel(1, _names("keep list list_count words")),
-    "attend_kernel": Kernel(1, _names("q k v out lse list count words bias k_mean v_mean cov u w")),
+    "attend_kernel": Kernel(1, _names("q k v out lse list count words bias k_mean v_mean cov u w k_scale v_exponent")),
     "tail_kernel": Kernel(1, _names("q out lse words k_mean v_mean cov u w")),
     "edge_kernel": Kernel(1, _names("q k v out lse list count slot")),
     "whole_kernel": Kernel(1, _names("q k v out lse list count")),

@@ -76,11 +76,12 @@ def launches_of(monkeypatch: pytest.MonkeyPatch, policy: Policy, halves: bool) -
         (Policy(), 14, 36),
         (Policy(tail_gain=GAINS), 14, 36),
         (EVERY_HEAD_ITS_OWN, 15, 37),
+        (Policy(bits=8), 16, 41),
         (Policy(method="row"), 10, 28),
         (Policy(method="draft"), 11, 30),
         (Policy(method="top_p", tail="none"), 1, 4),
     ],
-    ids=["head", "gains", "every head its own", "row", "draft", "top_p without a tail"],
+    ids=["head", "gains", "every head its own", "int8", "row", "draft", "top_p without a tail"],
 )
 def test_a_call_launches_little_beside_its_kernels(
     launches: Launches, monkeypatch: pytest.MonkeyPatch, policy: Policy, whole: int, halves: int

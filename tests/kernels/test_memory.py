@@ -62,6 +62,42 @@ def test_at_most_keys_and_values_once_more(
     assert peak(1) <= 0.77 * keys_and_values < keys_and_values < peak(1 << 30)
 
 
+def test_int8_keys_take_less(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies of K and V are three quarters of what they are in 16 bits."""
+    grid, text = VIDEOS["HunyuanVideo 720p"]
+    layout, heads = Layout(TokenGrid(*grid), 0, text), 8
+    tables = build_tables(layout)
+    q, k, v = torch.empty(3, 1, layout.tokens, heads, 128, dtype=torch.bfloat16).transpose(2, 3)
+    monkeypatch.setattr(head_groups, "LEAST_PROGRAMS", 1)
+
+    def peak(policy: Policy) -> int:
+        run_call(q, k, v, tables, policy)
+        return peak_bytes(lambda: run_call(q, k, v, tables, policy))
+
+    saved = k.numel() // 2
+    assert 0.9 * saved < peak(Policy()) - peak(Policy(bits=8)) <= saved
+
+
+class TestHeadGroups:
+    """Heads with scores of 8 and of 16 bits are computed by different kernels."""
+
+    SMALL, LARGE = Layout(TokenGrid(5, 30, 52)), Layout(TokenGrid(21, 45, 80))
+
+    def test_alike_they_are_grouped_as_ever(self) -> None:
+        for layout in (self.SMALL, self.LARGE):
+            bits = head_groups.settled_bits(layout, 1, (8,) * 40)
+            assert bits == (8,) * 40
+            assert head_groups.groups_by_bits(layout, 1, bits) == head_groups.head_groups(layout, 1, 40)
+
+    def test_a_run_that_would_leave_a_gpu_idle_joins_its_neighbours(self) -> None:
+        assert head_groups.settled_bits(self.SMALL, 1, (8, 16, *(8,) * 10)) == (16, 16, *(8,) * 10)
+        assert head_groups.settled_bits(self.LARGE, 1, (8, 16, *(8,) * 10)) == (8, 16, *(8,) * 10)
+
+    def test_each_run_is_a_group_or_two(self) -> None:
+        groups = head_groups.groups_by_bits(self.LARGE, 1, (16, *(8,) * 20, 16, 16))
+        assert groups == (slice(0, 1), slice(1, 11), slice(11, 21), slice(21, 23))
+
+
 def test_small_calls_stay_in_one_piece() -> None:
     """A second launch of everything would cost them more than their memory is worth."""
     assert len(head_groups.head_groups(Layout(TokenGrid(5, 30, 52)), 1, 12)) == 1

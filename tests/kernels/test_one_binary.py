@@ -14,6 +14,7 @@ if importlib.util.find_spec("triton") is None:
 import triton
 import triton.language as tl
 
+from draftattention.draftattn_core.backends.triton import machine
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
 from draftattention.draftattn_core.method.policy import Policy, TailName
@@ -49,6 +50,24 @@ def test_one_binary_per_kernel_for_all_shapes(launches: Launches, method: str, t
     call(SHAPES[0], policy)
     first = launches.binaries
     assert all("('enable_fp_fusion', True)" in key for _, key in first)
+    assert len(first) == len({name for name, _ in first})
+    for shape in SHAPES[1:]:
+        call(shape, policy)
+    assert launches.binaries == first
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_89"])
+@pytest.mark.parametrize("tail", ["none", "linear1"])
+def test_one_binary_per_kernel_with_int8_scores(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch, architecture: str, tail: TailName
+) -> None:
+    """With sums in float32, and in float16 where those are faster."""
+    monkeypatch.setattr(machine, "architecture", lambda device: architecture)
+    policy = Policy(density=0.4, tail=tail, bits=8)
+    call(SHAPES[0], policy)
+    first = launches.binaries
+    attend = next(key for name, key in first if name == "attend_kernel")
+    assert "i8" in attend and ("fp16" in attend) is (architecture == "sm_89")
     assert len(first) == len({name for name, _ in first})
     for shape in SHAPES[1:]:
         call(shape, policy)

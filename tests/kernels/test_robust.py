@@ -111,7 +111,7 @@ def test_memory_of_a_failed_call_is_free_when_the_next_backend_starts(
     launches: Launches, first_choice: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Tensor]] = []
-    prepared = launch.prepare
+    prepared = launch.prepare_copies
 
     def remember(*args: Any, **options: Any) -> Any:
         found = prepared(*args, **options)
@@ -129,7 +129,7 @@ def test_memory_of_a_failed_call_is_free_when_the_next_backend_starts(
         for x in registry.backends()
     ]
     monkeypatch.setattr(registry, "backends", lambda: tuple(chosen))
-    monkeypatch.setattr(launch, "prepare", remember)
+    monkeypatch.setattr(launch, "prepare_copies", remember)
     monkeypatch.setattr(POINTER, "launch", fail)
     assert call().backend == "torch"
     assert len(made) == 2 and alive == [0]
@@ -159,7 +159,7 @@ def test_short_memory_leaves_the_check_as_what_it_is(
     def short(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(launch, "prepare", short)
+    monkeypatch.setattr(launch, "prepare_copies", short)
     with pytest.raises(OUT_OF_MEMORY):
         POINTER.check(replace(GPU, device=torch.device("cpu")), Variant())
 

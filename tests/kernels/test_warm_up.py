@@ -15,10 +15,18 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from triton.runtime.errors import OutOfResources
+from triton.runtime.jit import JITFunction
 
+from draftattention.draftattn_core.attention import attend
 from draftattention.draftattn_core.backends import registry
 from draftattention.draftattn_core.backends.call_kind import CallKind, Variant, variants_of
-from draftattention.draftattn_core.backends.registry import passed_over, prepare_backend, tails_served
+from draftattention.draftattn_core.backends.registry import (
+    choose_backend,
+    passed_over,
+    prepare_backend,
+    tails_served,
+    without_codes,
+)
 from draftattention.draftattn_core.backends.request import OUT_OF_MEMORY
 from draftattention.draftattn_core.backends.triton.pointer import POINTER
 from draftattention.draftattn_core.backends.triton.trust import Trust
@@ -202,3 +210,44 @@ def test_a_run_on_a_gpu_says_once_why_a_slower_backend_serves_it(monkeypatch: py
     assert passed_over("torch", gpu) == f"backend torch serves this run, not the faster triton: {missing}"
     assert passed_over("triton", gpu) is None
     assert passed_over("torch", PROBLEM) is None
+
+
+class TestInt8Scores:
+    """They have kernels of their own, whose failure costs no more than them."""
+
+    def test_nothing_is_left_to_compile(self, launches: Launches) -> None:
+        prepare_backend("triton", of(Policy()), ("mean",), codes="8")
+        compiled = launches.binaries
+        for bits in ((8, 8), (16, 16)):
+            call(Policy(density=0.3, bits=bits), 2, False)
+        assert launches.binaries == compiled
+
+    def test_nobody_compiles_them_unasked_or_where_they_are_not_faster(self, launches: Launches) -> None:
+        for codes in ("16", "auto"):
+            prepare_backend("triton", of(Policy()), codes=codes)
+        assert not any(name == "attend_kernel" and "i8" in key for name, key in launches.binaries)
+
+    def test_kernels_that_fail_their_check_leave_16_bits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(POINTER, "check", refusing(Variant("head", "linear1", bits=8)))
+        prepare_backend("triton", of(Policy()), codes="8")
+        assert POINTER.refuses(of(Policy())) is None
+        pointer = choose_backend("triton", of(Policy()))
+        assert "8-bit scores" in str(without_codes(pointer, of(Policy())))
+        assert without_codes(pointer, of(Policy(tail="mean"))) is None
+
+    def test_kernels_that_fail_in_a_call_leave_16_bits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = Launches.run
+
+        def fail(launches: Launches, kernel: JITFunction, *args: Any, **kwargs: Any) -> None:
+            if kernel.fn.__name__ == "attend_kernel" and args[1].dtype == torch.int8:
+                raise OutOfResources(232448, 101376, "shared memory")
+            right(launches, kernel, *args, **kwargs)
+
+        monkeypatch.setattr(Launches, "run", fail)
+        layout, policy = Layout(TokenGrid(5, 8, 11), 3, 60), Policy(density=0.3, bits=8)
+        q, k, v = torch.zeros(3, 1, 2, layout.tokens, 64, dtype=torch.bfloat16)
+        found = attend(q, k, v, layout, policy, backend="triton")
+        assert found.backend == "triton" and found.codes() == 0.0
+        kind = CallKind.of(q, layout.q_block, layout.k_block, policy, biased=False)
+        assert POINTER.refuses(kind) is None and "shared memory" in str(POINTER.refuses(kind.with_bits(8)))
+        assert attend(q, k, v, layout, policy, backend="triton").request.bits == ()

@@ -160,3 +160,14 @@ def test_what_a_run_waits_for_is_shown_under_the_node(part) -> None:
     end()
     channel.emit(events.Waiting("of another run"))
     assert told == ["kernels are compiled"]
+
+
+@pytest.mark.parametrize("replaced", ["forward", "attn_op"])
+def test_what_raylight_puts_into_a_models_modules_is_found_by_where_it_comes_from(part, replaced) -> None:
+    network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+    for module, home in zip(network, ("raylight.diffusion_models.wan.xdit_context_parallel", "rayfish.parallel")):
+        function = lambda x: x  # noqa: E731
+        function.__module__ = home
+        setattr(module, replaced, function)
+    found = part("nodes.host.raylight").attention_of_raylight(network)
+    assert found == ("0 (raylight, over several GPUs)",)

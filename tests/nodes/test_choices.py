@@ -147,6 +147,12 @@ def test_published_layers_stay_dense_and_the_users_come_on_top(presets) -> None:
     assert dense("radial attention", 30) == [0, 5] and dense("adaspa", 30) == [5]
 
 
+def test_bits_are_the_users_but_for_published_presets(presets) -> None:
+    assert presets.Choices().settings(20, 80_000).bits == "16"
+    assert presets.Choices(bits="auto", speed="balanced").settings(20, 80_000).bits == "auto"
+    assert presets.Choices(bits="8", preset="paper").settings(20, 80_000).bits == "16"
+
+
 def test_every_method_may_be_chosen_with_our_tail_behind_it(presets, with_masks) -> None:
     for name in presets.METHOD_NAMES[1:]:
         settings = presets.Choices(method=name, profile=with_masks).settings(20, 80_000)

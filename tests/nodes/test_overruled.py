@@ -18,6 +18,7 @@ CHANGED = {
     "backend": "torch",
     "speed": "fast",
     "method": "row",
+    "bits": "8",
 }
 AS_NAMED = {"anchor_first": "keep_first_frame", "anchor_last": "keep_last_frame"}
 

@@ -122,3 +122,18 @@ def test_budgets_say_what_they_changed_promised_and_kept(part, told) -> None:
         "promised 0.030 (all alike: 0.060), worst layer 0.050; measured 0.040, worst layer 0.055." in lines
     )
     assert any(line.endswith("promised 0.050 at most for every layer.") for line in lines)
+
+
+def test_int8_scores_are_told_with_what_they_cost(told) -> None:
+    def run(add, report):
+        add(0, density=0.2)
+        report.bits, report.bits_errors = {0: (8, 8), 1: (8, 16)}, {0: (0.1, 0.101), 1: (0.3, 0.303)}
+        report.calls[0].codes = 0.5
+
+    text = told(run)
+    assert (
+        "INT8 scores: 3 of 4 heads lose so little by them that they may have them; 50% of the sparse calls' heads"
+        in text
+    )
+    assert "0.200 in 16 bits, 0.202 in 8" in text
+    assert "INT8" not in told(lambda add, report: add(0, density=0.2))

@@ -29,12 +29,18 @@ def attend_case(
     in_order: bool = True,
     bias: bool = True,
     lse: bool = False,
+    codes: bool = False,
+    half_sums: bool = False,
+    claims: frozenset[str] = frozenset(),
 ) -> Case:
     data = f"*{dtype}"
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr", "k_mean_ptr", "v_mean_ptr"), data)
     types |= dict.fromkeys(("cov_ptr", "u_ptr", "w_ptr"), data)
     types |= {"lse_ptr": "*fp32", "bias_ptr": "*fp32", "log_weight_ptr": "*fp32", "scale": "fp32"}
     types |= {"perm_ptr": "*i64", "list_ptr": "*i32", "count_ptr": "*i32", "words_ptr": "*i32"}
+    # What a variant has no use for is given Q's address, as at a launch.
+    types |= {"k_scale_ptr": "*fp32" if codes else data, "v_exponent_ptr": "*fp32" if half_sums else data}
+    types |= ({"k_ptr": "*i8"} if codes else {}) | ({"v_ptr": "*fp16"} if half_sums else {})
     strides = [f"{x}_{axis}" for x in "qkvo" for axis in "bhn"]
     types |= dict.fromkeys(strides, "i32")
     lengths = ("heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride")
@@ -53,10 +59,13 @@ def attend_case(
         "RANKS": TAILS[tail],
         "BIAS": bias,
         "LSE": lse,
+        "EIGHT": codes,
+        "HALF_SUMS": half_sums,
         "STAGES": config.stages,
         "TAIL_STAGES": config.tail_stages,
     }
     words = [f"attend d{dim}", dtype, f"blocks {q_block}/{k_block}", f"tail {tail}"]
+    words += [*(["int8"] if codes else []), *(["half sums"] if half_sums else [])]
     words += [*([] if in_order else ["gathered"]), *([] if bias else ["no bias"]), *(["lse"] if lse else [])]
     words += [f"{config.block_m}x{config.block_n} g{config.block_g} w{config.warps} s{config.stages}"]
     return Case(
@@ -68,6 +77,7 @@ def attend_case(
         config.stages,
         frozenset(strides),
         matrix=True,
+        claims=claims,
     )
 
 
@@ -79,11 +89,16 @@ def prepare_case(
     dtype: str = "bf16",
     tail: str = "linear1",
     copy: bool = True,
+    codes: bool = False,
+    halves: bool = False,
 ) -> Case:
     strides = [f"{x}_{axis}" for x in "kv" for axis in "bhn"]
     types = dict.fromkeys(strides, "i32")
     types |= {f"{x}_ptr": f"*{dtype}" for x in ("k", "v", "k_pooled", "v_pooled", "u", "w", "k_copy", "v_copy")}
     types |= {"perm_ptr": "*i64", "ranks_ptr": "*i32", "k_mean_ptr": "*fp32", "spread_ptr": "*fp32", "cov_ptr": "*fp32"}
+    types |= dict.fromkeys(("shift_ptr", "k_scale_ptr"), "*fp32" if codes else f"*{dtype}")
+    types |= {"v_exponent_ptr": "*fp32" if halves else f"*{dtype}"}
+    types |= ({"k_copy_ptr": "*i8"} if codes else {}) | ({"v_copy_ptr": "*fp16"} if halves else {})
     types |= dict.fromkeys(("heads", "tokens", "video_tokens", "k_video", "k_total", "per_program"), "i32")
     linear = tail.startswith("linear")
     constants = {
@@ -95,10 +110,13 @@ def prepare_case(
         "COV": linear,
         "RANKS": TAILS[tail],
         "COPY": copy,
+        "EIGHT": codes,
+        "HALVES": halves,
         "ITERATIONS": POWER_ITERATIONS[TAILS[tail]],
-        "PREFETCH": linear and config.prefetches(k_block * dim),
+        "PREFETCH": linear and not codes and config.prefetches(k_block * dim),
     }
     words = [f"prepare keys d{dim}", dtype, f"blocks {k_block}", f"tail {tail}", *([] if copy else ["no copies"])]
+    words += [*(["int8"] if codes else []), *(["halves"] if halves else [])]
     name = ", ".join([*words, f"w{config.warps}"])
     return Case(name, prepare_keys_kernel, types, constants, config.warps, 3, frozenset(strides), matrix=linear)
 

@@ -32,8 +32,8 @@ TARGETS = {
 
 # Classes that are counted, and the matrix instructions each target has to use.
 INSTRUCTIONS = {
-    "cuda": ("HMMA", "HGMMA", "UTCHMMA", "LDGSTS", "UTMALDG", "USETMAXREG"),
-    "hip": ("v_mfma", "v_wmma"),
+    "cuda": ("HMMA", "HGMMA", "UTCHMMA", "IMMA", "IGMMA", "HMMA.16816.F16", "LDGSTS", "UTMALDG", "USETMAXREG"),
+    "hip": ("v_mfma", "v_wmma", "v_mfma_i32", "v_wmma_i32"),
 }
 MATRIX = {
     **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_120"), "HMMA"),
@@ -43,6 +43,15 @@ MATRIX = {
     "gfx1100": "v_wmma",
     "gfx1201": "v_wmma",
 }
+# Those of INT8 products. Blackwell's data-centre chips have none for tcgen05 in Triton: the older ones serve.
+INT8_MATRIX = {
+    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_100", "sm_120"), "IMMA"),
+    "sm_90": "IGMMA",
+    "gfx942": "v_mfma_i32",
+    "gfx1100": "v_wmma_i32",
+    "gfx1201": "v_wmma_i32",
+}
+HALF_SUMS = "HMMA.16816.F16"
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ def _read_cuda(cubin: bytes) -> tuple[int, int, int, dict[str, int]]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump said nothing of registers: {usage}")
-    counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS["cuda"]}
+    counts = {name: len(re.findall(rf"\b{re.escape(name)}\b", code)) for name in INSTRUCTIONS["cuda"]}
     return int(found[1]), int(found[2]), count_in_loops(code, r"\b(STL|LDL)\b"), counts
 
 

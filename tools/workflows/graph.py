@@ -62,11 +62,13 @@ class Graph:
         title: str | None = None,
         models: list[dict[str, str]] | None = None,
         box: tuple[int, int | None] = (320, None),
+        room: int = 0,
         **values: Any,
     ) -> Node:
         """Add a node at the end of a column; `values` are links (`Output`) or widget values by input name.
 
-        `box` is its width and height in pixels, None for what its widgets need.
+        `box` is its width and height in pixels, None for what its widgets need; `room` is what is left free below it,
+        for what it shows after a run.
 
         Raises:
             KeyError: if the host has no such node or input.
@@ -101,7 +103,7 @@ class Graph:
         properties: dict[str, Any] = {"Node name for S&R": kind}
         if models:
             properties["models"] = models
-        record = self._place(ident, kind, column, (box[0], tall), title)
+        record = self._place(ident, kind, column, (box[0], tall), title, room)
         record.update(inputs=sockets, outputs=outputs, properties=properties, widgets_values=widgets)
         return Node(ident, record)
 
@@ -132,9 +134,11 @@ class Graph:
             "version": 0.4,
         }
 
-    def _place(self, ident: int, kind: str, column: int, size: tuple[int, int], title: str | None) -> dict[str, Any]:
+    def _place(
+        self, ident: int, kind: str, column: int, size: tuple[int, int], title: str | None, room: int = 0
+    ) -> dict[str, Any]:
         y = self._columns.get(column, 60)
-        self._columns[column] = y + size[1] + _GAP
+        self._columns[column] = y + size[1] + room + _GAP
         self._widths[column] = max(self._widths.get(column, 0), size[0])
         record: dict[str, Any] = {"id": ident, "type": kind, "pos": [column, y], "size": list(size)}
         record.update(flags={}, order=0, mode=0)

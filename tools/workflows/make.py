@@ -1,6 +1,7 @@
-"""Writes the workflows for the real models, and pictures of all: python -m tools.workflows.make OBJECT_INFO.json
+"""Writes the workflows: python -m tools.workflows.make OBJECT_INFO.json
 
-OBJECT_INFO.json is what the oldest ComfyUI supported answers to GET /object_info, with this pack loaded.
+OBJECT_INFO.json is what the oldest ComfyUI supported answers to GET /object_info, with this pack loaded. The pictures
+beside them are photographs, see `photograph`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tools.comfyui.path import PACK_ROOT
+from tools.workflows.demo import demo
 from tools.workflows.graph import Graph, Node, Output
-from tools.workflows.picture import graph_picture
 
 FOLDER = PACK_ROOT / "workflows"
 HUB = "https://huggingface.co/Comfy-Org"
@@ -28,6 +29,9 @@ PROMPT = (
     "water, ripples and drops in the morning light, shallow depth of field, natural colours."
 )
 NEGATIVE = "overexposed, static, blurred details, subtitles, worst quality, low quality, jpeg artefacts, deformed"
+
+# Below a node that grows when it shows a run.
+ROOM = 300
 
 
 def model(base: str, folder: str, name: str) -> dict[str, str]:
@@ -72,14 +76,11 @@ class Video(Graph):
         ).out()
 
     def sparse(self, column: int, source: Output, title: str | None = None, **values: Any) -> Node:
-        return self.add("ApplyDraftAttention", column, title=title, box=(340, None), model=source, **values)
+        return self.add("ApplyDraftAttention", column, title=title, box=(340, None), room=ROOM, model=source, **values)
 
     def report(self, column: int, source: Node, after: Output, title: str | None = None) -> None:
         """The run's report, as a picture and as text."""
-        node = self.add(
-            "DraftAttentionReport", column, title=title, box=(460, 420), report=source.out("report"), after=after
-        )
-        self.add("PreviewAny", column, title="Report in words", box=(460, 200), source=node.out("text"))
+        self.add("DraftAttentionReport", column, title=title, box=(460, 900), report=source.out("report"), after=after)
 
     def video(self, column: int, images: Output, fps: float, prefix: str) -> None:
         made = self.add("CreateVideo", column, images=images, fps=fps)
@@ -132,9 +133,9 @@ def wan22_t2v(info: dict[str, Any]) -> Graph:
     low_loaded = graph.unet(1, low, "Low-noise expert")
     clip, vae = graph.clip(1, UMT5, "wan"), graph.vae(1, WAN21_VAE)
     high_shifted, low_shifted = graph.shift(2, high_loaded, 8.0), graph.shift(2, low_loaded, 8.0)
-    schedule = graph.add("SparsityScheduler", 2, box=(420, 560), curve="balanced", steps=20, model=high_shifted).out(
-        "schedule"
-    )
+    schedule = graph.add(
+        "SparsityScheduler", 2, box=(420, 500), room=ROOM, curve="balanced", steps=20, model=high_shifted
+    ).out("schedule")
     positive, negative = graph.texts(2, clip)
     latent = graph.add("EmptyHunyuanLatentVideo", 2, width=1280, height=720, length=81).out()
     first = graph.sparse(3, high_shifted, "Apply DraftAttention (high noise)", schedule=schedule)
@@ -395,13 +396,13 @@ def ab_compare(info: dict[str, Any]) -> Graph:
         ).out()
         outputs.append((sampled, graph.add("VAEDecode", 4, samples=sampled, vae=vae).out()))
     (_, dense), (sparse_latent, sparse) = outputs
-    compared = graph.add("DraftAttentionCompare", 5, box=(520, 420), reference=dense, clip=sparse)
-    graph.add("PreviewAny", 5, title="Comparison in words", box=(520, 160), source=compared.out("text"))
+    compared = graph.add("DraftAttentionCompare", 5, box=(520, 560), room=ROOM, reference=dense, clip=sparse)
     graph.video(5, compared.out("side_by_side"), 16.0, "draft_attention/ab_compare")
     graph.add(
         "DraftAttentionPreview",
         6,
-        box=(520, 460),
+        box=(520, 700),
+        room=ROOM,
         capture=captured.out("capture"),
         samples=sparse_latent,
         images=sparse,
@@ -418,20 +419,18 @@ WORKFLOWS: tuple[Callable[[dict[str, Any]], Graph], ...] = (
     hunyuan15,
     hunyuan,
     ab_compare,
+    demo,
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write workflows/*.json and their preview pictures.")
+    parser = argparse.ArgumentParser(description="Write workflows/*.json.")
     parser.add_argument("object_info", type=Path, help="GET /object_info of the oldest supported ComfyUI")
     info = json.loads(parser.parse_args().object_info.read_text(encoding="utf-8"))
     for make in WORKFLOWS:
         graph = make(info)
         path = FOLDER / f"{graph.name}.json"
         path.write_text(json.dumps(graph.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for path in sorted(FOLDER.glob("*.json")):
-        workflow = json.loads(path.read_text(encoding="utf-8"))
-        graph_picture(workflow, info).save(path.with_suffix(".jpg"), quality=88)
         print(path)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ....kernels.types import AttendInputs, Tail
 from ...method.draft import raw_logits
-from ...method.policy import Policy, TailName
+from ...method.policy import Bits, Policy, TailName
 from ...method.rules.call import RuleCall
 from ...method.selection import forced_blocks, ranking_of
 from ...method.tail.formula import name_of
@@ -34,7 +35,10 @@ class TritonBackend(ABC):
     Attributes:
         name: of the backend in the registry.
         trust: verdicts on its kernels.
+        bits: of the scores its `attend` computes.
     """
+
+    bits: tuple[Bits, ...] = (16,)
 
     def __init__(self, name: str, trust: Trust) -> None:
         self.name = name
@@ -105,15 +109,20 @@ class TritonBackend(ABC):
         Raises:
             BackendFailure: if a kernel does not compile for this device or does not fit on it; the registry knows then.
         """
-        layout, out = call.tables.layout, new_output(call.q)
-        keeps, counts, tails = [], [], []
+        layout, out, batch = call.tables.layout, new_output(call.q), call.q.shape[0]
+        keeps, counts, tails, shifts = [], [], [], []
+        bits = head_groups.settled_bits(layout, batch, call.heads.bits)
+        groups = head_groups.groups_by_bits(layout, batch, bits) or head_groups.head_groups(layout, *call.q.shape[:2])
+        call = replace(call, heads=replace(call.heads, bits=bits))
+        part = groups[0]
         try:
-            for part in head_groups.head_groups(layout, call.q.shape[0], call.q.shape[1]):
+            for part in groups:
                 done = self.group(call.of_heads(part), out[:, part], None if keep is None else keep[:, part])
                 assert done.request.counts is not None
                 keeps.append(done.request.keep)
                 counts.append(done.request.counts)
                 tails.append(done.request.tail)
+                shifts.append(done.request.shift)
                 # Freed before the next group asks for the same.
                 del done
         except Exception as error:
@@ -122,20 +131,20 @@ class TritonBackend(ABC):
                 raise
             biased = call.key_bias is not None
             kind = CallKind.of(call.q, layout.q_block, layout.k_block, call.policy, biased=biased)
+            kind = kind.with_bits(8 if 8 in bits[part] else 16)
             # The dearest tail's kernels ran.
             raise self.trust.failure((*self.key(kind), kind.variants[-1]), call.q.device, error) from error
         if keep is None:
             keep = keeps[0] if len(keeps) == 1 else torch.cat(keeps, dim=1)
         count = counts[0] if len(counts) == 1 else torch.cat(counts, dim=1)
-        return out, AttendRequest.of(call, keep, _joined(tails), count)
+        return out, AttendRequest.of(call, keep, _joined(tails), count, _joined_shifts(shifts, groups, call.k))
 
     def group(self, call: RuleCall, out: Tensor, keep: Tensor | None = None) -> Computed:
         """Compute a call, or some of its heads, in one piece into `out` (B, H, L, D)."""
         from ....kernels import select
 
         tables, policy, geometry = call.tables, call.policy, call.tables.geometry
-        draft, tail, in_order = launch.prepare(call, copy=True)
-        assert in_order is not None
+        draft, tail, in_order, codes, shift = launch.prepare_copies(call)
         if keep is None:
             ranking, scores = ranking_of(policy), raw_logits(draft, tables, call.scale)
             limits = ranking.limits(tables, policy, call.heads.densities)
@@ -143,9 +152,10 @@ class TritonBackend(ABC):
             del scores
         else:
             selected = select.lists_of(keep)
-        inputs = AttendInputs(call.q, *in_order, geometry, selected, tail, call.key_bias, call.scale, in_order=True)
+        k, v = in_order
+        inputs = AttendInputs(call.q, k, v, geometry, selected, tail, call.key_bias, call.scale, True, codes)
         warps = self.launch(inputs, out)
-        return Computed(AttendRequest.of(call, keep, tail, selected.counts), draft, warps)
+        return Computed(AttendRequest.of(call, keep, tail, selected.counts, shift), draft, warps)
 
     def attend(self, request: AttendRequest) -> Tensor:
         """Output (B, H, L, D) of a request made elsewhere: the selection becomes lists."""
@@ -167,3 +177,14 @@ def _joined(tails: list[Tail | None]) -> Tail | None:
         return Tail(*known[0])
     log_weight, *others = zip(*known)
     return Tail(torch.cat(log_weight), *(torch.cat(parts, dim=1) for parts in others))
+
+
+def _joined_shifts(shifts: list[Tensor | None], groups: Sequence[slice], k: Tensor) -> Tensor | None:
+    """`AttendRequest.shift` of all heads from that of groups; 0 for those that have none."""
+    if len(shifts) == 1 or all(shift is None for shift in shifts):
+        return shifts[0]
+
+    def none(part: slice) -> Tensor:
+        return torch.zeros(k.shape[0], part.stop - part.start, k.shape[3], device=k.device)
+
+    return torch.cat([none(part) if shift is None else shift for shift, part in zip(shifts, groups)], dim=1)

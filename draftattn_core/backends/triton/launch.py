@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ....kernels.types import AttendInputs, Tail
+from ....kernels.types import AttendInputs, Codes, Tail
 from ...geometry.per_head import per_head
+from ...method.codes import key_shift
 from ...method.draft import Draft, log_block_counts, spread_of_heads
 from ...method.policy import tail_rank
 from ...method.rules.call import RuleCall
 from ...method.tail.expand import log_weights
 from . import machine
+
+if TYPE_CHECKING:
+    from ....kernels.prepare import PreparedKeys
 
 # Plain power iterations in the kernel by ranks. The leading pair of tokens that move together is there to 0.1 % of its
 # energy after three; the second lies in a flatter spectrum. What iterations miss stays in the average.
@@ -67,9 +72,24 @@ LAUNCHES: dict[str, Callable[[AttendInputs, Tensor], Warps]] = {
 
 def prepare(call: RuleCall, *, copy: bool) -> tuple[Draft, Tail | None, Pair | None]:
     """Draft, tail (its products' operands in the dtype of q) and, if asked, K and V in block order."""
+    draft, keys = _prepare(call, copy, None)
+    return draft, keys.tail, None if keys.k is None or keys.v is None else (keys.k, keys.v)
+
+
+def prepare_copies(call: RuleCall) -> tuple[Draft, Tail | None, Pair, Codes | None, Tensor | None]:
+    """Draft, tail, K and V in block order, and for heads with 8 bits (all of them or none) by what INT8 keys are read
+    and what was subtracted from them and from the tail's mean keys (`AttendRequest.shift`)."""
+    shift = key_shift(call.k) if 8 in call.heads.bits else None
+    draft, keys = _prepare(call, True, shift)
+    assert keys.k is not None and keys.v is not None
+    return draft, keys.tail, (keys.k, keys.v), keys.codes, shift
+
+
+def _prepare(call: RuleCall, copy: bool, shift: Tensor | None) -> tuple[Draft, PreparedKeys]:
     from ....kernels import configs, prepare
 
-    config, geometry = configs.prepare_config(machine.architecture(call.q.device)), call.tables.geometry
+    architecture = machine.architecture(call.q.device)
+    config, geometry = configs.prepare_config(architecture), call.tables.geometry
     values = call.heads
     log_weight = _log_weight(call) if call.policy.has_tail else None
     ranks = None
@@ -86,10 +106,11 @@ def prepare(call: RuleCall, *, copy: bool) -> tuple[Draft, Tail | None, Pair | N
         most_ranks=values.ranks,
         copy=copy,
         iterations=POWER_ITERATIONS[values.ranks],
+        shift=shift,
+        half_sums=configs.sums_in_half(architecture),
     )
     q_mean = prepare.prepare_queries(call.q, geometry, config)
-    draft = Draft(q_mean, keys.k_mean, spread_of_heads(keys.spread, values.spreads))
-    return draft, keys.tail, None if keys.k is None or keys.v is None else (keys.k, keys.v)
+    return Draft(q_mean, keys.k_mean, spread_of_heads(keys.spread, values.spreads)), keys
 
 
 def _log_weight(call: RuleCall) -> Tensor:

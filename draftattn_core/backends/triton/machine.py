@@ -61,3 +61,12 @@ def architecture(device: torch.device) -> str:
         return "sm_80"
     gcn = torch.cuda.get_device_properties(device).gcnArchName if torch.version.hip else None
     return architecture_of(torch.cuda.get_device_capability(device), gcn)
+
+
+def codes_first(device: torch.device) -> bool:
+    """Whether scores of INT8 codes are to be expected faster on a device (`kernels.configs.codes_first`)."""
+    if device.type != "cuda" or triton_missing() is not None:
+        return False
+    from ....kernels import configs
+
+    return configs.codes_first(architecture(device))

@@ -20,6 +20,8 @@ BLOCKS = (64, 128)
 class PointerBackend(TritonBackend):
     """`attend` in the pointer form, which reads K and V where they lie if a request was made elsewhere."""
 
+    bits = (16, 8)
+
     def unfit(self, kind: CallKind) -> str | None:
         if kind.device.type != "cuda":
             if kind.device.type != "cpu" or machine.triton_missing() is not None or not machine.interpreted():

@@ -69,7 +69,7 @@ def small_layout(q_block: int, k_block: int) -> Layout:
 def small_policy(variant: Variant) -> Policy:
     """A policy that takes the kernels of `variant` and skips some blocks of a small call."""
     method = "head" if variant.method == GIVEN else variant.method
-    return Policy(density=0.4, method=method, tail=variant.tail, top_p=0.5)
+    return Policy(density=0.4, method=method, tail=variant.tail, top_p=0.5, bits=variant.bits)
 
 
 def small_call(kind: CallKind, variant: Variant) -> RuleCall:
@@ -150,7 +150,8 @@ def _tail_errors(request: AttendRequest, policy: Policy) -> list[float]:
     expected = expand_blocks(request.k, request.v, request.tables, (name,))
     if tail.ranks != tail_rank(name) or (tail.cov is None) != (expected.total is None):
         return [math.inf]
-    errors = [_off(tail.k_mean, expected.k_mean), _off(tail.v_mean, expected.v_mean)]
+    k_mean = expected.k_mean if request.shift is None else expected.k_mean - request.shift.unsqueeze(2)
+    errors = [_off(tail.k_mean, k_mean), _off(tail.v_mean, expected.v_mean)]
     if tail.cov is not None and expected.total is not None:
         counts = expected.counts.double()
         total = tail.cov.double() * counts.sum()

@@ -160,34 +160,93 @@ def exchange_order(video: int, text: int, ranks: int) -> Tensor:
 
 
 def context_parallel_plan(transformer: Any) -> dict[str, Any] | None:
-    """A `cp_plan` for `enable_parallelism`: the model's own where it has one, else ours for HunyuanVideo and 1.5.
+    """A `cp_plan` for `enable_parallelism`: the model's own where it has one, else ours for HunyuanVideo and 1.5, Wan
+    VACE and SkyReels-V2.
 
         transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2, ulysses_anything=True),
                                        cp_plan=context_parallel_plan(transformer))
 
-    Ours splits video and text tokens alike; prompts have any length, hence `ulysses_anything`. It needs draft attention
-    on the transformer, which puts the tokens back in order for the text mask in sparse and in dense calls; diffusers
-    alone would pair the mask with other tokens.
+    HunyuanVideo's splits video and text tokens alike; prompts have any length, hence `ulysses_anything`. It needs draft
+    attention on the transformer, which puts the tokens back in order for the text mask in sparse and in dense calls;
+    diffusers alone would pair the mask with other tokens.
 
     Raises:
-        ParallelismError: if the model has no plan and there is none for it here.
+        ParallelismError: if the model has no plan and there is none for it here; with the reason where it is known.
     """
-    from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
-
     name = type(transformer).__name__
     if getattr(transformer, "_cp_plan", None) is not None:
         return None
-    if name not in ("HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel"):
-        raise ParallelismError(f"{name} has no cp_plan, in diffusers or here")
+    if name not in _PLANS:
+        raise ParallelismError(_UNSPLIT.get(name, f"{name} has no cp_plan, in diffusers or here"))
+    return _PLANS[name](transformer)
+
+
+def _along(dim: int, dims: int) -> Any:
+    """An input that is split over the ranks along `dim`, where it has `dims` dimensions."""
+    from diffusers.models._modeling_parallel import ContextParallelInput
+
+    return ContextParallelInput(split_dim=dim, expected_dims=dims, split_output=False)
+
+
+def _rope(dim: int, dims: int) -> dict[int, Any]:
+    """Cosines and sines, split as they leave their module."""
+    from diffusers.models._modeling_parallel import ContextParallelInput
+
+    return dict.fromkeys((0, 1), ContextParallelInput(split_dim=dim, expected_dims=dims, split_output=True))
+
+
+def _gathered() -> Any:
+    """Tokens of all ranks, (B, L, C), as they leave a module."""
+    from diffusers.models._modeling_parallel import ContextParallelOutput
+
+    return ContextParallelOutput(gather_dim=1, expected_dims=3)
+
+
+def _hunyuan_video(transformer: Any) -> dict[str, Any]:
     if getattr(transformer.config, "image_condition_type", None) == "token_replace":
         raise ParallelismError(
             "HunyuanVideo's image to video by token_replace treats the first frame's tokens apart, by their place in "
             "what a rank holds: it cannot be split over ranks"
         )
-    along = ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)
-    rope = ContextParallelInput(split_dim=0, expected_dims=2, split_output=True)
     return {
-        "rope": {0: rope, 1: rope},
-        "transformer_blocks.0": {"hidden_states": along, "encoder_hidden_states": along},
-        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+        "rope": _rope(0, 2),
+        "transformer_blocks.0": {"hidden_states": _along(1, 3), "encoder_hidden_states": _along(1, 3)},
+        "proj_out": _gathered(),
     }
+
+
+def _vace(transformer: Any) -> dict[str, Any]:
+    # Every control block is given the whole latent; the control tokens go on from block to block.
+    later = {f"vace_blocks.{i}": {"hidden_states": _along(1, 3)} for i in range(1, len(transformer.vace_blocks))}
+    return {
+        "rope": _rope(1, 4),
+        "vace_blocks.0": {"hidden_states": _along(1, 3), "control_hidden_states": _along(1, 3)},
+        **later,
+        "blocks.0": {"hidden_states": _along(1, 3)},
+        "proj_out": _gathered(),
+    }
+
+
+def _skyreels(transformer: Any) -> dict[str, Any]:
+    # Its cross-attention is exchanged as well, where every rank brings the whole text: keys that are all there N times
+    # have the same softmax. Diffusion forcing has a noise level per token, in every block and behind the last norm.
+    return {
+        "rope": _rope(1, 4),
+        "blocks.0": {"hidden_states": _along(1, 3)},
+        "blocks.*": {"temb": _along(2, 4)},
+        "norm_out": _gathered(),
+    }
+
+
+_PLANS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "HunyuanVideoTransformer3DModel": _hunyuan_video,
+    "HunyuanVideo15Transformer3DModel": _hunyuan_video,
+    "WanVACETransformer3DModel": _vace,
+    "SkyReelsV2Transformer3DModel": _skyreels,
+}
+_UNSPLIT = {
+    "WanAnimateTransformer3DModel": (
+        "Wan Animate's face adapter pairs the tokens of each frame with the face of that moment, between the blocks, "
+        "and needs all tokens in order there: a cp_plan cannot gather and split them within a block"
+    )
+}

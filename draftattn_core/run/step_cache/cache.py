@@ -5,6 +5,8 @@ stacked in a batch are one call, split ones are several. A *stream* is what has 
 context window. Every evaluation of a stream is decided once, at its first call, from the state of the branch that
 decides: the condition itself, or the first branch where the host names none. The others obey, each with a prediction
 of its own; one that has nothing to predict from is computed, and so is one that the last evaluation left out.
+Branches may be asked for by several threads at once, each on a device of its own: whoever comes first decides from the
+state of the deciding branch, wherever that lies, so nobody waits for another.
 
 EasyCache's code for Wan 2.2 lets one state run on from the high-noise expert into the low-noise one, whose first
 evaluations are then answered with the other's output. Here a new expert begins without history.
@@ -297,7 +299,9 @@ class RunStepCache:
     ) -> OpenDecision:
         before, served = stream.decision, stream.served
         if served:
-            stream.decider = next((key for key, conditional in served.items() if conditional), next(iter(served)))
+            able = [key for key, conditional in served.items() if conditional] or list(served)
+            # Threads bring several conditions in any order: the one that decides goes on deciding.
+            stream.decider = stream.decider if stream.decider in able else able[0]
             stream.branches = {key: branch for key, branch in stream.branches.items() if key in served}
         rose = before is not None and level > before.level
         if rose:

@@ -61,6 +61,7 @@ def test_our_rows() -> None:
     timed = {what for what, row in rows.items() if row.status == "timed"}
     assert timed == {
         names.WHOLE,
+        names.INT8,
         names.ATTEND,
         names.ATTEND_TAIL,
         names.SHUFFLED,
@@ -74,6 +75,8 @@ def test_our_rows() -> None:
     assert whole.executed is not None and 0.5 < whole.executed < 0.8 and whole.extra_bytes == 7.0
     assert whole.flops == 4 * whole.executed * 111**2 * 64
     assert whole.off is not None and whole.off < 1e-6
+    codes = rows[names.INT8].off
+    assert codes is not None and 1e-4 < codes < 2e-2
     assert whole.error < rows["tail none"].error  # type: ignore[operator]
 
 

@@ -1,0 +1,87 @@
+"""A run in one line, as `RunReport.summary` has it, in words that the browser can say in the user's language."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from ...draftattn_core.run import skips
+from ...draftattn_core.run.report import DenseReason, RunReport
+from ..words import CLAUSES, LIST, Joined, Words, term
+
+CANCELLED = re.compile(r"cancelled (after|in) step (\d+)(?: of (\d+))?")
+
+
+def run_words(report: RunReport) -> Words:
+    """The line that tells the story of the run."""
+    clauses = [cancelled_words(report.cancelled)] if report.cancelled else []
+    told = _skips(report)
+    if not report.calls and report.outcomes:
+        clauses += told or [Words("run_all_evaluations", count=sum(report.outcomes.values()))]
+        return line_of([*clauses, *_speed_up(report)])
+    sparse, executed = report.sparse_density(), report.executed_density()
+    calls = sum(call.position is not None for call in report.calls)
+    clauses += told
+    if sparse is None:
+        clauses.append(Words("run_sparse", sparse=report.calls_sparse, calls=calls))
+    else:
+        clauses.append(Words("run_sparse_at", sparse=report.calls_sparse, calls=calls, density=f"{sparse:.2f}"))
+    dense = {name: n for name, n in report.calls_dense().items() if name != DenseReason.CROSS_ATTENTION.value}
+    if dense:
+        clauses.append(Words("run_dense", reasons=counted(dense, "reason")))
+    if executed is not None:
+        clauses.append(Words("run_executed", density=f"{executed:.2f}"))
+    return line_of([*clauses, *(_speed_up(report) if report.skipped else _pace(report))])
+
+
+def line_of(clauses: list[str]) -> Words:
+    return Words("run_line", story=Joined(clauses, CLAUSES))
+
+
+def cancelled_words(text: str) -> str:
+    """How far a run came that ended early."""
+    found = CANCELLED.fullmatch(text)
+    if found is None:
+        return text
+    after, step, steps = found.groups()
+    key = ("cancelled_after" if after == "after" else "cancelled_in") + ("_of" if steps else "")
+    return Words(key, step=int(step), **({"steps": int(steps)} if steps else {}))
+
+
+def counted(counts: Mapping[str, int], kind: str) -> Joined:
+    """Such as "3 schedule, 1 mask"."""
+    return Joined((Words("count_of", count=count, what=term(kind, name)) for name, count in counts.items()), LIST)
+
+
+def _skips(report: RunReport) -> list[str]:
+    """What became of the evaluations; nothing where nobody was to skip any. See `skips.told`."""
+    if not report.skipped and not report.decisions:
+        return []
+    counts, unit = dict(report.outcomes), "evaluations"
+    if report.decisions and len(report.decisions) == report.steps:
+        counts, unit = dict(Counter(made.outcome.value for made in report.decisions)), "steps"
+    every = sum(counts.values())
+    if counts.get("computed") == every:
+        words = Words(f"run_all_{unit}", count=every)
+    else:
+        found = {name: count for name, count in sorted(counts.items()) if count}
+        words = Words(f"run_{unit}", count=every, counts=counted(found, "outcome"))
+    error = skips.mean_error(report.decisions)
+    if error is None:
+        return [words]
+    key = "run_forecast_error" if report.skip.rule == "forecast" else "run_rule_error"
+    return [words, Words(key, error=skips.percent(error))]
+
+
+def _speed_up(report: RunReport) -> list[str]:
+    factor = report.speed_up() if report.skipped else None
+    return [Words("run_speed_up", factor=f"{factor:.1f}")] if factor else []
+
+
+def _pace(report: RunReport) -> list[str]:
+    for unit, (sparse, dense) in (("step", report.median_step_seconds()), ("call", report.mean_seconds())):
+        if sparse and dense:
+            ratio = dense / sparse if sparse <= dense else sparse / dense
+            return [Words(f"run_{unit}_{'faster' if sparse <= dense else 'slower'}", ratio=f"{ratio:.1f}")]
+    return []

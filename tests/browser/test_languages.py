@@ -1,0 +1,111 @@
+"""The pack speaks the user's language: nodes, choices, what scripts say, and what the server tells by keys."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.canvas import READY, START_TIMEOUT, Canvas
+from tools.comfyui.path import PACK_ROOT
+
+REPORT = "DraftAttentionReport"
+
+
+def texts(language: str) -> dict[str, str]:
+    found: dict[str, str] = json.loads((PACK_ROOT / "locales" / language / "main.json").read_text("utf-8"))[
+        "draftattention"
+    ]
+    return found
+
+
+def filled(language: str, key: str, **values: Any) -> str:
+    text = texts(language)[key]
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", str(value))
+    return text
+
+
+@pytest.fixture
+def speaking(canvas: Canvas) -> Iterator[Any]:
+    """Turns the page to a language; afterwards it is English again."""
+
+    def turn(language: str) -> None:
+        body = json.dumps({"Comfy.Locale": language}).encode()
+        request = urllib.request.Request(f"{canvas.server.url}/settings", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=30).close()
+        canvas.page.goto(canvas.server.url, timeout=START_TIMEOUT)
+        canvas.page.wait_for_function(READY, timeout=START_TIMEOUT)
+        canvas.clear()
+
+    yield turn
+    canvas.reload()
+    canvas.clear()
+
+
+@pytest.mark.parametrize("language", ["zh", "ja", "ko"])
+def test_a_node_its_choices_and_its_scripts_speak_the_language(canvas: Canvas, speaking: Any, language: str) -> None:
+    speaking(language)
+    node = canvas.add("ApplyDraftAttention")
+    defs = json.loads((PACK_ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))["ApplyDraftAttention"]
+    assert canvas.js("(id) => app.graph.getNodeById(id).title", node) == defs["display_name"]
+    assert canvas.widget(node, "preset", "label") == defs["inputs"]["preset"]["name"]
+    label = canvas.js(
+        """([id, value]) => {
+            const { options } = app.graph.getNodeById(id).widgets.find((one) => one.name === "preset")
+            return [options.getOptionLabel(value), options.getOptionLabel("adaspa")]
+        }""",
+        [node, "quality"],
+    )
+    word = texts(language)["option_preset_quality"]
+    assert label == [filled(language, "option_label", word=word, value="quality"), "adaspa"]
+    if canvas.nodes_2:
+        shown = filled(language, "option_label", word=texts(language)["option_preset_auto"], value="auto")
+        canvas.node_element(node).get_by_text(shown).first.wait_for()
+    assert canvas.widget(node, "preset") == "auto", "what is saved is the value"
+    assert texts(language)["no_run"] in canvas.text(node, "verdict")
+    canvas.set(node, dense_layers="first")
+    wanted = filled(language, "check_layers", part="'first'")
+    canvas.until("(wanted) => document.body.innerText.includes(wanted)", wanted)
+
+
+def test_a_language_that_the_pack_lacks_falls_back_to_english(canvas: Canvas, speaking: Any) -> None:
+    speaking("fr")
+    node = canvas.add("ApplyDraftAttention")
+    assert texts("en")["no_run"] in canvas.text(node, "verdict")
+    assert canvas.widget(node, "preset", "label") == "preset"
+
+
+def test_a_run_is_told_in_the_language(canvas: Canvas, speaking: Any) -> None:
+    speaking("zh")
+    ids = canvas.load_demo()
+    apply, sampler = ids["ApplyDraftAttention"], ids["KSampler"]
+    report = canvas.add(REPORT, (900, 100))
+    canvas.connect(apply, "report", report, "report")
+    canvas.connect(sampler, "LATENT", report, "after")
+    canvas.js(
+        """(id) => {
+            globalThis.liveTexts = []
+            app.api.addEventListener("draftattention.live_text", () => {
+                const widgets = app.graph.getNodeById(id).widgets
+                globalThis.liveTexts.push(widgets.find((one) => one.name === "$$node-text-preview")?.value)
+            })
+        }""",
+        apply,
+    )
+    assert canvas.run() == "execution_success"
+    assert filled("zh", "live_step_of", step=1, steps=2) in canvas.js("() => globalThis.liveTexts")
+    canvas.until(
+        "(id) => app.graph.getNodeById(id).widgets.find((one) => one.name === 'text').element.innerText.length > 200",
+        report,
+    )
+    told, verdict = canvas.text(report, "text"), canvas.text(apply, "verdict")
+    assert "次自注意力调用中有" in verdict and "DraftAttention：" in verdict
+    for english in ("of their token pairs", "self-attention calls", "Tails the heads", "Run: "):
+        assert english not in told, told
+    assert "稀疏调用精确计算了其 token 对的" in told and "按测得的误差" not in told
+    map_text = canvas.text(apply, "live_map")
+    assert "步用时" in map_text

@@ -1,0 +1,59 @@
+"""Nodes of the workflows stand beside each other in both renderers, when they are opened and after a run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.browser.canvas import Canvas
+from tools.comfyui.path import PACK_ROOT
+from tools.workflows.browser import Box, boxes, load, overlapping
+
+DOCS = PACK_ROOT / "web" / "docs"
+WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
+
+
+def test_boxes_overlap_where_they_share_a_place() -> None:
+    one, beside, below = Box("a", 0, 0, 10, 10), Box("b", 10, 0, 20, 10), Box("c", 5, 9, 8, 20)
+    assert overlapping([one, beside, below]) == [("a", "c")]
+
+
+def test_no_workflow_misses_a_node_or_has_two_that_overlap(canvas: Canvas) -> None:
+    for path in WORKFLOWS:
+        assert load(canvas.page, json.loads(path.read_text(encoding="utf-8"))) == [], path.stem
+        assert overlapping(boxes(canvas.page, canvas.nodes_2)) == [], path.stem
+
+
+def test_the_demo_shows_a_picture_a_curve_and_a_report_and_still_nothing_overlaps(canvas: Canvas) -> None:
+    workflow = json.loads((PACK_ROOT / "workflows" / "demo_tiny_wan.json").read_text(encoding="utf-8"))
+    for node in workflow["nodes"]:
+        if node["type"] == "EmptyHunyuanLatentVideo":
+            node["widgets_values"][:3] = [192, 128, 9]
+        elif node["type"] == "KSampler":
+            node["widgets_values"][2] = 3
+    load(canvas.page, workflow)
+    assert canvas.run() == "execution_success"
+    ids = canvas.js("() => Object.fromEntries(app.graph.nodes.map((node) => [node.type, Number(node.id)]))")
+    assert "DraftAttention:" in canvas.text(ids["DraftAttentionReport"], "text")
+    assert "PSNR" in canvas.text(ids["DraftAttentionCompare"], "text")
+    canvas.until("() => document.querySelector('.draftattention-clips canvas')?.width > 0")
+    assert canvas.text(ids["SparsityScheduler"], "curve_editor")
+    canvas.page.wait_for_timeout(1500)
+    assert overlapping(boxes(canvas.page, canvas.nodes_2)) == []
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_help_pages_and_their_pictures_are_where_the_front_end_looks(canvas: Canvas, language: str) -> None:
+    page = "ApplyDraftAttention.md" if language == "en" else f"ApplyDraftAttention/{language}.md"
+    answers = canvas.js(
+        """async (paths) => Promise.all(paths.map(async (path) => {
+            const answer = await fetch(`/extensions/draftattention/docs/${path}`)
+            return [answer.status, answer.headers.get("content-type"), await answer.text()]
+        }))""",
+        [page, "pictures/ApplyDraftAttention.jpg"],
+    )
+    (status, kind, text), (found, shown, _) = answers
+    # The front end takes HTML for a page of its own and shows no help.
+    assert status == 200 and "html" not in kind and text == (DOCS / page).read_text(encoding="utf-8")
+    assert found == 200 and shown == "image/jpeg"
