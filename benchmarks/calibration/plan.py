@@ -99,7 +99,27 @@ class Sensitivity:
     works: tuple[float, ...] = (0.15, 0.25)
 
 
-Scenario = Captured | Whole | Sensitivity
+@dataclass(frozen=True)
+class Priors:
+    """What the mass need of a head says of its error, and what budgets from needs alone are worth.
+
+    Attributes:
+        steps, pairs, seeds: as in `Captured`, whose rows on the same evaluations stand beside these.
+        made_from: runs whose needs at the judged steps are the prior; none of `seeds`.
+        works: target works of budgets; densities: at which needs are compared with the errors of heads.
+    """
+
+    name: str
+    grid: TokenGrid
+    steps: int
+    pairs: tuple[tuple[int, int], ...]
+    seeds: tuple[int, ...]
+    made_from: tuple[CalibrationRun, ...]
+    works: tuple[float, ...] = (0.10, 0.15, 0.20, 0.30)
+    densities: tuple[float, ...] = (0.15, 0.30)
+
+
+Scenario = Captured | Whole | Sensitivity | Priors
 
 _PAIRS = {20: ((1, 2), (4, 7), (11, 13)), 8: ((0, 1), (2, 4), (5, 6))}
 # Prompts of the seeds: 0 shapes, 1 pan, 2 both, 3 shapes, ...
@@ -141,4 +161,5 @@ def scenarios(quick: bool) -> list[Scenario]:
         Whole("whole runs, real size", real, 20, (0, 1, 2, 3), on_real),
         replace(captured, name="from the real size to the small grid", elsewhere=on_real),
         replace(real_captured, name="published methods and masks, real size", published=(0.15,), masks=on_real),
+        Priors("priors from needs, small grid", small, 20, _PAIRS[20], (0, 1, 2), on_small[:3]),
     ]
