@@ -8,8 +8,9 @@ from pathlib import Path
 
 from benchmarks.calibration.evaluation import JUDGED_ROWS
 from benchmarks.calibration.methods import ORACLE, ORACLE_ROWS, UNIFORM
-from benchmarks.calibration.plan import Captured, Scenario, Sensitivity, Whole
+from benchmarks.calibration.plan import Captured, Priors, Scenario, Sensitivity, Whole
 from benchmarks.calibration.plot import plot
+from benchmarks.calibration.prior_report import prior_rows, prior_section
 from benchmarks.calibration.sensitivity import unit as sensitivity_unit
 from benchmarks.calibration.tables import (
     Row,
@@ -60,6 +61,16 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
             real = scenario.grid in BIG_GRIDS
             names = ("online budgets", "profile, other seeds")
             verdicts += [(str(scenario.grid), gain_db(whole, name, real=real)) for name in names]
+        elif isinstance(scenario, Priors):
+            rows = prior_rows(scenario, records)
+            beside = [
+                row
+                for group in _by_path([one for one in scenarios if isinstance(one, Captured)])
+                if (group[0].grid, group[0].steps, group[0].pairs) == (scenario.grid, scenario.steps, scenario.pairs)
+                for row in captured_rows(group, records)
+            ]
+            found += json_rows(scenario, rows)
+            sections += prior_section(scenario, rows, beside, records)
         elif isinstance(scenario, Sensitivity):
             sections += _sensitivity_section(scenario, records)
     table, page = out / "calibration.json", out / "calibration.md"
@@ -96,7 +107,7 @@ def _head(records: list[Record], verdicts: Sequence[tuple[str, Verdict]]) -> lis
         f"- Online budgets and the gains of uniform rows are measured (64 rows) on an earlier evaluation of the same "
         f"run; the oracle on the judged evaluation itself ({ORACLE_ROWS} other rows). Profiles are made as "
         "Calibrate makes them, of runs of other seeds.",
-        "- In calibration.json `held_out` is false where budgets were solved on the very evaluation that judges them.",
+        "- In calibration.json `held_out` is false where budgets were made from the very evaluation that judges them.",
         f"- Time spent: {effort(records)}.",
         "",
         "## Targets",
