@@ -89,8 +89,8 @@ def prior_section(scenario: Priors, rows: Sequence[Row], beside: Sequence[Row], 
     lines = [
         f"## Priors from needs, {scenario.grid}, {scenario.steps} steps",
         "",
-        f"Need: the share of keys that holds {MASS:.0%} of a head's softmax mass, mean over {NEED_ROWS} rows, as tables "
-        "of real models hold it. Spearman's rank correlation over all (layer, head) of an evaluation, mean "
+        f"Need: the share of keys that holds {MASS:.0%} of a head's softmax mass, mean over {NEED_ROWS} rows, as "
+        "tables of real models hold it. Spearman's rank correlation over all (layer, head) of an evaluation, mean "
         f"(least to most) of {count} evaluations; errors on {JUDGED_ROWS} rows with all heads at one density.",
         "",
         "| rank correlation of | " + " | ".join(f"{d:g}" for d in scenario.densities) + " |",
@@ -104,7 +104,7 @@ def prior_section(scenario: Priors, rows: Sequence[Row], beside: Sequence[Row], 
         "",
         "Work of one density for all over a method's work, at equal error (above 1: the method wins), by budget; last, "
         "in how many evaluations its error is below that of one density for all at equal work. Needs, exponent and "
-        f"curve shape come from seeds {seeds} of the judged model itself (exponent by budget: {exponents}). \"Own\" "
+        f'curve shape come from seeds {seeds} of the judged model itself (exponent by budget: {exponents}). "Own" '
         "takes the needs of the judged evaluation; measured norms are no part of a table of needs.",
         "",
         "| method | " + " | ".join(f"{work:g}" for work in scenario.works) + " | wins |",
