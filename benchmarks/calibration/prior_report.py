@@ -13,7 +13,7 @@ from benchmarks.calibration.needs import MASS, NEED_ROWS, Array, rank_correlatio
 from benchmarks.calibration.plan import Priors
 from benchmarks.calibration.prior_runs import prior_of, prior_unit
 from benchmarks.calibration.priors import PRIORS, errors_at
-from benchmarks.calibration.tables import At, Figure, Row, error_at
+from benchmarks.calibration.tables import At, Figure, Row, error_at, json_rows
 from benchmarks.calibration.verdicts import of_method, ratios
 from benchmarks.quality.raw import Record
 from draftattention.draftattn_core.run.figures import bucket_of
@@ -30,7 +30,7 @@ def judged(scenario: Priors, records: Sequence[Record]) -> dict[At, Record]:
 
 
 def prior_rows(scenario: Priors, records: Sequence[Record]) -> list[Row]:
-    """Rows of budgets from needs."""
+    """Rows of budgets from needs, and of the methods measured beside them."""
     rows: dict[str, Row] = {}
     made_from = " ".join(run.key for run in scenario.made_from)
     for at, record in judged(scenario, records).items():
@@ -38,6 +38,12 @@ def prior_rows(scenario: Priors, records: Sequence[Record]) -> list[Row]:
             method, budget = key.split(" | ")
             rows.setdefault(key, Row(method, float(budget), made_from)).figures[at] = Figure.of(scores)
     return list(rows.values())
+
+
+def prior_json(scenario: Priors, rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Rows of calibration.json; methods say where they have no tail."""
+    words = ", no tail" if scenario.dropped else ""
+    return [{**row, "method": f"{row['method']}{words}"} for row in json_rows(scenario, rows)]
 
 
 def correlations(scenario: Priors, records: list[Record]) -> Correlations:
@@ -58,8 +64,8 @@ def correlations(scenario: Priors, records: list[Record]) -> Correlations:
             compared = {
                 "need and relative error": (needs, errors["ours"] / norms),
                 "need and absolute error": (needs, errors["ours"]),
-                "need and relative error with no tail": (needs, errors["dropped"] / norms),
-                "need and absolute error with no tail": (needs, errors["dropped"]),
+                "need and relative error, nothing behind the same blocks": (needs, errors["dropped"] / norms),
+                "need and absolute error, nothing behind the same blocks": (needs, errors["dropped"]),
                 "need and the density that the oracle gives": (needs, solved),
                 "need on other seeds and the density that the oracle gives": (elsewhere, solved),
                 "need on other seeds and need": (elsewhere, needs),
@@ -68,6 +74,8 @@ def correlations(scenario: Priors, records: list[Record]) -> Correlations:
                 "absolute error on other seeds and the density that the oracle gives": (promised, solved),
             }
             for name, pair in compared.items():
+                if scenario.dropped and "nothing behind" in name:
+                    continue
                 each = found.setdefault(name, [[] for _ in scenario.densities])
                 each[index].append(rank_correlation(*pair))
     return found
@@ -83,11 +91,12 @@ def prior_section(scenario: Priors, rows: Sequence[Row], beside: Sequence[Row], 
     Args:
         rows: of `prior_rows`; beside: rows of other methods on the same evaluations.
     """
+    title = "Priors from needs" + (", no tail behind any method" if scenario.dropped else "")
     if not rows:
-        return ["## Priors from needs", "", "Not measured yet.", ""]
+        return [f"## {title}", "", "Not measured yet.", ""]
     count = max(len(row.figures) for row in rows)
     lines = [
-        f"## Priors from needs, {scenario.grid}, {scenario.steps} steps",
+        f"## {title}, {scenario.grid}, {scenario.steps} steps",
         "",
         f"Need: the share of keys that holds {MASS:.0%} of a head's softmax mass, mean over {NEED_ROWS} rows, as "
         "tables of real models hold it. Spearman's rank correlation over all (layer, head) of an evaluation, mean "
@@ -111,14 +120,15 @@ def prior_section(scenario: Priors, rows: Sequence[Row], beside: Sequence[Row], 
         "|---" * (len(scenario.works) + 2) + "|",
     ]
     everything = [*beside, *rows]
+    uniform = of_method(everything, UNIFORM)
     for method in (*PRIORS, ONLINE, PROFILE, ORACLE):
         cells, wins, of = [], 0, 0
         for row in of_method(everything, method):
             if row.budget not in scenario.works:
                 continue
-            found = next(iter(ratios([row, *of_method(beside, UNIFORM)], method).values()), None)
+            found = next(iter(ratios([row, *uniform], method).values()), None)
             cells.append("-" if found is None else f"{found:.2f}")
-            better = beats(row, beside)
+            better = beats(row, uniform)
             wins, of = wins + sum(better), of + len(better)
         if cells:
             lines.append(f"| {method} | " + " | ".join(cells) + f" | {wins} of {of} |")
@@ -137,9 +147,9 @@ def powers(scenario: Priors, records: list[Record]) -> list[float]:
     return [prior.power(work - tail) for work in scenario.works]
 
 
-def beats(row: Row, beside: Sequence[Row]) -> list[bool]:
+def beats(row: Row, uniform: Sequence[Row]) -> list[bool]:
     """For each evaluation, whether the error is below that of one density for all at the same work."""
-    found, uniform = [], of_method(beside, UNIFORM)
+    found = []
     for at, figure in row.figures.items():
         even = error_at(uniform, figure.work, [at])
         if even is not None:

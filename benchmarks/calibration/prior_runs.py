@@ -11,15 +11,23 @@ from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
 from benchmarks.calibration.evaluation import Evaluation, LayerCall
-from benchmarks.calibration.methods import ORACLE_ROWS
+from benchmarks.calibration.methods import ONLINE, ORACLE, ORACLE_ROWS, UNIFORM
 from benchmarks.calibration.needs import Array, needs_of
 from benchmarks.calibration.plan import Priors
 from benchmarks.calibration.priors import PRIORS, Evidence, Prior
-from benchmarks.calibration.spend import figures_of, policy_at, score_given, solved, tail_works
+from benchmarks.calibration.spend import (
+    figures_of,
+    policy_at,
+    score_budgets,
+    score_given,
+    score_uniform,
+    solved,
+    tail_works,
+)
 from benchmarks.quality.capture import CapturedCall, capture, prompt_of
 from benchmarks.quality.plan import Clock
 from benchmarks.quality.raw import Raw, Record, Shard, significant
-from draftattention.draftattn_core import Settings, TableCache
+from draftattention.draftattn_core import TableCache
 from draftattention.draftattn_core.run.figures import bucket_of
 from draftattention.draftattn_core.run.probe import DEFAULT_ROWS
 
@@ -27,13 +35,18 @@ Unit = list[object]
 
 
 def evidence_unit(scenario: Priors, seed: int, step: int) -> Unit:
-    return ["needs", str(scenario.grid), scenario.steps, seed, prompt_of(seed), step]
+    return ["needs", str(scenario.grid), scenario.steps, seed, prompt_of(seed), step, *_condition(scenario)]
 
 
 def prior_unit(scenario: Priors, seed: int, step: int) -> Unit:
     pairs, made_from = [list(pair) for pair in scenario.pairs], [run.key for run in scenario.made_from]
     figures = [list(scenario.works), list(scenario.densities)]
-    return ["priors", str(scenario.grid), scenario.steps, pairs, seed, prompt_of(seed), step, *figures, made_from]
+    where = ["priors", str(scenario.grid), scenario.steps, pairs, seed, prompt_of(seed), step]
+    return [*where, *figures, made_from, *_condition(scenario)]
+
+
+def _condition(scenario: Priors) -> Unit:
+    return ["no tail", list(scenario.uniform_works)] if scenario.dropped else []
 
 
 def measure_priors(model: WanTransformer3DModel, scenario: Priors, raw: Raw, clock: Clock, shard: Shard) -> bool:
@@ -78,7 +91,7 @@ def _evaluations(
     ):
         calls.setdefault(call.step, []).append(call)
     return {
-        step: Evaluation(tuple(LayerCall(call, Settings(), cache) for call in each), step / scenario.steps)
+        step: Evaluation(tuple(LayerCall(call, scenario.settings, cache) for call in each), step / scenario.steps)
         for step, each in calls.items()
     }
 
@@ -132,6 +145,11 @@ def _judge(scenario: Priors, evaluation: Evaluation, before: Evaluation, prior: 
         for work in scenario.works:
             given = prior.given(method, bucket, work, tail_work, needs)
             cells[f"{method} | {work:g}"] = score_given(online, evaluation, given)
+    if scenario.dropped:
+        for work in scenario.uniform_works:
+            cells[f"{UNIFORM} | {work:g}"] = score_uniform(online, evaluation, work)
+        for name, figures in ((ONLINE, online), (ORACLE, oracle)):
+            cells |= {f"{name} | {work:g}": score_budgets(figures, evaluation, work) for work in scenario.works}
     return {
         "needs": _rounded(needs),
         "norms": _rounded(norms.double().numpy()),

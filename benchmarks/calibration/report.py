@@ -10,7 +10,7 @@ from benchmarks.calibration.evaluation import JUDGED_ROWS
 from benchmarks.calibration.methods import ORACLE, ORACLE_ROWS, UNIFORM
 from benchmarks.calibration.plan import Captured, Priors, Scenario, Sensitivity, Whole
 from benchmarks.calibration.plot import plot
-from benchmarks.calibration.prior_report import prior_rows, prior_section
+from benchmarks.calibration.prior_report import prior_json, prior_rows, prior_section
 from benchmarks.calibration.sensitivity import unit as sensitivity_unit
 from benchmarks.calibration.tables import (
     Row,
@@ -63,14 +63,8 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
             verdicts += [(str(scenario.grid), gain_db(whole, name, real=real)) for name in names]
         elif isinstance(scenario, Priors):
             rows = prior_rows(scenario, records)
-            beside = [
-                row
-                for group in _by_path([one for one in scenarios if isinstance(one, Captured)])
-                if (group[0].grid, group[0].steps, group[0].pairs) == (scenario.grid, scenario.steps, scenario.pairs)
-                for row in captured_rows(group, records)
-            ]
-            found += json_rows(scenario, rows)
-            sections += prior_section(scenario, rows, beside, records)
+            found += prior_json(scenario, rows)
+            sections += prior_section(scenario, rows, _beside(scenario, scenarios, records), records)
         elif isinstance(scenario, Sensitivity):
             sections += _sensitivity_section(scenario, records)
     table, page = out / "calibration.json", out / "calibration.md"
@@ -85,6 +79,15 @@ def _by_path(scenarios: Sequence[Captured]) -> list[list[Captured]]:
     for scenario in scenarios:
         groups.setdefault((str(scenario.grid), scenario.steps), []).append(scenario)
     return list(groups.values())
+
+
+def _beside(scenario: Priors, scenarios: Sequence[Scenario], records: list[Record]) -> list[Row]:
+    """Rows of other methods, with their tail, on the evaluations of `scenario`."""
+    if scenario.dropped:
+        return []
+    path = scenario.grid, scenario.steps, scenario.pairs
+    same = [s for s in scenarios if isinstance(s, Captured) and (s.grid, s.steps, s.pairs) == path]
+    return captured_rows(same, records) if same else []
 
 
 def _evaluations(rows: Sequence[Row]) -> int:

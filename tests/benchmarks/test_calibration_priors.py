@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from benchmarks.calibration.needs import Array, mass_need, rank_correlation
 from benchmarks.calibration.plan import CalibrationRun, Priors, scenarios
-from benchmarks.calibration.prior_report import beats, correlations, prior_rows, prior_section
+from benchmarks.calibration.prior_report import beats, correlations, prior_json, prior_rows, prior_section
 from benchmarks.calibration.prior_runs import _evidence, _judge, evidence_unit, prior_of, prior_unit
 from benchmarks.calibration.priors import (
     ABSOLUTE,
@@ -25,8 +26,10 @@ from benchmarks.calibration.priors import (
     in_proportion,
 )
 from benchmarks.calibration.public_needs import alikeness
-from benchmarks.calibration.tables import Figure, Row, json_rows
+from benchmarks.calibration.tables import Figure, Row
 from benchmarks.quality.raw import Raw
+from draftattention.draftattn_core import Policy
+from draftattention.draftattn_core.method.selection import select_from_draft
 from draftattention.draftattn_core.run.error_curve import CURVE_DENSITIES
 from tests.benchmarks.test_calibration import GRID, evaluation
 from tests.core.need_tables import synthetic_needs
@@ -138,28 +141,38 @@ def test_models_are_alike_as_their_heads_are_ordered() -> None:
 
 
 def test_what_was_measured_of_a_prior_is_found_again_and_reported(tmp_path: Path) -> None:
-    scenario = Priors("", GRID, 8, ((1, 2),), (0,), (CalibrationRun(GRID, 8, 3),), works=(0.3, 0.5))
+    scenario = Priors("", GRID, 8, ((1, 2),), (0,), (CalibrationRun(GRID, 8, 3),), works=(0.5,), densities=(0.3,))
     raw = Raw(tmp_path / "units.jsonl", {"version": 1})
     raw.append({"unit": evidence_unit(scenario, 3, 2), **_evidence(evaluation(4)), "took": 1.0})
     prior = prior_of(scenario, raw.records())
-    judged, before = evaluation(2), evaluation(1)
-    raw.append({"unit": prior_unit(scenario, 0, 2), **_judge(scenario, judged, before, prior), "took": 1.0})
+    judged = evaluation(2)
+    raw.append({"unit": prior_unit(scenario, 0, 2), **_judge(scenario, judged, evaluation(1), prior), "took": 1.0})
     rows = prior_rows(scenario, raw.records())
-    assert {(row.method, row.budget) for row in rows} == {(m, w) for m in PRIORS for w in scenario.works}
+    assert [(row.method, row.budget) for row in rows] == [(method, 0.5) for method in PRIORS]
     for row in rows:
-        # Whole blocks of a small grid.
-        assert row.mean("work") == pytest.approx(row.budget, abs=0.15), row  # whole blocks of a small grid
-    assert [row["held_out"] for row in json_rows(scenario, rows)] == [row.method not in OWN for row in rows]
-    # The errors of heads add up to what the bench says of the layer.
-    record = raw.records()[1]
-    figures = [Figure.of([[sum(e), sum(n), 0.0, 0.0, 0.0]]) for e, n in
-               zip(record["errors"]["ours"][0], record["norms"], strict=True)]  # fmt: skip
-    assert all(0 < figure.rel_l2 < 3 for figure in figures)
+        assert row.mean("work") == pytest.approx(0.5, abs=0.15), row  # whole blocks of a small grid
+    assert [row["held_out"] for row in prior_json(scenario, rows)] == [row.method not in OWN for row in rows]
     compared = correlations(scenario, raw.records())
     assert all(-1 <= value <= 1 for each in compared.values() for values in each for value in values)
     words = "\n".join(prior_section(scenario, rows, [], raw.records()))
-    assert "| need, fitted power | - | - | 0 of 0 |" in words and "of 1 evaluations" in words
+    assert "| need, fitted power | - | 0 of 0 |" in words and "of 1 evaluations" in words
     assert "Not measured" in "\n".join(prior_section(scenario, [], [], []))
+    # Without a tail nothing of this is mixed up with what was measured with one.
+    dropped = replace(scenario, dropped=True)
+    assert prior_rows(dropped, raw.records()) == []
+    assert [row["method"] for row in prior_json(dropped, rows)] == [f"{row.method}, no tail" for row in rows]
+    with pytest.raises(KeyError):
+        prior_of(dropped, raw.records())
+
+
+def test_the_errors_of_heads_add_up_to_the_score_of_their_layer_with_and_without_a_tail() -> None:
+    layer = evaluation(1).layers[1]
+    policy = Policy(density=(0.1, 0.2, 0.3, 0.4), tail_gain=(0.0, 0.5, 0.0, -0.2))
+    ours, dropped = layer.head_errors(policy)
+    assert float(ours.sum()) == pytest.approx(layer.score_policy(policy)[0], rel=1e-5)
+    keep = select_from_draft(layer.draft, layer.tables, policy, layer.scale)
+    bare = layer.score_kept(keep, replace(policy, tail="none", tail_gain=0.0))[0]
+    assert float(dropped.sum()) == pytest.approx(bare, rel=1e-5) and bare > 1.5 * float(ours.sum())
 
 
 def test_a_method_wins_an_evaluation_by_its_error_at_equal_work() -> None:
@@ -169,5 +182,8 @@ def test_a_method_wins_an_evaluation_by_its_error_at_equal_work() -> None:
 
 
 def test_the_prior_is_made_of_other_runs_than_those_that_judge_it() -> None:
-    (scenario,) = [one for one in scenarios(quick=False) if isinstance(one, Priors)]
-    assert not {run.seed for run in scenario.made_from} & set(scenario.seeds)
+    found = [one for one in scenarios(quick=False) if isinstance(one, Priors)]
+    assert [one.dropped for one in found] == [False, True]
+    for scenario in found:
+        assert not {run.seed for run in scenario.made_from} & set(scenario.seeds)
+        assert scenario.settings.policy.has_tail is not scenario.dropped
