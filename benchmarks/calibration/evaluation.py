@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -95,10 +95,22 @@ class LayerCall:
     def score_kept(self, keep: Tensor, policy: Policy) -> Score:
         """The same with a selection (1, H, q blocks, k blocks) from elsewhere; only the tails of `policy` count."""
         values = policy.of(keep.shape[1])
-        tail = tail_from(self.expansion, values.tails, values.gains) if policy.has_tail else None
-        out = self.rows.split(keep[:, :, self.rows.q_block], tail).output()
         works = tail_shares(values.tails, self.tables, self.call.q.shape[-1])
+        out = self.judged_output(keep, policy)
         return self.score_rows(out, exact_share(keep, self.tables), sum(works) / len(works))
+
+    def judged_output(self, keep: Tensor, policy: Policy) -> Tensor:
+        """(1, H, rows, D) output of the judged rows under a selection and the tails of `policy`."""
+        values = policy.of(keep.shape[1])
+        tail = tail_from(self.expansion, values.tails, values.gains) if policy.has_tail else None
+        return self.rows.split(keep[:, :, self.rows.q_block], tail).output()
+
+    def head_errors(self, policy: Policy) -> tuple[Tensor, Tensor]:
+        """(H,) squared error of one judged row under `policy`, and under its selection with no tail behind it."""
+        keep = select_from_draft(self.draft, self.tables, policy, self.scale)
+        outputs = (self.judged_output(keep, one) for one in (policy, replace(policy, tail="none", tail_gain=0.0)))
+        ours, dropped = ((out - self.exact).square().sum(-1).mean((0, 2)) for out in outputs)
+        return ours, dropped
 
     def score_output(self, out: Tensor, exact: float, tail_work: float) -> Score:
         """What a whole output (1, H, L, D) in the host's order loses on the judged rows."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from benchmarks.frontier.methods import Solver
 from benchmarks.quality.capture import prompt_of
 from benchmarks.quality.plan import BIG_GRIDS, SMALL_GRIDS
-from draftattention.draftattn_core import TokenGrid
+from draftattention.draftattn_core import Policy, Settings, TokenGrid
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,35 @@ class Sensitivity:
     works: tuple[float, ...] = (0.15, 0.25)
 
 
-Scenario = Captured | Whole | Sensitivity
+@dataclass(frozen=True)
+class Priors:
+    """What the mass need of a head says of its error, and what budgets from needs alone are worth.
+
+    Attributes:
+        steps, pairs, seeds: as in `Captured`, whose rows on the same evaluations stand beside these.
+        made_from: runs whose needs at the judged steps are the prior; none of `seeds`.
+        works: target works of budgets; densities: at which needs are compared with the errors of heads.
+        dropped: no tail stands behind the kept blocks. Then other methods are measured beside the priors, too, one
+            density for all at `uniform_works`.
+    """
+
+    name: str
+    grid: TokenGrid
+    steps: int
+    pairs: tuple[tuple[int, int], ...]
+    seeds: tuple[int, ...]
+    made_from: tuple[CalibrationRun, ...]
+    works: tuple[float, ...] = (0.10, 0.15, 0.20, 0.30)
+    densities: tuple[float, ...] = (0.15, 0.30)
+    dropped: bool = False
+    uniform_works: tuple[float, ...] = (0.10, 0.15, 0.20, 0.30, 0.40, 0.60)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(policy=Policy(tail="none")) if self.dropped else Settings()
+
+
+Scenario = Captured | Whole | Sensitivity | Priors
 
 _PAIRS = {20: ((1, 2), (4, 7), (11, 13)), 8: ((0, 1), (2, 4), (5, 6))}
 # Prompts of the seeds: 0 shapes, 1 pan, 2 both, 3 shapes, ...
@@ -129,6 +157,7 @@ def scenarios(quick: bool) -> list[Scenario]:
         "weight by layer, small grid", small, 20, (2, 7, 13), _CALIBRATION_SEEDS[:2], (0, 1, 2), on_small
     )
     masks = replace(captured, name="masks, small grid", masks=on_small[:3])
+    priors = Priors("priors from needs, small grid", small, 20, _PAIRS[20], (0, 1, 2), on_small[:3])
     if quick:
         return [captured, weighed, whole, masks]
     real_captured = Captured("captured, real size", real, 8, _PAIRS[8], (0, 1), on_real, on_small, published=())
@@ -141,4 +170,6 @@ def scenarios(quick: bool) -> list[Scenario]:
         Whole("whole runs, real size", real, 20, (0, 1, 2, 3), on_real),
         replace(captured, name="from the real size to the small grid", elsewhere=on_real),
         replace(real_captured, name="published methods and masks, real size", published=(0.15,), masks=on_real),
+        priors,
+        replace(priors, name="priors from needs, no tail, small grid", dropped=True, seeds=(0, 1), works=(0.15, 0.30)),
     ]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from benchmarks.calibration.evaluation import JUDGED_ROWS
 from benchmarks.calibration.methods import ORACLE, ORACLE_ROWS, UNIFORM
-from benchmarks.calibration.plan import Captured, Scenario, Sensitivity, Whole
+from benchmarks.calibration.plan import Captured, Priors, Scenario, Sensitivity, Whole
 from benchmarks.calibration.plot import plot
+from benchmarks.calibration.prior_report import prior_json, prior_rows, prior_section
 from benchmarks.calibration.sensitivity import unit as sensitivity_unit
 from benchmarks.calibration.tables import (
     Row,
@@ -60,6 +61,10 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
             real = scenario.grid in BIG_GRIDS
             names = ("online budgets", "profile, other seeds")
             verdicts += [(str(scenario.grid), gain_db(whole, name, real=real)) for name in names]
+        elif isinstance(scenario, Priors):
+            rows = prior_rows(scenario, records)
+            found += prior_json(scenario, rows)
+            sections += prior_section(scenario, rows, _beside(scenario, scenarios, records), records)
         elif isinstance(scenario, Sensitivity):
             sections += _sensitivity_section(scenario, records)
     table, page = out / "calibration.json", out / "calibration.md"
@@ -74,6 +79,15 @@ def _by_path(scenarios: Sequence[Captured]) -> list[list[Captured]]:
     for scenario in scenarios:
         groups.setdefault((str(scenario.grid), scenario.steps), []).append(scenario)
     return list(groups.values())
+
+
+def _beside(scenario: Priors, scenarios: Sequence[Scenario], records: list[Record]) -> list[Row]:
+    """Rows of other methods, with their tail, on the evaluations of `scenario`."""
+    if scenario.dropped:
+        return []
+    path = scenario.grid, scenario.steps, scenario.pairs
+    same = [s for s in scenarios if isinstance(s, Captured) and (s.grid, s.steps, s.pairs) == path]
+    return captured_rows(same, records) if same else []
 
 
 def _evaluations(rows: Sequence[Row]) -> int:
@@ -96,7 +110,7 @@ def _head(records: list[Record], verdicts: Sequence[tuple[str, Verdict]]) -> lis
         f"- Online budgets and the gains of uniform rows are measured (64 rows) on an earlier evaluation of the same "
         f"run; the oracle on the judged evaluation itself ({ORACLE_ROWS} other rows). Profiles are made as "
         "Calibrate makes them, of runs of other seeds.",
-        "- In calibration.json `held_out` is false where budgets were solved on the very evaluation that judges them.",
+        "- In calibration.json `held_out` is false where budgets were made from the very evaluation that judges them.",
         f"- Time spent: {effort(records)}.",
         "",
         "## Targets",

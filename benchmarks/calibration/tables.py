@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from benchmarks.calibration.captured import known_cells, unit
 from benchmarks.calibration.evaluation import Score
 from benchmarks.calibration.methods import ORACLE
-from benchmarks.calibration.plan import Captured, Whole
+from benchmarks.calibration.plan import Captured, Priors, Whole
+from benchmarks.calibration.priors import OWN
 from benchmarks.calibration.whole import methods
 from benchmarks.calibration.whole import unit as whole_unit
 from benchmarks.frontier.work import Ledger
@@ -148,7 +149,7 @@ def whole_rows(scenario: Whole, records: Sequence[Record], share: float) -> list
     return rows
 
 
-def json_rows(scenario: Captured, rows: Sequence[Row]) -> list[dict[str, object]]:
+def json_rows(scenario: Captured | Priors, rows: Sequence[Row]) -> list[dict[str, object]]:
     """Rows of calibration.json for captured evaluations."""
     return [
         {
@@ -163,7 +164,7 @@ def json_rows(scenario: Captured, rows: Sequence[Row]) -> list[dict[str, object]
             "ssim": None,
             "grid": str(scenario.grid),
             "steps": scenario.steps,
-            "held_out": row.method != ORACLE,
+            "held_out": row.method not in (ORACLE, *OWN),
             "made_from": row.made_from,
             "evaluations": len(row.figures),
         }

@@ -7,10 +7,6 @@ what budgets by head and bucket are worth where heads differ as much as they do 
 
 from __future__ import annotations
 
-import csv
-import gzip
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,16 +41,6 @@ def synthetic_needs(seed: int = 0, steps: int = 50, layers: int = 40, heads: int
     logits = logits + waves[0] * np.cos(np.pi * time / steps) + waves[1] * np.sin(2 * np.pi * time / steps)
     logits = logits + rng.normal(0, 0.05, (steps, layers, heads))
     return np.asarray(1 / (1 + np.exp(-logits)))
-
-
-def read_needs(path: Path) -> Array:
-    """(steps, layers, heads) from a public table (Step, Layer, Head, Sparsity; gzipped; its "sparsity" is the need)."""
-    with gzip.open(path, "rt") as file:
-        rows = np.array([[float(value) for value in row] for row in list(csv.reader(file))[1:]])
-    places = rows[:, :3].astype(int) - (1, 0, 0)
-    needs = np.zeros(places.max(0) + 1)
-    needs[tuple(places.T)] = rows[:, 3]
-    return needs
 
 
 def statistics(needs: Array, buckets: list[slice]) -> dict[str, float]:

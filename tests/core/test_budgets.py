@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.calibration.public_needs import read_needs
 from draftattention.draftattn_core.run.budgets import Budgets, CurveTable, least_error, least_work, within_error
 from draftattention.draftattn_core.run.convex_curve import Array, ConvexCurves, hull_slopes
 from draftattention.draftattn_core.run.figures import bucket_of
-from tests.core.need_tables import WAN_14B, read_needs, statistics, synthetic_needs
+from tests.core.need_tables import WAN_14B, statistics, synthetic_needs
 
 DENSITIES = (0.03, 0.05, 0.08, 0.13, 0.2, 0.32, 0.5, 0.75)
 X = np.array([*DENSITIES, 1.0])
