@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.e2e import __main__ as e2e
-from benchmarks.gpu.stage_a import CHECKS, HEALTH, StageA
+from benchmarks.gpu.stage_a import CHECKS, HEALTH, HOPPER, StageA
 from benchmarks.gpu.steps import Findings, Stage, Step, Word
 from benchmarks.gpu.story import story
 from benchmarks.kernels import __main__ as kernels
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             except Exception as error:
                 findings.add(Step(stage, "stage a", "wrong", f"{type(error).__name__}: {error}"[:200]))
         elif stage == "b":
-            variants = ["--variants", "pointer", *(["hopper"] if _hopper_is_right(journal, device) else [])]
+            variants = ["--variants", "pointer", *(one for one in HOPPER if _is_right(journal, device, one))]
             arguments = ["--quick", *(variants if measured else [])]
             _bench(findings, "b", "kernels", kernels.main, arguments, seconds, options)
         else:
@@ -106,9 +106,9 @@ def _forbids(findings: Findings, stage: Stage) -> str | None:
     return None
 
 
-def _hopper_is_right(journal: Journal, device: str) -> bool:
-    """Whether stage a, now or in an earlier call, has seen every check of the opt-in kernel right."""
-    outcomes = [journal.known(task, device) for task in StageA.hopper_tasks(device)]
+def _is_right(journal: Journal, device: str, variant: str) -> bool:
+    """Whether stage a, now or in an earlier call, has seen every check of an opt-in kernel right."""
+    outcomes = [journal.known(task, device) for task in StageA.hopper_tasks(device, variant)]
     good = ("right", "unmeasured")
     return all(one is not None and one.rows and all(row.status in good for row in one.rows) for one in outcomes)
 

@@ -1,6 +1,6 @@
 """Stage a: does the device work, are the kernels right, do they keep to their memory, which configuration is fastest.
 
-In the order of worth. The opt-in kernel for Hopper comes last and alone, since it is the one that may hang.
+In the order of worth. The opt-in kernels for Hopper come last and alone, since they are the ones that may hang.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ from benchmarks.kernels.row import Row
 from draftattention.kernels.configs import AttendConfig, triton_version
 from draftattention.kernels.tuning import TuningTable, read_table, same_triton, write_table
 
-HEALTH, CHECKS, MEMORY, SWEEP, PROFILE, HOPPER = (
+HEALTH, CHECKS, MEMORY, SWEEP, PROFILE = (
     "health",
     "kernels against the reference",
     "memory checker",
     "sweep",
     "profile of one launch",
-    "Hopper kernel against the reference",
 )
+# Opt-in kernels for Hopper: variants of `bench kernels`, and the steps that check them. They may hang.
+HOPPER = {"hopper": "Hopper kernel against the reference", "gluon": "Gluon kernel against the reference"}
 # Seconds a child may take, on a GPU and interpreted.
 LIMITS = {
-    "cuda": {HEALTH: 90.0, CHECKS: 150.0, MEMORY: 150.0, SWEEP: 120.0, PROFILE: 90.0, HOPPER: 60.0},
-    "cpu": dict.fromkeys((HEALTH, CHECKS, MEMORY, SWEEP, PROFILE, HOPPER), 1200.0),
+    "cuda": {
+        **{HEALTH: 90.0, CHECKS: 150.0, MEMORY: 150.0, SWEEP: 120.0, PROFILE: 90.0},
+        **dict.fromkeys(HOPPER.values(), 60.0),
+    },
+    "cpu": dict.fromkeys((HEALTH, CHECKS, MEMORY, SWEEP, PROFILE, *HOPPER.values()), 1200.0),
 }
 # A head size is swept only where at least this is left: less would end among its candidates.
 SWEEPING = 60.0
@@ -79,7 +83,7 @@ class StageA:
             return
         lacks = interpreter_lacks() if self.device == "cpu" else None
         if lacks is not None:
-            for name in (CHECKS, SWEEP, HOPPER):
+            for name in (CHECKS, SWEEP, *HOPPER.values()):
                 self._add(name, "not run", lacks)
             return
         right = self._checks()
@@ -205,16 +209,17 @@ class StageA:
         self._add(PROFILE, "done" if outcome.ok else "not run", said, seconds, outcome.said)
 
     def _hopper(self) -> None:
-        if self.device == "cuda" and self._told(health.ARCHITECTURE) != "sm_90":
-            self._add(HOPPER, "missing", f"this is {self._told(health.ARCHITECTURE)}")
-            return
-        self._compare(HOPPER, self.hopper_tasks(self.device), self._one_by_one)
+        for variant, name in HOPPER.items():
+            if self.device == "cuda" and self._told(health.ARCHITECTURE) != "sm_90":
+                self._add(name, "missing", f"this is {self._told(health.ARCHITECTURE)}")
+            else:
+                self._compare(name, self.hopper_tasks(self.device, variant), self._one_by_one)
 
     @staticmethod
-    def hopper_tasks(device: str) -> list[Task]:
+    def hopper_tasks(device: str, variant: str) -> list[Task]:
         """Its checks, which a later stage looks up in the journal."""
-        limit = LIMITS[device][HOPPER]
-        return [Task(one.name, one.work(), limit) for one in checks_for(device, True, ["hopper"])]
+        limit = LIMITS[device][HOPPER[variant]]
+        return [Task(one.name, one.work(), limit) for one in checks_for(device, True, [variant])]
 
     def _compare(self, name: str, tasks: list[Task], run: Run) -> bool:
         outcomes, seconds = self._children(tasks, run)

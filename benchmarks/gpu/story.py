@@ -32,7 +32,7 @@ def story(findings: Findings, minutes: float, seconds: float, stages: Sequence[S
         f"Kernels against the reference: {_step(findings, CHECKS)}.",
         f"Memory checker: {_step(findings, MEMORY)}; profile: {_step(findings, PROFILE)}.",
         f"Configurations: {'; '.join(found) or 'not swept'}.",
-        f"Hopper kernel: {_step(findings, HOPPER)}; {_speeds(table, 'hopper')}.",
+        f"{'; '.join(f'{step}: {_step(findings, step)}; {_speeds(table, of)}' for of, step in HOPPER.items())}.",
         f"Speed of attend, pointer kernel: {_speeds(table, 'pointer')}.",
         f"Against peers at {min(DENSITIES):g}: {_peers(table)}.",
         f"End to end, balanced, 20 steps: {_end_to_end(findings.files.get('e2e'))}.",
