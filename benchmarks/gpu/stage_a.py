@@ -44,7 +44,11 @@ HOPPER = {"hopper": "Hopper kernel against the reference", "gluon": "Gluon kerne
 # Seconds a child may take, on a GPU and interpreted.
 LIMITS = {
     "cuda": {
-        **{HEALTH: 90.0, CHECKS: 150.0, MEMORY: 150.0, SWEEP: 120.0, PROFILE: 90.0},
+        HEALTH: 90.0,
+        CHECKS: 150.0,
+        MEMORY: 150.0,
+        SWEEP: 120.0,
+        PROFILE: 90.0,
         **dict.fromkeys(HOPPER.values(), 60.0),
     },
     "cpu": dict.fromkeys((HEALTH, CHECKS, MEMORY, SWEEP, PROFILE, *HOPPER.values()), 1200.0),
