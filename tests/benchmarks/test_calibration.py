@@ -14,7 +14,7 @@ from benchmarks.calibration import __main__ as command
 from benchmarks.calibration.captured import known_cells, unit
 from benchmarks.calibration.evaluation import Evaluation, LayerCall
 from benchmarks.calibration.methods import ONLINE, ORACLE, PROFILE, UNIFORM
-from benchmarks.calibration.plan import Captured, scenarios
+from benchmarks.calibration.plan import Captured, Priors, scenarios
 from benchmarks.calibration.published import energies_of, published, score_masks, score_published, score_rettention
 from benchmarks.calibration.spend import figures_of, score_budgets, score_uniform
 from benchmarks.calibration.tables import Figure, Row, WholeRow, captured_rows, error_at, work_at
@@ -112,6 +112,13 @@ def test_the_verdict_on_a_profile_compares_errors_at_equal_work() -> None:
     assert excess([*oracle, row(PROFILE, 0.2, 0.2, 0.104)], PROFILE) == {0.2: pytest.approx(0.04)}
     assert near_oracle([*oracle, row(PROFILE, 0.2, 0.2, 0.104)]).met is True
     assert near_oracle([*oracle, row(PROFILE, 0.2, 0.2, 0.107)]).met is False
+
+
+def test_nobody_is_judged_on_a_seed_that_its_profile_was_made_from() -> None:
+    for scenario in scenarios(quick=False):
+        runs = scenario.made_from if isinstance(scenario, Priors) else scenario.calibration
+        made = {run.seed for run in runs}
+        assert made.isdisjoint(scenario.seeds), scenario.name
 
 
 def test_a_gain_in_decibels_needs_four_seeds_at_the_real_size() -> None:
