@@ -229,34 +229,36 @@ def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) ->
 
 def tails_per_layer(report: RunReport, look: Look = LIGHT) -> Image.Image | None:
     """Table: per layer, the tail most heads ended up with and the probe's mean error of every tail; None without a
-    probe."""
+    probe. On a node the rows of many layers are low and have no figures."""
     if not report.tail_errors:
         return None
     names = list(next(iter(report.tail_errors.values())))
-    label_w, column, width = 190, 72, max(190 + 72 * len(names), 480)  # wide enough for the heading
+    label_w, column, row_h, width = 190, 72, 18, max(190 + 72 * len(names), 480)  # wide enough for the heading
     heading = "Error of each tail, measured on this model (relative L2, lower is better)"
     if look.width is not None:
         label_w, width, heading = 120, look.width, "Error of each tail (relative L2, lower is better)"
-        column = (width - label_w) // len(names)
-    picture, pen = look.blank(width, 40 + 18 * len(report.tail_errors))
+        column, row_h = (width - label_w) // len(names), int(np.clip(216 // len(report.tail_errors), 4, 18))
+    picture, pen = look.blank(width, 40 + row_h * len(report.tail_errors))
     pen.write((0, 0), heading, size=13)
     for index, name in enumerate(names):
         pen.write((label_w + column * (index + 0.5), 22), name, size=11, fill=look.faint, anchor="ma")
     top = max(min(1.0, value) for errors in report.tail_errors.values() for value in errors.values())
     for row, (layer, errors) in enumerate(sorted(report.tail_errors.items())):
-        y = 40 + 18 * row
+        y = 40 + row_h * row
         heads = report.tails.get(layer, ())
         chosen = Counter(heads).most_common(1)
         label = f"layer {layer}"
         if chosen:
             share = f" ({chosen[0][1]} of {len(heads)} heads)" if look.width is None else ""
             label += f": {chosen[0][0]}{share}"
-        pen.write((0, y + 8), label, size=11, anchor="lm")
+        if row % _stride(len(report.tail_errors), row_h, 14) == 0:
+            pen.write((0, y + row_h / 2 - 1), label, size=11, anchor="lm")
         for index, name in enumerate(names):
             x, value = label_w + column * index, errors.get(name, float("nan"))
             colour = look.ramp_colour(value, top) if np.isfinite(value) else look.unseen
-            pen.rectangle((x, y, x + column - 2, y + 16), fill=colour)
-            pen.write((x + column / 2, y + 8), error_text(value), size=11, fill=on(colour), anchor="mm")
+            pen.rectangle((x, y, x + column - 2, y + row_h - 2), fill=colour)
+            if row_h >= 14:
+                pen.write((x + column / 2, y + row_h / 2 - 1), error_text(value), size=11, fill=on(colour), anchor="mm")
     return picture
 
 
