@@ -45,10 +45,10 @@ class ThemedPicture {
     all.add(new WeakRef(this))
   }
 
-  /** Of the node's width. */
+  /** What the picture takes in a node of this width, with the classic canvas's margin around elements. */
   get height() {
     const { width = 1, height = 0 } = this.told ?? {}
-    return Math.round((Math.max(0, this.node.size[0] - MARGIN) * height) / width)
+    return Math.ceil((Math.max(0, this.node.size[0] - MARGIN) * height) / width) + MARGIN
   }
 
   tellGone(gone) {
