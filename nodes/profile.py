@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..draftattn_core.run.calibration_file import calibration_path, load_profile_with_masks
 from ..draftattn_core.run.profile_file import profile_names, profile_path
@@ -10,6 +10,7 @@ from ..draftattn_core.views.charts.budgets import budget_map
 from .apply import CATEGORY, ProfileSocket
 from .display.pictures import to_image
 from .display.profile_text import budgets_of, profile_text
+from .display.themed_picture import themed_picture
 from .host.recording import profiles_folder
 from .words import told
 
@@ -70,6 +71,6 @@ class DraftAttentionProfile(io.ComfyNode):
         loaded = load_profile_with_masks(profile_path(profiles_folder(), profile))
         budgets = budgets_of(loaded, density)
         text = profile_text(loaded, budgets)
-        picture = to_image(budget_map({name: each.density for name, each in budgets.items()}))
-        shown = ui.PreviewImage(picture, cls=cls).as_dict()
-        return io.NodeOutput(loaded, str(text), picture, ui={**shown, **told(text)})
+        densities = {name: each.density for name, each in budgets.items()}
+        shown = themed_picture(lambda look: budget_map(densities, look))
+        return io.NodeOutput(loaded, str(text), to_image(budget_map(densities)), ui={**shown, **told(text)})

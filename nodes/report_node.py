@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..draftattn_core.views.charts import report_sheet
 from .apply import CATEGORY, Report
 from .display.pictures import to_image
 from .display.report_text import predicted_saving, report_text
+from .display.themed_picture import themed_picture
 from .host.runs import ReportHandle
 from .inputs.checks import judgement, report_problems
 from .words import LINES, Joined, Words, told
@@ -68,9 +69,8 @@ class DraftAttentionReport(io.ComfyNode):
             values = {**run.to_dict(), "predicted_saving": predicted_saving(run)}
             saved = Words("report_saved_as", path=str(_save(values, filename_prefix)))
             text = Joined([text, "", saved], LINES)
-        picture = to_image(report_sheet(run))
-        shown = ui.PreviewImage(picture, cls=cls).as_dict()
-        return io.NodeOutput(str(text), picture, ui={**shown, **told(text)})
+        shown = themed_picture(lambda look: report_sheet(run, look=look))
+        return io.NodeOutput(str(text), to_image(report_sheet(run)), ui={**shown, **told(text)})
 
 
 def _save(values: dict[str, Any], prefix: str) -> Path:

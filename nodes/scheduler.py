@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..draftattn_core.views.charts import even_steps, schedule_curve
 from .apply import CATEGORY, SparsitySchedule
@@ -177,10 +177,9 @@ class SparsityScheduler(io.ComfyNode):
         progress, whole_steps, title = sampler_steps(steps, model, sigmas)
         layers = 0 if model is None else layer_count(model.model.diffusion_model)
         picture = to_image(schedule_curve(spec.resolve(whole_steps), progress, layers=layers, title=title))
-        shown = ui.PreviewImage(picture, cls=cls).as_dict()
         # Where the steps and the points stand, for the curve in the browser.
         placed = {"steps": whole_steps, "places": list(progress), "points": list(chosen)}
-        return io.NodeOutput(spec, picture, ui={**shown, "draftattention_steps": [placed]})
+        return io.NodeOutput(spec, picture, ui={"draftattention_steps": [placed]})
 
 
 def sampler_steps(steps: int, model: Any, sigmas: Any) -> tuple[tuple[float, ...], int, str]:

@@ -156,6 +156,13 @@ export function addElement(node, name, element, height) {
   return widget
 }
 
+/** Have `watch` called when the colours of the page may have changed. */
+export function onTheme(watch) {
+  const theme = new MutationObserver(() => requestAnimationFrame(watch))
+  for (const element of [document.documentElement, document.body])
+    theme.observe(element, { attributes: true, attributeFilter: ["class", "style", "data-theme"] })
+}
+
 /** Take a widget off a node, which shrinks to what is left. */
 export function removeWidget(node, widget) {
   if (node.removeWidget) node.removeWidget(widget)

@@ -8,15 +8,21 @@ import { say, tell } from "./words.js"
 const APPLY = "ApplyDraftAttention"
 const EVENT = "draftattention.verdict"
 const KEPT = "draftattention_verdict"
-const LIVE_TEXT = "$$node-text-preview"
+/** Name of the widget in which the front end shows texts of nodes that run. */
+export const LIVE_TEXT = "$$node-text-preview"
 
 /** @type {WeakMap<object, (text: string, wrong?: string) => void>} */
 const boxes = new WeakMap()
 
+/** How the last run went, in the user's language; empty if there was none. */
+function verdictOf(node) {
+  const { text = "", words } = node.properties?.[KEPT] ?? {}
+  return words ? tell(words) : text
+}
+
 /** Show what a node keeps, and what is wrong with its texts. */
 function show(node) {
-  const { text = "", words } = node.properties?.[KEPT] ?? {}
-  boxes.get(node)?.(words ? tell(words) : text, Object.values(problemsOf(node)).join("\n"))
+  boxes.get(node)?.(verdictOf(node), Object.values(problemsOf(node)).join("\n"))
 }
 
 /** Keep a verdict on a node, unless it has a later one. */
@@ -24,9 +30,17 @@ function keep(node, verdict) {
   if (node?.comfyClass !== APPLY || node.properties[KEPT]?.at >= verdict.at) return
   keepOnNode(node, KEPT, { text: verdict.text, words: verdict.words, at: verdict.at })
   show(node)
+  removeRepeated(node)
 }
 
-/** The text that the front end shows while nodes run: older ones leave it there, below the same words of ours. */
+/** The run's last line is the verdict: take it away where the verdict stands, whichever of the two came first. */
+export function removeRepeated(node) {
+  const widget = widgetOf(node, LIVE_TEXT)
+  const said = widget && boxes.has(node) && [verdictOf(node), node.properties[KEPT]?.text]
+  if (said && said.includes(String(widget.value))) removeWidget(node, widget)
+}
+
+/** What else the front end has shown while nodes ran: older ones leave it there. */
 function removeLiveTexts() {
   for (const node of allNodes()) {
     const widget = node.comfyClass === APPLY && node.properties?.[KEPT] && widgetOf(node, LIVE_TEXT)

@@ -1,10 +1,10 @@
 /** The line that the host shows under a node while it runs, in the user's language. */
 
 import { api, app, nodeOfRun, widgetOf, workflowId } from "./host.js"
+import { LIVE_TEXT, removeRepeated } from "./last_verdict.js"
 import { tell } from "./words.js"
 
 const EVENT = "draftattention.live_text"
-const LIVE_TEXT = "$$node-text-preview"
 
 app.registerExtension({
   name: "DraftAttention.LiveText",
@@ -12,7 +12,9 @@ app.registerExtension({
     api.addEventListener(EVENT, ({ detail }) => {
       const node = detail.workflow === workflowId() ? nodeOfRun(detail.node) : null
       const widget = widgetOf(node, LIVE_TEXT)
-      if (widget) widget.value = tell(detail.words)
+      if (!widget) return
+      widget.value = tell(detail.words)
+      removeRepeated(node)
     })
   },
 })

@@ -1,6 +1,6 @@
 /** The curve on the Sparsity Scheduler: drag, add and remove its points. It writes the node's own inputs. */
 
-import { addElement, after, allNodes, api, app, asOneStep, fit, hints, isLinked, nodeOfRun, onChange, widgetOf } from "./host.js"
+import { addElement, after, allNodes, api, app, asOneStep, fit, hints, isLinked, nodeOfRun, onChange, onTheme, widgetOf } from "./host.js"
 import { onProblems, problemsOf } from "./checked_text.js"
 import { drawCurve, frame } from "./curve_drawing.js"
 import * as curves from "./curve_points.js"
@@ -314,9 +314,7 @@ app.registerExtension({
       editor.draw()
     })
     onProblems((node) => editors.get(node)?.draw())
-    const theme = new MutationObserver(() => requestAnimationFrame(drawAll))
-    for (const element of [document.documentElement, document.body])
-      theme.observe(element, { attributes: true, attributeFilter: ["class", "style", "data-theme"] })
+    onTheme(drawAll)
   },
   nodeCreated(node) {
     if (node.comfyClass !== SCHEDULER) return

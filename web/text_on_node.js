@@ -1,6 +1,6 @@
 /** What Doctor, Report, Compare and Profile found, on the node itself. */
 
-import { app, fit, isNodes2, onOutput } from "./host.js"
+import { app, onOutput } from "./host.js"
 import { addTextBox } from "./text_box.js"
 import { say, tell } from "./words.js"
 
@@ -20,8 +20,6 @@ function show(node, output) {
   if (!boxes.has(node) || text === undefined) return
   const [words] = output.draftattention_words ?? []
   boxes.get(node)(words === undefined ? [text].flat().join("\n") : tell(words))
-  // The classic canvas adds the node's picture a little later, below the edge it has drawn.
-  if (!isNodes2()) setTimeout(() => node.graph && fit(node), 500)
 }
 
 app.registerExtension({

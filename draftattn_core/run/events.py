@@ -79,6 +79,7 @@ class StepDone:
         sparse: video self-attention calls that were sparse; calls: all of them.
         dense: dense calls by reason, cross-attention included.
         evaluations: evaluations by outcome: "computed", "reused", "forecast".
+        dense_next: whether the step that begins now is meant to be dense; False after the last one.
     """
 
     step: int
@@ -89,6 +90,7 @@ class StepDone:
     calls: int
     dense: Mapping[str, int]
     evaluations: Mapping[str, int]
+    dense_next: bool = False
 
 
 @dataclass(frozen=True)

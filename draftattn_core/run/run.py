@@ -275,7 +275,8 @@ class Run:
 
     def _ask(self, x: Tensor, evaluation: Evaluation) -> tuple[Answer | None, Callable[[], Callable[[], float]]]:
         """What the step cache says, and what stops the time of the evaluation."""
-        self._emit_step(self.steps.begin(evaluation.sampler_step, evaluation.progress))
+        done = self.steps.begin(evaluation.sampler_step, evaluation.progress)
+        self._emit_step(done, self.plan.starts_dense(evaluation.progress))
         self._calls_before = len(self.report.calls)
         return self._cached(x, evaluation), stopwatch(evaluation.device)
 
@@ -535,10 +536,11 @@ class Run:
         log.info(message)
         self._emit(Waiting(message))
 
-    def _emit_step(self, done: tuple[int, float] | None) -> None:
+    def _emit_step(self, done: tuple[int, float] | None, dense_next: bool = False) -> None:
         if done is not None and self.events.wanted(StepDone):
             step, progress = done
-            self._emit(StepDone(step, self.steps.total, progress, self.report.seconds, *self._counts()))
+            counts = self._counts()
+            self._emit(StepDone(step, self.steps.total, progress, self.report.seconds, *counts, dense_next))
 
     def _counts(self) -> tuple[int, int, dict[str, int], dict[str, int]]:
         calls = sum(call.position is not None for call in self.report.calls)

@@ -52,7 +52,7 @@ def _step(step: int, steps: int | None) -> Words:
 
 def _beginning(event: RunStarted) -> Words:
     step = _step(0, event.steps)
-    return Words("live_dense_start", step=step) if event.dense_start else step
+    return Words("live_at_step", step=step, text=Words("live_dense_start")) if event.dense_start else step
 
 
 def _tell_step(event: StepDone, tell: Callable[[str], None], pace: float) -> None:
@@ -60,8 +60,10 @@ def _tell_step(event: StepDone, tell: Callable[[str], None], pace: float) -> Non
     if event.steps is not None and event.step + 1 >= event.steps:
         return
     unexpected = [reason for reason in event.dense if DenseReason(reason) not in EXPECTED_REASONS]
-    sparse = Words("run_sparse", sparse=event.sparse, calls=event.calls)
-    clauses = [Words("live_at_step", step=_step(event.step + 1, event.steps), text=sparse)]
+    # Before anything could be sparse, "0 of 40 sparse" would look like a failure.
+    planned = event.dense_next and not event.sparse
+    story = Words("live_dense_start") if planned else Words("run_sparse", sparse=event.sparse, calls=event.calls)
+    clauses = [Words("live_at_step", step=_step(event.step + 1, event.steps), text=story)]
     if unexpected:
         clauses.append(Words("run_dense", reasons=Joined((term("reason", reason) for reason in unexpected), LIST)))
     text = Joined(clauses, CLAUSES)

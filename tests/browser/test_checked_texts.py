@@ -22,7 +22,7 @@ WRONG = [
     (SCHEDULER, "curve", "steep", {}, "curve: 'steep' is not one of"),
     (REPORT, "filename_prefix", "../report", {}, "filename_prefix: '../report' leads out of the output folder; write"),
     (CALIBRATE, "name", "a/../b", {}, "name: 'a/../b' cannot name a profile: use letters"),
-    (CALIBRATE, "expert", "high/noise", {}, "expert: expert 'high/noise' is not a plain name"),
+    (CALIBRATE, "expert", "high/noise", {}, "expert: 'high/noise' is not a plain name"),
 ]
 CASES = pytest.mark.parametrize(("kind", "name", "value", "beside", "text"), WRONG, ids=lambda one: str(one)[:40])
 ANSWER = """async () => {

@@ -85,7 +85,7 @@ def test_the_workflow_runs_sparse_and_reports(server: ComfyUIServer, path: Path)
         # Short runs have no dense step: whatever is dense is cross-attention or the text encoder inside the model.
         assert set(figures["calls_dense"]) <= {"not self-attention", "schedule"}, text
         assert 0 < figures["executed_density"] < 1
-        assert outputs[ident]["images"]
+        assert outputs[ident]["draftattention_picture"]
     saved = [ident for ident, node in nodes.items() if node["type"] == "SaveVideo"]
     assert all(outputs[ident] for ident in saved) and saved
     for ident, node in nodes.items():

@@ -11,14 +11,13 @@ from draftattention.draftattn_core.run.step_cache import Decision, Reason, StepC
 from draftattention.draftattn_core.views.charts import report_sheet
 from draftattention.draftattn_core.views.charts.canvas import ACCENT
 from draftattention.draftattn_core.views.charts.evaluations import (
-    ABOVE,
-    EXPECTED,
     HEIGHT,
     LEFT,
     MEASURED,
-    SKIPPED,
+    above,
     evaluations,
 )
+from draftattention.draftattn_core.views.charts.look import LIGHT
 
 WIDTH = 640
 
@@ -50,20 +49,20 @@ def drawn(report: RunReport) -> Image.Image:
 def column(picture: Image.Image, index: int, count: int = 4) -> list[tuple[int, ...]]:
     """Colours down the middle of an evaluation's column, top to bottom, axis left out."""
     x = int(LEFT + (index + 0.4) * (WIDTH - LEFT - 80) / count)
-    return [picture.getpixel((x, y)) for y in range(ABOVE, ABOVE + HEIGHT)]  # type: ignore[misc]
+    return [picture.getpixel((x, y)) for y in range(above(LIGHT), above(LIGHT) + HEIGHT)]  # type: ignore[misc]
 
 
 def test_skipped_evaluations_are_tinted_and_computed_ones_have_a_bar_as_high_as_their_error() -> None:
     columns = [column(drawn(skipping(threshold=0.0)), index) for index in range(4)]
-    assert [column.count(MEASURED) for column in columns][:3] == [0, HEIGHT, 0]
+    assert [column.count(LIGHT.ramp_colour(MEASURED)) for column in columns][:3] == [0, HEIGHT, 0]
     # A quarter of the highest error, less where the tick of what was expected crosses nothing of it.
-    assert abs(columns[3].count(MEASURED) - HEIGHT / 4) <= 2
-    assert [SKIPPED in column for column in columns] == [False, False, True, False]
+    assert abs(columns[3].count(LIGHT.ramp_colour(MEASURED)) - HEIGHT / 4) <= 2
+    assert [LIGHT.skipped in column for column in columns] == [False, False, True, False]
 
 
 def test_the_tick_stands_at_what_was_expected_and_the_line_at_the_threshold() -> None:
     columns = [column(drawn(skipping()), index) for index in range(4)]
-    ticks = [[y for y, colour in enumerate(column) if colour == EXPECTED] for column in columns]
+    ticks = [[y for y, colour in enumerate(column) if colour == LIGHT.ink] for column in columns]
     assert [bool(found) for found in ticks] == [False, False, True, True]
     assert abs(ticks[2][0] - HEIGHT * (1 - 0.08 / 0.2)) <= 2 and abs(ticks[3][0] - HEIGHT * (1 - 0.15 / 0.2)) <= 2
     assert all(abs(column.index(ACCENT) - HEIGHT / 2) <= 2 for column in columns)

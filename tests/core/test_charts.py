@@ -30,12 +30,11 @@ from draftattention.draftattn_core.views.charts.canvas import ACCENT, LINES, on,
 from draftattention.draftattn_core.views.charts.curve import AREA, DENSE, dense_stretches, trace
 from draftattention.draftattn_core.views.charts.density import (
     REASON_COLOURS,
-    SKIPPED,
-    UNSEEN,
     cells,
     scale_top,
     tails_per_layer,
 )
+from draftattention.draftattn_core.views.charts.look import LIGHT
 
 
 def call(step: int, layer: int, density: float | None, reason: DenseReason | None = None, seconds: float = 0.0) -> Call:
@@ -91,7 +90,7 @@ def test_an_unexpected_reason_is_shown_before_more_frequent_expected_ones() -> N
 
 def test_the_density_map_has_a_colour_for_every_kind_of_cell(report: RunReport) -> None:
     found = colours(density_map(report))
-    assert {ramp_colour(0.2, 0.4), ramp_colour(0.3, 0.4), UNSEEN} <= found
+    assert {ramp_colour(0.2, 0.4), ramp_colour(0.3, 0.4), LIGHT.unseen} <= found
     assert {REASON_COLOURS[DenseReason.SCHEDULE], REASON_COLOURS[DenseReason.ERROR]} <= found
     assert REASON_COLOURS[DenseReason.MASK] not in found
 
@@ -106,7 +105,7 @@ def test_steps_that_a_cache_answered_have_a_colour_of_their_own_unless_a_part_of
     assert [row[0].answered for row in table] == [None, "forecast", "forecast", None, "forecast"]
     assert [row[0].density for row in table] == [0.3, 0.3, None, 0.3, None]
     drawn = colours(density_map(skipping))
-    assert SKIPPED in drawn and UNSEEN not in drawn
+    assert LIGHT.skipped in drawn and LIGHT.unseen not in drawn
 
 
 def test_the_density_map_is_steps_wide_and_layers_high() -> None:

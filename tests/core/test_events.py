@@ -135,6 +135,8 @@ def test_a_run_tells_its_steps_and_counts() -> None:
     assert layers == [("schedule",)] * 2 + [()] * 2 + [("schedule",)] * 2, "each of its own calls alone"
     assert last.evaluations == {"computed": 4, "reused": 2} and last.cancelled is None and last.calls == 4
     assert first.seconds <= last.seconds
+    steps = [event for event in heard if isinstance(event, StepDone)]
+    assert [event.dense_next for event in steps] == [True, False, False], "progress 1/3, 2/3, and none after the last"
 
 
 def test_what_is_told_can_be_sent_to_a_browser() -> None:

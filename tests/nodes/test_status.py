@@ -5,14 +5,19 @@ from __future__ import annotations
 import pytest
 
 
-def told(part, seconds: list[float], steps: int | None = 20) -> list[str]:
-    """What the node says of a run whose steps end at those times."""
+def told(part, seconds: list[float], steps: int | None = 20, planned: int = 1, late: int = 100) -> list[str]:
+    """What the node says of a run whose steps end at those times, planned to be dense in its first steps and late ones.
+
+    Every call that is not planned to be dense is sparse; each step has 40.
+    """
     events, status = part("draftattn_core.run.events"), part("nodes.host.status")
     channel, lines = events.Events(), []
     end = status.show_status(channel, lines.append)
     channel.emit(events.RunStarted(steps, 0.0, True))
     for step, at in enumerate(seconds):
-        channel.emit(events.StepDone(step, steps, 0.0, at, 40 * step, 40 * (step + 1), {}, {}))
+        sparse = 40 * max(0, min(step + 1, late) - planned)
+        dense_next = step + 1 < planned or step + 1 >= late
+        channel.emit(events.StepDone(step, steps, 0.0, at, sparse, 40 * (step + 1), {}, {}, dense_next))
     end()
     channel.emit(events.RunStarted(steps, 0.0, True))
     return lines
@@ -20,10 +25,20 @@ def told(part, seconds: list[float], steps: int | None = 20) -> list[str]:
 
 def test_it_speaks_from_the_first_step_and_says_what_is_left(part) -> None:
     lines = told(part, [20.0, 30.0])
-    assert lines[0] == "step 1 of 20, dense start as planned"
+    assert lines[0] == "step 1 of 20: dense start as planned"
     assert lines[1] == "step 2 of 20: 0 of 40 self-attention calls sparse, 6:20 left"
     assert lines[2] == "step 3 of 20: 40 of 80 self-attention calls sparse, 4:30 left"
     assert len(lines) == 3, "it has ended"
+
+
+def test_every_step_of_a_planned_dense_start_is_called_planned(part) -> None:
+    lines = told(part, [10.0, 20.0, 30.0, 40.0], planned=3, late=4)
+    assert lines[1:3] == [
+        "step 2 of 20: dense start as planned, 3:10 left",
+        "step 3 of 20: dense start as planned, 3:00 left",
+    ]
+    assert lines[3] == "step 4 of 20: 0 of 120 self-attention calls sparse, 2:50 left"
+    assert lines[4] == "step 5 of 20: 40 of 160 self-attention calls sparse, 2:40 left", "a dense end is no start"
 
 
 def test_slow_first_steps_are_forgotten(part) -> None:

@@ -41,9 +41,7 @@ def demo(info: dict[str, Any]) -> Graph:
     positive = graph.add("DraftAttentionDemoPrompt", 1, title="Prompt", prompt="both")
     negative = graph.add("DraftAttentionDemoPrompt", 1, title="Negative prompt", prompt="none")
     latent = graph.add("EmptyHunyuanLatentVideo", 1, width=480, height=320, length=33)
-    schedule = graph.add(
-        "SparsityScheduler", 2, box=(420, 500), room=300, curve="balanced", steps=12, model=shifted.out()
-    )
+    schedule = graph.add("SparsityScheduler", 2, box=(420, 500), curve="balanced", steps=12, model=shifted.out())
     applied = graph.add(
         "ApplyDraftAttention",
         2,

@@ -133,9 +133,9 @@ def wan22_t2v(info: dict[str, Any]) -> Graph:
     low_loaded = graph.unet(1, low, "Low-noise expert")
     clip, vae = graph.clip(1, UMT5, "wan"), graph.vae(1, WAN21_VAE)
     high_shifted, low_shifted = graph.shift(2, high_loaded, 8.0), graph.shift(2, low_loaded, 8.0)
-    schedule = graph.add(
-        "SparsityScheduler", 2, box=(420, 500), room=ROOM, curve="balanced", steps=20, model=high_shifted
-    ).out("schedule")
+    schedule = graph.add("SparsityScheduler", 2, box=(420, 500), curve="balanced", steps=20, model=high_shifted).out(
+        "schedule"
+    )
     positive, negative = graph.texts(2, clip)
     latent = graph.add("EmptyHunyuanLatentVideo", 2, width=1280, height=720, length=81).out()
     first = graph.sparse(3, high_shifted, "Apply DraftAttention (high noise)", schedule=schedule)

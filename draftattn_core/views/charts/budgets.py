@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .canvas import FAINT, LINES, blank, colour_bar, ramp, stack, write
+from .look import LIGHT, Look
 
 BUCKETS = ("early (noisiest)", "middle", "late")
-_MARGIN, _MOST_WIDE, _MOST_HIGH = 14, 260, 420
+_MOST_WIDE, _MOST_HIGH = 260, 420
 
 
-def budget_map(densities: Mapping[str, NDArray[np.float64]]) -> Image.Image:
-    """One row of maps per expert: layers downwards, heads to the right, light = sparse, dark = dense.
+def budget_map(densities: Mapping[str, NDArray[np.float64]], look: Look = LIGHT) -> Image.Image:
+    """One row of maps per expert: layers downwards, heads to the right; the denser, the further from the paper.
 
     Args:
         densities: by expert, (buckets, layers, heads) within 0..1.
@@ -25,27 +25,31 @@ def budget_map(densities: Mapping[str, NDArray[np.float64]]) -> Image.Image:
     """
     rows = []
     for expert, table in densities.items():
-        maps = [_map(table[bucket], name) for bucket, name in enumerate(BUCKETS)]
-        row = stack([*maps, colour_bar(1.0, maps[0].height - 60, "density")], across=True)
-        head, pen = blank(row.width, 26)
+        maps = [_map(table[bucket], name, look) for bucket, name in enumerate(BUCKETS)]
+        bar = look.colour_bar(1.0, max(60, look.size(maps[0])[1] - 60), "density")
+        row = look.stack([*maps, bar], across=True, gap=12 if look.width is None else 4)
+        head, pen = look.blank(look.size(row)[0], 26)
         title = "Density by layer and head" + (f": {expert}" if len(densities) > 1 else "")
-        write(pen, (_MARGIN, 6), title, size=16)
-        rows.append(stack([head, row], gap=4))
-    return stack(rows)
+        pen.write((look.margin, 6), title, size=16)
+        rows.append(look.stack([head, row], gap=4))
+    return look.stack(rows)
 
 
-def _map(table: NDArray[np.float64], title: str) -> Image.Image:
+def _map(table: NDArray[np.float64], title: str, look: Look) -> Image.Image:
     """Layers x heads of one bucket."""
     layers, heads = table.shape
-    wide, high = max(2, min(24, _MOST_WIDE // heads)), max(2, min(24, _MOST_HIGH // layers))
-    left, above = _MARGIN + 24, 40
-    picture, pen = blank(max(left + wide * heads + 6, 170), above + high * layers + 24)
-    write(pen, (left, 4), title)
-    write(pen, (left, 22), f"mean {table.mean():.2f}", size=11, fill=FAINT)
-    cells = ramp(table).repeat(high, axis=0).repeat(wide, axis=1)
-    picture.paste(Image.fromarray(cells), (left, above))
-    pen.rectangle((left - 1, above - 1, left + wide * heads, above + high * layers), outline=LINES)
+    left, above, least, below = look.margin + 24, 40, 170, f"heads 0 to {heads - 1}, layers down"
+    most_wide, most_high, small = _MOST_WIDE, _MOST_HIGH, 2
+    if look.width is not None:  # three maps and the scale beside each other
+        left, least, below = 24, 104, f"heads 0 to {heads - 1}"
+        most_wide, most_high, small = least - left - 6, 240, 1
+    wide, high = (max(small, min(24, most // count)) for most, count in ((most_wide, heads), (most_high, layers)))
+    picture, pen = look.blank(max(left + wide * heads + 6, least), above + high * layers + 24)
+    pen.write((left, 4), title if look.width is None else title.partition(" ")[0])
+    pen.write((left, 22), f"mean {table.mean():.2f}", size=11, fill=look.faint)
+    pen.cells(look.ramp(table).repeat(high, axis=0).repeat(wide, axis=1), (left, above))
+    pen.rectangle((left - 1, above - 1, left + wide * heads, above + high * layers), outline=look.lines)
     for layer in {0, layers - 1}:
-        write(pen, (left - 6, above + high * (layer + 0.5)), str(layer), size=11, anchor="rm")
-    write(pen, (left, above + high * layers + 6), f"heads 0 to {heads - 1}, layers down", size=11, fill=FAINT)
+        pen.write((left - 6, above + high * (layer + 0.5)), str(layer), size=11, anchor="rm")
+    pen.write((left, above + high * layers + 6), below, size=11, fill=look.faint)
     return picture

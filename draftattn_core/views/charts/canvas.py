@@ -19,7 +19,7 @@ PAPER: Colour = (255, 255, 255)
 ACCENT: Colour = (214, 69, 65)
 
 # Light to dark, so that it also reads in print and without colour vision: little computed is light, much is dark.
-_RAMP = np.array([(232, 244, 234), (153, 213, 190), (64, 166, 178), (33, 102, 157), (27, 38, 99)], dtype=np.float64)
+RAMP: tuple[Colour, ...] = ((232, 244, 234), (153, 213, 190), (64, 166, 178), (33, 102, 157), (27, 38, 99))
 
 
 @lru_cache(maxsize=8)
@@ -31,17 +31,18 @@ def font(size: int = 13) -> Font:
         return ImageFont.load_default()
 
 
-def ramp(values: NDArray[np.floating], top: float = 1.0) -> NDArray[np.uint8]:
-    """Colours (..., 3) of values (...), 0 light to `top` dark; values outside are clipped."""
-    place = np.clip(np.nan_to_num(values) / max(top, 1e-12), 0.0, 1.0) * (len(_RAMP) - 1)
-    below = np.minimum(place.astype(int), len(_RAMP) - 2)
+def ramp(values: NDArray[np.floating], top: float = 1.0, colours: Sequence[Colour] = RAMP) -> NDArray[np.uint8]:
+    """Colours (..., 3) of values (...), from the first of `colours` for 0 to the last for `top`; others are clipped."""
+    stops = np.array(colours, dtype=np.float64)
+    place = np.clip(np.nan_to_num(values) / max(top, 1e-12), 0.0, 1.0) * (len(stops) - 1)
+    below = np.minimum(place.astype(int), len(stops) - 2)
     share = (place - below)[..., None]
-    colours: NDArray[np.uint8] = np.rint(_RAMP[below] * (1 - share) + _RAMP[below + 1] * share).astype(np.uint8)
-    return colours
+    mixed: NDArray[np.uint8] = np.rint(stops[below] * (1 - share) + stops[below + 1] * share).astype(np.uint8)
+    return mixed
 
 
-def ramp_colour(value: float, top: float = 1.0) -> Colour:
-    r, g, b = ramp(np.array(value, dtype=np.float64), top).tolist()
+def ramp_colour(value: float, top: float = 1.0, colours: Sequence[Colour] = RAMP) -> Colour:
+    r, g, b = ramp(np.array(value, dtype=np.float64), top, colours).tolist()
     return (r, g, b)
 
 
@@ -94,8 +95,10 @@ def blank(width: int, height: int, colour: Colour = PAPER) -> tuple[Image.Image,
     return picture, ImageDraw.Draw(picture)
 
 
-def stack(pictures: Sequence[Image.Image], *, gap: int = 12, across: bool = False) -> Image.Image:
-    """Pictures below each other (or beside each other), left- or top-aligned on white.
+def stack(
+    pictures: Sequence[Image.Image], *, gap: int = 12, across: bool = False, colour: Colour = PAPER
+) -> Image.Image:
+    """Pictures below each other (or beside each other), left- or top-aligned on white or another colour.
 
     Raises:
         ValueError: if there are none.
@@ -107,23 +110,9 @@ def stack(pictures: Sequence[Image.Image], *, gap: int = 12, across: bool = Fals
         width, height = sum(w for w, _ in sizes) + gap * (len(sizes) - 1), max(h for _, h in sizes)
     else:
         width, height = max(w for w, _ in sizes), sum(h for _, h in sizes) + gap * (len(sizes) - 1)
-    sheet, _ = blank(width, height)
+    sheet, _ = blank(width, height, colour)
     at = 0
     for picture in pictures:
         sheet.paste(picture, (at, 0) if across else (0, at))
         at += (picture.width if across else picture.height) + gap
     return sheet
-
-
-def colour_bar(top: float, height: int, label: str) -> Image.Image:
-    """A vertical scale from 0 (below) to `top`, with ticks."""
-    bar, pen = blank(64, height + 26)
-    values = np.linspace(top, 0.0, height)[:, None].repeat(14, axis=1)
-    bar.paste(Image.fromarray(ramp(values, top)), (2, 20))
-    pen.rectangle((1, 19, 16, 20 + height), outline=LINES)
-    write(pen, (0, 2), label, size=11, fill=FAINT)
-    for part in range(5):
-        y = 20 + height - 1 - part * (height - 1) / 4
-        pen.line((16, y, 20, y), fill=FAINT)
-        write(pen, (23, y), f"{top * part / 4:.2f}", size=11, anchor="lm")
-    return bar

@@ -6,26 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ...run.report import EXPECTED_REASONS, DenseReason, RunReport
-from .canvas import (
-    ACCENT,
-    FAINT,
-    INK,
-    LINES,
-    PAPER,
-    Colour,
-    blank,
-    colour_bar,
-    on,
-    ramp_colour,
-    stack,
-    text_size,
-    wrapped,
-    write,
-)
-from .evaluations import SKIPPED, evaluations
+from .canvas import Colour, on, wrapped
+from .evaluations import evaluations
+from .look import LIGHT, Look, Pen
 
 REASON_COLOURS: dict[DenseReason, Colour] = {
     DenseReason.SCHEDULE: (196, 190, 180),
@@ -43,8 +29,6 @@ REASON_COLOURS: dict[DenseReason, Colour] = {
     DenseReason.ERROR: (214, 69, 65),
     DenseReason.STOOD_ASIDE: (158, 42, 43),
 }
-UNSEEN: Colour = (246, 247, 249)
-_MARGIN = 14
 
 
 @dataclass
@@ -100,59 +84,56 @@ def scale_top(table: list[list[Cell]]) -> float:
     return next((top for top in (0.1, 0.2, 0.4, 0.6, 0.8) if highest <= top), 1.0)
 
 
-def density_map(report: RunReport, title: str = "Density of every attention call") -> Image.Image:
+def density_map(report: RunReport, title: str = "Density of every attention call", look: Look = LIGHT) -> Image.Image:
     """Picture of `cells`: steps to the right, layers downwards, colour = density, dense cells by reason, and a legend.
 
     A corner mark shows a cell where an unexpected dense reason hides among sparse calls.
     """
     table = cells(report)
     if not table:
-        picture, pen = blank(420, 90)
-        write(pen, (_MARGIN, _MARGIN), title, size=16)
-        write(pen, (_MARGIN, 44), "No attention call of this run was seen.", fill=FAINT)
+        picture, pen = look.blank(look.width or 420, 90)
+        pen.write((look.margin, look.margin), title, size=16)
+        pen.write((look.margin, 44), "No attention call of this run was seen.", fill=look.faint)
         return picture
     top = scale_top(table)
-    plot = _plot(table, top)
-    body = stack([plot, colour_bar(top, max(60, plot.height - 70), "density")], across=True, gap=16)
-    width = max(body.width, 380)
-    parts = [_heading(report, title, width), body, _legend(table, width)]
-    sheet = stack(parts, gap=6)
-    return _framed(sheet)
+    plot = _plot(table, top, look)
+    body = look.stack([plot, look.colour_bar(top, max(60, look.size(plot)[1] - 70), "density")], across=True, gap=16)
+    width = look.width or max(look.size(body)[0], 380)
+    parts = [_heading(report, title, width, look), body, _legend(table, width, look)]
+    return look.framed(look.stack(parts, gap=6))
 
 
-def _framed(sheet: Image.Image) -> Image.Image:
-    framed, _ = blank(sheet.width + 2 * _MARGIN, sheet.height + 2 * _MARGIN)
-    framed.paste(sheet, (_MARGIN, _MARGIN))
-    return framed
-
-
-def _heading(report: RunReport, title: str, width: int) -> Image.Image:
-    lines = wrapped(report.summary(), width, 12)
-    picture, pen = blank(width, 26 + 16 * len(lines))
-    write(pen, (0, 0), title, size=16)
+def _heading(report: RunReport, title: str, width: int, look: Look) -> Image.Image:
+    """On a node the story stands beside the picture."""
+    lines = wrapped(report.summary(), width, 12) if look.width is None else []
+    picture, pen = look.blank(width, 26 + 16 * len(lines))
+    pen.write((0, 0), title, size=16)
     for index, line in enumerate(lines):
-        write(pen, (0, 24 + 16 * index), line, size=12, fill=FAINT)
+        pen.write((0, 24 + 16 * index), line, size=12, fill=look.faint)
     return picture
 
 
-def _plot(table: list[list[Cell]], top: float) -> Image.Image:
+def _plot(table: list[list[Cell]], top: float, look: Look) -> Image.Image:
     steps, layers = len(table), len(table[0])
-    cell_w = int(np.clip(640 // steps, 10, 40))
-    cell_h = int(np.clip(420 // layers, 8, 26))
     left, above = 46, 4
-    picture, pen = blank(left + steps * cell_w + 2, above + layers * cell_h + 36)
+    if look.width is None:
+        cell_w, cell_h = int(np.clip(640 // steps, 10, 40)), int(np.clip(420 // layers, 8, 26))
+    else:
+        cell_w = int(np.clip((look.width - left - 82) // steps, 2, 40))
+        cell_h = int(np.clip(260 // layers, 4, 26))
+    picture, pen = look.blank(left + steps * cell_w + 2, above + layers * cell_h + 36)
     for step, row in enumerate(table):
         for layer, cell in enumerate(row):
             box = (left + step * cell_w, above + layer * cell_h)
             _draw_cell(pen, cell, box, (cell_w, cell_h), top)
     every_layer, every_step = _stride(layers, cell_h, 14), _stride(steps, cell_w, 24)
     for layer in range(0, layers, every_layer):
-        write(pen, (left - 6, above + (layer + 0.5) * cell_h), str(layer), size=11, anchor="rm")
+        pen.write((left - 6, above + (layer + 0.5) * cell_h), str(layer), size=11, anchor="rm")
     for step in range(0, steps, every_step):
-        write(pen, (left + (step + 0.5) * cell_w, above + layers * cell_h + 4), str(step + 1), size=11, anchor="ma")
-    write(pen, (0, above + layers * cell_h + 4), "layer", size=11, fill=FAINT)
+        pen.write((left + (step + 0.5) * cell_w, above + layers * cell_h + 4), str(step + 1), size=11, anchor="ma")
+    pen.write((0, above + layers * cell_h + 4), "layer", size=11, fill=look.faint)
     centre = left + steps * cell_w / 2
-    write(pen, (centre, above + layers * cell_h + 20), "step (noisy to clean)", size=11, fill=FAINT, anchor="ma")
+    pen.write((centre, above + layers * cell_h + 20), "step (noisy to clean)", size=11, fill=look.faint, anchor="ma")
     return picture
 
 
@@ -162,30 +143,28 @@ def _stride(count: int, pixels: int, wanted: int) -> int:
     return next((s for s in (1, 2, 5, 10, 20, 50) if s >= least), count)
 
 
-def _draw_cell(
-    pen: ImageDraw.ImageDraw, cell: Cell, corner: tuple[int, int], size: tuple[int, int], top: float
-) -> None:
-    (x, y), (w, h) = corner, size
+def _draw_cell(pen: Pen, cell: Cell, corner: tuple[int, int], size: tuple[int, int], top: float) -> None:
+    (x, y), (w, h), look = corner, size, pen.look
     box = (x, y, x + w - 2, y + h - 2)
     density, reason = cell.density, cell.reason
     if density is not None:
-        colour = ramp_colour(density, top)
+        colour = look.ramp_colour(density, top)
         pen.rectangle(box, fill=colour)
         if w >= 30 and h >= 14:
             label = f"{density:.2f}".lstrip("0")
-            write(pen, (x + w / 2 - 1, y + h / 2 - 1), label, size=11, fill=on(colour), anchor="mm")
+            pen.write((x + w / 2 - 1, y + h / 2 - 1), label, size=11, fill=on(colour), anchor="mm")
         if reason is not None and reason not in EXPECTED_REASONS:
             corner_size = min(w, h) // 2
             pen.polygon([(x, y), (x + corner_size, y), (x, y + corner_size)], fill=REASON_COLOURS[reason])
     elif reason is not None:
         pen.rectangle(box, fill=REASON_COLOURS[reason])
     elif cell.answered is not None:
-        pen.rectangle((x, y, x + w - 2, y + h - 1), fill=SKIPPED)
+        pen.rectangle((x, y, x + w - 2, y + h - 1), fill=look.skipped)
     else:
-        pen.rectangle(box, fill=UNSEEN, outline=LINES)
+        pen.rectangle(box, fill=look.unseen, outline=look.lines)
 
 
-def _legend(table: list[list[Cell]], width: int) -> Image.Image:
+def _legend(table: list[list[Cell]], width: int, look: Look) -> Image.Image:
     """Colours of the dense reasons that occur with their numbers of calls, and of skipped steps with theirs."""
     counts: Counter[DenseReason] = Counter()
     unseen = False
@@ -195,33 +174,17 @@ def _legend(table: list[list[Cell]], width: int) -> Image.Image:
             unseen |= cell.density is None and cell.reason is None and cell.answered is None
     entries = [(REASON_COLOURS[reason], f"dense: {reason} ({number})") for reason, number in counts.most_common()]
     skipped = Counter(row[0].answered for row in table if row[0].answered and not any(map(_has_calls, row)))
-    entries += [(SKIPPED, f"skipped: {answered} ({number})") for answered, number in skipped.most_common()]
+    entries += [(look.skipped, f"skipped: {answered} ({number})") for answered, number in skipped.most_common()]
     if unseen:
-        entries.append((UNSEEN, "no call seen"))
-    rows: list[list[tuple[Colour, str, int]]] = [[]]
-    used = 0
-    for colour, label in entries:
-        needed = 20 + text_size(label, 12)[0] + 16
-        if used and used + needed > width:
-            rows.append([])
-            used = 0
-        rows[-1].append((colour, label, needed))
-        used += needed
-    picture, pen = blank(width, 20 * len(rows) if entries else 1)
-    for index, row_of_labels in enumerate(rows):
-        x = 0
-        for colour, label, needed in row_of_labels:
-            pen.rectangle((x, 20 * index + 2, x + 13, 20 * index + 15), fill=colour, outline=LINES)
-            write(pen, (x + 19, 20 * index + 9), label, size=12, anchor="lm")
-            x += needed
-    return picture
+        entries.append((look.unseen, "no call seen"))
+    return look.legend(entries, width)
 
 
 def _has_calls(cell: Cell) -> bool:
     return bool(cell.densities or cell.reasons)
 
 
-def seconds_per_step(report: RunReport, width: int = 640) -> Image.Image:
+def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) -> Image.Image:
     """Bars: attention seconds of every step, before the model's own where the host reports it, and what dense takes.
 
     The lines are measured, not predicted: the mean of the run's own dense self-attention calls times the calls of a
@@ -230,9 +193,9 @@ def seconds_per_step(report: RunReport, width: int = 640) -> Image.Image:
     table = cells(report)
     height, left = 110, 46
     whole = report.step_seconds()
-    picture, pen = blank(width, height + 50)
-    title = "Seconds per step: attention (dark), whole model (light)" if whole else "Attention seconds per step"
-    write(pen, (0, 0), title, size=13)
+    picture, pen = look.blank(width, height + 50)
+    title = "Seconds per step: attention before the whole model" if whole else "Attention seconds per step"
+    pen.write((0, 0), title, size=13)
     if not table:
         return picture
     totals = [sum(cell.seconds for cell in row) for row in table]
@@ -246,48 +209,56 @@ def seconds_per_step(report: RunReport, width: int = 640) -> Image.Image:
         x = left + index * step_w
         last = x + max(1.0, step_w - 2)
         sparse = any(cell.densities for cell in table[index])
-        colour = ramp_colour(0.55) if sparse else REASON_COLOURS[DenseReason.SCHEDULE]
+        colour = look.ramp_colour(0.55) if sparse else REASON_COLOURS[DenseReason.SCHEDULE]
         if index in whole:
-            pen.rectangle((x, base - whole[index] / highest * height, last, base), fill=LINES)
+            pen.rectangle((x, base - whole[index] / highest * height, last, base), fill=look.lines)
         pen.rectangle((x, base - seconds / highest * height, last, base), fill=colour)
-    pen.line((left, base, left + len(totals) * step_w, base), fill=INK)
-    write(pen, (left - 6, base - height), f"{highest:.3g}", size=11, anchor="rm")
-    write(pen, (left - 6, base), "0", size=11, anchor="rm")
+    pen.line((left, base, left + len(totals) * step_w, base), fill=look.ink)
+    pen.write((left - 6, base - height), f"{highest:.3g}", size=11, anchor="rm")
+    pen.write((left - 6, base), "0", size=11, anchor="rm")
     for index in range(0, len(totals), _stride(len(totals), max(1, int(step_w)), 24)):
-        write(pen, (left + (index + 0.5) * step_w, base + 4), str(index + 1), size=11, anchor="ma")
+        pen.write((left + (index + 0.5) * step_w, base + 4), str(index + 1), size=11, anchor="ma")
     right = left + len(totals) * step_w
-    for measured, colour, label in ((level, ACCENT, "all calls dense"), (dense_step, FAINT, "dense step")):
+    for measured, colour, label in ((level, look.accent, "all calls dense"), (dense_step, look.faint, "dense step")):
         if measured is not None:
             y = base - measured / highest * height
             pen.line((left, y, right, y), fill=colour)
-            write(pen, (right + 6, y), label, size=11, fill=colour, anchor="lm")
+            pen.write((right + 6, y), label, size=11, fill=colour, anchor="lm")
     return picture
 
 
-def tails_per_layer(report: RunReport) -> Image.Image | None:
+def tails_per_layer(report: RunReport, look: Look = LIGHT) -> Image.Image | None:
     """Table: per layer, the tail most heads ended up with and the probe's mean error of every tail; None without a
-    probe."""
+    probe. On a node the rows of many layers are low and have no figures."""
     if not report.tail_errors:
         return None
     names = list(next(iter(report.tail_errors.values())))
-    label_w, column = 190, 72
-    # Wide enough for its heading where one tail alone was measured.
-    picture, pen = blank(max(label_w + column * len(names), 480), 40 + 18 * len(report.tail_errors))
-    write(pen, (0, 0), "Error of each tail, measured on this model (relative L2, lower is better)", size=13)
+    label_w, column, row_h, width = 190, 72, 18, max(190 + 72 * len(names), 480)  # wide enough for the heading
+    heading = "Error of each tail, measured on this model (relative L2, lower is better)"
+    if look.width is not None:
+        label_w, width, heading = 120, look.width, "Error of each tail (relative L2, lower is better)"
+        column, row_h = (width - label_w) // len(names), int(np.clip(216 // len(report.tail_errors), 4, 18))
+    picture, pen = look.blank(width, 40 + row_h * len(report.tail_errors))
+    pen.write((0, 0), heading, size=13)
     for index, name in enumerate(names):
-        write(pen, (label_w + column * (index + 0.5), 22), name, size=11, fill=FAINT, anchor="ma")
+        pen.write((label_w + column * (index + 0.5), 22), name, size=11, fill=look.faint, anchor="ma")
     top = max(min(1.0, value) for errors in report.tail_errors.values() for value in errors.values())
     for row, (layer, errors) in enumerate(sorted(report.tail_errors.items())):
-        y = 40 + 18 * row
+        y = 40 + row_h * row
         heads = report.tails.get(layer, ())
         chosen = Counter(heads).most_common(1)
-        label = f"layer {layer}" + (f": {chosen[0][0]} ({chosen[0][1]} of {len(heads)} heads)" if chosen else "")
-        write(pen, (0, y + 8), label, size=11, anchor="lm")
+        label = f"layer {layer}"
+        if chosen:
+            share = f" ({chosen[0][1]} of {len(heads)} heads)" if look.width is None else ""
+            label += f": {chosen[0][0]}{share}"
+        if row % _stride(len(report.tail_errors), row_h, 14) == 0:
+            pen.write((0, y + row_h / 2 - 1), label, size=11, anchor="lm")
         for index, name in enumerate(names):
             x, value = label_w + column * index, errors.get(name, float("nan"))
-            colour = ramp_colour(value, top) if np.isfinite(value) else UNSEEN
-            pen.rectangle((x, y, x + column - 2, y + 16), fill=colour)
-            write(pen, (x + column / 2, y + 8), error_text(value), size=11, fill=on(colour), anchor="mm")
+            colour = look.ramp_colour(value, top) if np.isfinite(value) else look.unseen
+            pen.rectangle((x, y, x + column - 2, y + row_h - 2), fill=colour)
+            if row_h >= 14:
+                pen.write((x + column / 2, y + row_h / 2 - 1), error_text(value), size=11, fill=on(colour), anchor="mm")
     return picture
 
 
@@ -296,28 +267,31 @@ def error_text(error: float) -> str:
     return f"{error:.3f}" if error >= 0.0005 or error == 0.0 or not np.isfinite(error) else f"{error:.0e}"
 
 
-def report_sheet(report: RunReport, title: str = "DraftAttention report") -> Image.Image:
+def report_sheet(report: RunReport, title: str = "DraftAttention report", look: Look = LIGHT) -> Image.Image:
     """Density map, seconds per step, evaluations where some were to be skipped and, where the probe ran, the tails,
-    below each other, with the run's notes. Where only steps are skipped there is no attention to draw."""
+    below each other, with the run's notes. Where only steps are skipped there is no attention to draw. On a node the
+    story and the notes are left out: they stand beside the picture."""
     seen, skipping = bool(cells(report)), bool(report.decisions)
-    mapped = density_map(report, title) if seen or not skipping else _framed(_heading(report, title, 640))
-    parts, width = [mapped], max(420, mapped.width - 2 * _MARGIN)
+    parts, width = [], look.width or 420
+    if seen or not skipping:
+        parts.append(density_map(report, title if look.width is None else "Density by step and layer", look))
+    elif look.width is None:
+        parts.append(look.framed(_heading(report, title, 640, look)))
+    if parts:
+        width = max(width, look.size(parts[0])[0] - 2 * look.margin)
     if seen:
-        parts.append(_framed(seconds_per_step(report, width)))
-    drawn = evaluations(report, width)
+        parts.append(look.framed(seconds_per_step(report, width, look)))
+    drawn = evaluations(report, width, look)
     if drawn is not None:
-        parts.append(_framed(drawn))
-    tails = tails_per_layer(report)
+        parts.append(look.framed(drawn))
+    tails = tails_per_layer(report, look)
     if tails is not None:
-        parts.append(_framed(tails))
-    if report.notes:
-        width = max(part.width for part in parts) - 2 * _MARGIN
+        parts.append(look.framed(tails))
+    if report.notes and look.width is None:
+        width = max(look.size(part)[0] for part in parts) - 2 * look.margin
         lines = [line for note in report.notes for line in wrapped(note, width, 12)]
-        notes, pen = blank(width, 16 * len(lines))
+        notes, pen = look.blank(width, 16 * len(lines))
         for index, line in enumerate(lines):
-            write(pen, (0, 16 * index), line, size=12, fill=ACCENT)
-        parts.append(_framed(notes))
-    sheet = stack(parts, gap=0)
-    background, _ = blank(sheet.width, sheet.height, PAPER)
-    background.paste(sheet)
-    return background
+            pen.write((0, 16 * index), line, size=12, fill=look.accent)
+        parts.append(look.framed(notes))
+    return look.stack(parts, gap=0)

@@ -6,20 +6,23 @@ from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ...run import skips
 from ...run.report import RunReport
 from ...run.step_cache.log import Decision
-from .canvas import ACCENT, FAINT, INK, LINES, Colour, blank, ramp_colour, text_size, write
+from .look import LIGHT, Look
 
-SKIPPED: Colour = (214, 228, 240)
-MEASURED: Colour = ramp_colour(0.75)
-EXPECTED: Colour = INK
-HEIGHT, LEFT, ABOVE = 110, 46, 46
+HEIGHT, LEFT = 110, 46
+MEASURED = 0.75  # the place of its colour between little and much
 
 
-def evaluations(report: RunReport, width: int = 640) -> Image.Image | None:
+def above(look: Look) -> int:
+    """Where the columns begin: below the title and the legend, which takes two rows on a node."""
+    return 46 if look.width is None else 66
+
+
+def evaluations(report: RunReport, width: int = 640, look: Look = LIGHT) -> Image.Image | None:
     """Columns: every evaluation of the run, noisy to clean; None where nobody was to skip any.
 
     Skipped ones are tinted over their whole height. A bar is the error of the prediction that would have stood in for a
@@ -35,34 +38,35 @@ def evaluations(report: RunReport, width: int = 640) -> Image.Image | None:
     highest = max([*errors.values(), *expected.values(), 1e-9])
     if 0.0 < threshold <= 3.0 * highest:
         highest = max(highest, threshold)
-    picture, pen = blank(width, ABOVE + HEIGHT + 34)
-    write(pen, (0, 0), "Evaluations: skipped, expected and measured error", size=13)
-    _legend(pen, decided)
-    base, count = ABOVE + HEIGHT, 1 + max(decided)
+    top, measured = above(look), look.ramp_colour(MEASURED)
+    picture, pen = look.blank(width, top + HEIGHT + 34)
+    pen.write((0, 0), "Evaluations: skipped, expected and measured error", size=13)
+    pen.paste(_legend(decided, width, look), (0, 20))
+    base, count = top + HEIGHT, 1 + max(decided)
     column = (width - LEFT - 80) / count
     for index, outcome in decided.items():
         x = LEFT + index * column
         last = x + max(1.0, column - 2)
         if outcome != "computed":
-            pen.rectangle((x, ABOVE, last, base), fill=SKIPPED)
+            pen.rectangle((x, top, last, base), fill=look.skipped)
         if index in errors:
-            pen.rectangle((x, base - errors[index] / highest * HEIGHT, last, base), fill=MEASURED)
+            pen.rectangle((x, base - errors[index] / highest * HEIGHT, last, base), fill=measured)
         if index in expected:
             y = base - expected[index] / highest * HEIGHT
-            pen.line((x, y, last, y), fill=EXPECTED, width=2)
+            pen.line((x, y, last, y), fill=look.ink, width=2)
     right = LEFT + count * column
-    pen.line((LEFT, base, right, base), fill=INK)
+    pen.line((LEFT, base, right, base), fill=look.ink)
     if 0.0 < threshold <= highest:
         y = base - threshold / highest * HEIGHT
-        pen.line((LEFT, y, right, y), fill=ACCENT)
-        write(pen, (right + 6, y), "threshold", size=11, fill=ACCENT, anchor="lm")
-    write(pen, (LEFT - 6, ABOVE), f"{highest:.2g}", size=11, anchor="rm")
-    write(pen, (LEFT - 6, base), "0", size=11, anchor="rm")
+        pen.line((LEFT, y, right, y), fill=look.accent)
+        pen.write((right + 6, y), "threshold", size=11, fill=look.accent, anchor="lm")
+    pen.write((LEFT - 6, top), f"{highest:.2g}", size=11, anchor="rm")
+    pen.write((LEFT - 6, base), "0", size=11, anchor="rm")
     every = next((step for step in (1, 2, 5, 10, 20, 50) if step * column >= 24), count)
     for index in range(0, count, every):
-        write(pen, (LEFT + (index + 0.5) * column, base + 4), str(index + 1), size=11, anchor="ma")
+        pen.write((LEFT + (index + 0.5) * column, base + 4), str(index + 1), size=11, anchor="ma")
     centre = LEFT + count * column / 2
-    write(pen, (centre, base + 20), "evaluation (noisy to clean)", size=11, fill=FAINT, anchor="ma")
+    pen.write((centre, base + 20), "evaluation (noisy to clean)", size=11, fill=look.faint, anchor="ma")
     return picture
 
 
@@ -84,12 +88,8 @@ def _expected(decisions: Iterable[Decision]) -> dict[int, float]:
     return found
 
 
-def _legend(pen: ImageDraw.ImageDraw, decided: dict[int, str]) -> None:
+def _legend(decided: dict[int, str], width: int, look: Look) -> Image.Image:
     skipped = Counter(outcome for outcome in decided.values() if outcome != "computed")
-    entries = [(SKIPPED, f"skipped: {outcome} ({number})") for outcome, number in skipped.items()]
-    entries += [(MEASURED, "measured error"), (EXPECTED, "expected, summed")]
-    x = 0
-    for colour, label in entries:
-        pen.rectangle((x, 22, x + 13, 35), fill=colour, outline=LINES)
-        write(pen, (x + 19, 29), label, size=12, anchor="lm")
-        x += 35 + text_size(label, 12)[0]
+    entries = [(look.skipped, f"skipped: {outcome} ({number})") for outcome, number in skipped.items()]
+    entries += [(look.ramp_colour(MEASURED), "measured error"), (look.ink, "expected, summed")]
+    return look.legend(entries, width)

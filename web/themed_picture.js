@@ -1,0 +1,89 @@
+/** The pictures of Report and Profile on the node, in the colours of the theme; a click opens one in its full size. */
+
+import { addElement, fit, onOutput, onTheme } from "./host.js"
+import { addressOf } from "./clip_sheet.js"
+import { say } from "./words.js"
+
+const KEY = "draftattention_picture"
+const MARGIN = 20
+/** @type {WeakMap<object, ThemedPicture>} */
+const shown = new WeakMap()
+/** @type {Set<WeakRef<ThemedPicture>>} */
+const all = new Set()
+
+/** Whether an element's text is light, as on dark ground. It has to be in the page. */
+function isDark(element) {
+  const pen = document.createElement("canvas").getContext("2d")
+  pen.fillStyle = getComputedStyle(element).color
+  pen.fillRect(0, 0, 1, 1)
+  const [red, green, blue] = pen.getImageData(0, 0, 1, 1).data
+  return 0.299 * red + 0.587 * green + 0.114 * blue > 128
+}
+
+class ThemedPicture {
+  constructor(node) {
+    this.node = node
+    this.box = document.createElement("div")
+    this.box.className = "draftattention draftattention-picture"
+    this.link = document.createElement("a")
+    this.link.target = "_blank"
+    this.link.rel = "noopener"
+    this.link.title = say("picture_open")
+    this.image = document.createElement("img")
+    this.image.alt = say("picture_label")
+    this.image.draggable = false
+    this.image.onerror = () => this.tellGone(true)
+    this.image.onload = () => this.tellGone(false)
+    this.gone = document.createElement("div")
+    this.gone.className = "draftattention-caption"
+    this.link.append(this.image)
+    this.box.append(this.link, this.gone)
+    this.link.addEventListener("pointerdown", (event) => event.stopPropagation())
+    addElement(node, "picture", this.box, () => this.height)
+    // A node is wider or in the page later than its picture is known.
+    new ResizeObserver(() => this.draw()).observe(this.box)
+    all.add(new WeakRef(this))
+  }
+
+  /** What the picture takes in a node of this width, with the classic canvas's margin around elements. */
+  get height() {
+    const { width = 1, height = 0 } = this.told ?? {}
+    return Math.ceil((Math.max(0, this.node.size[0] - MARGIN) * height) / width) + MARGIN
+  }
+
+  tellGone(gone) {
+    this.link.hidden = gone
+    this.gone.textContent = gone ? say("clip_gone") : ""
+  }
+
+  show(told) {
+    this.told = told
+    this.draw()
+    fit(this.node)
+  }
+
+  draw() {
+    if (!this.told || !this.box.isConnected) return
+    const address = addressOf(isDark(this.box) ? this.told.dark : this.told.light)
+    if (this.link.getAttribute("href") === address) return
+    this.link.href = this.image.src = address
+  }
+}
+
+const isFile = (told) => typeof told?.filename === "string"
+
+function show(node, output) {
+  const [told] = output[KEY] ?? []
+  if (!isFile(told?.light) || !isFile(told.dark) || !(told.width > 0 && told.height > 0)) return
+  if (!shown.has(node)) shown.set(node, new ThemedPicture(node))
+  shown.get(node).show(told)
+}
+
+onOutput("DraftAttention.Picture", show)
+onTheme(() => {
+  for (const one of all) {
+    const picture = one.deref()
+    if (picture) picture.draw()
+    else all.delete(one)
+  }
+})
