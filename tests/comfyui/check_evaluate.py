@@ -222,12 +222,12 @@ def _() -> None:
         else:
             raise AssertionError("the interruption did not arrive")
     assert handle.report.cancelled == "cancelled after step 3 of 20" and handle.run.finished
-    assert told[0] == "step 1 of 20, dense start as planned"
+    assert told[0] == "step 1 of 20: dense start as planned"
     assert told[-1] == logged.lines[-1] == handle.report.summary()
     assert told[-1].startswith("DraftAttention: cancelled after step 3 of 20;") and "nothing was sparse" not in told[-1]
     told.clear()
     run(patched, steps=2)
-    assert told[0] == "step 1 of 2, dense start as planned" and handle.report.cancelled is None
+    assert told[0] == "step 1 of 2: dense start as planned" and handle.report.cancelled is None
     assert not any("cancelled" in text for text in told)
 
     def inside(executor: Any, *args: Any, **kwargs: Any) -> Any:

@@ -72,7 +72,7 @@ def shoot(page: Page, boxes: list[browser.Box], width: int, path: Path, margin: 
     left, top = max(0.0, edges[0]), max(0.0, edges[1])
     right, bottom = min(float(WINDOW["width"]), edges[2]), min(float(WINDOW["height"]), edges[3])
     clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
-    picture(page.screenshot(clip=clip), width, path)  # type: ignore[arg-type]
+    picture(page.screenshot(clip=clip), width, path)
 
 
 def offer_files(server: ComfyUIServer) -> None:
@@ -127,7 +127,7 @@ def photograph(opened: Browser, server: ComfyUIServer, wanted: str) -> list[str]
     offer_files(server)
     pages = {}
     for name, nodes_2 in RENDERERS.items():
-        pages[name] = opened.new_page(viewport=WINDOW)  # type: ignore[arg-type]
+        pages[name] = opened.new_page(viewport=WINDOW)
         browser.open_page(pages[name], server, nodes_2)
         for path in sorted(WORKFLOWS.glob("*.json")):
             if wanted not in path.stem:
