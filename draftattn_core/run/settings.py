@@ -108,8 +108,9 @@ class Settings:
         return Layout(grid, extra_before, extra_after, self.q_block, self.k_block, self.tile, self.order)
 
     def nearest(self, near: Nearest) -> Settings:
-        """The same as a backend serves them that cannot serve them as they are; a tile of another size goes."""
+        """The same as a backend serves them that cannot serve them as they are; a tile of another size goes, and so do
+        codes of ours, as it has a number format of its own."""
         blocks = near.kind.q_block, near.kind.k_block
         tile = self.tile if self.tile is not None and math.prod(self.tile) == max(blocks) else None
         policy, gains = near.policy(self.policy), self.auto_gain and near.gains
-        return replace(self, policy=policy, auto_gain=gains, q_block=blocks[0], k_block=blocks[1], tile=tile)
+        return replace(self, policy=policy, auto_gain=gains, q_block=blocks[0], k_block=blocks[1], tile=tile, bits="16")

@@ -383,8 +383,8 @@ def test_the_nearest_policy_keeps_what_it_can() -> None:
     near = Nearest("kitchen", replace(KIND, variants=(Variant("row", "none"), Variant("row", "mean"))), True, "")
     asked = Policy((0.1, 0.2, 0.3), "head", ("none", "linear2", "mean"), (0.0, 0.5, 0.1), floor=0.2)
     assert near.policy(asked) == replace(asked, method="row", tail=("none", "mean", "mean"), spread=False)
-    settings = Settings(policy=replace(asked, density=0.2), tile=(1, 8, 16)).nearest(near)
-    assert (settings.q_block, settings.k_block, settings.tile) == (64, 64, None)
+    settings = Settings(policy=replace(asked, density=0.2), tile=(1, 8, 16), bits="8").nearest(near)
+    assert (settings.q_block, settings.k_block, settings.tile, settings.bits) == (64, 64, None, "16")
     assert Settings(q_block=64, tile=(1, 8, 8)).nearest(near).tile == (1, 8, 8)
 
 
