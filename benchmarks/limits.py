@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from draftattention.draftattn_core.method.policy import TailName
 from draftattention.draftattn_core.run.schedule import PRESETS, preset
-from draftattention.draftattn_core.run.speed import SPEEDS, first_evaluations
+from draftattention.draftattn_core.run.speed import SPEEDS, dense_evaluations
 
 # Limits that our kernels are held to: time of `attend` over that of its products in the best dense call; `prepare` and
 # `select` as a share of the dense call.
@@ -116,8 +116,8 @@ def of_preset(name: str, steps: int = STEPS) -> list[float]:
 
 
 def of_speed(name: str, steps: int = STEPS) -> list[float]:
-    """Density of every evaluation of a speed's run, before the forecast answers any."""
-    first = first_evaluations(steps)
+    """Density of every evaluation of a speed's run, before forecasts answer any."""
+    first = dense_evaluations(steps)
     return [1.0] * first + [SPEEDS[name].density] * (steps - first)
 
 

@@ -116,6 +116,8 @@ class Choice:
     spread_pairs: Mapping[Sparse, tuple[tuple[float, float], ...]] = field(default_factory=dict)
 
 
+# Pairs of (share, density) that are measured at every size: what a speed may be.
+SPEED_PAIRS = ((0.25, 0.4), (0.3, 0.4), (0.4, 0.25), (0.4, 0.4), (0.5, 0.4), (0.5, 0.5))
 _PEERS: dict[Sparse, tuple[float, ...]] = {"paper": (0.2, 0.45), "sol": (0.2, 0.45)}
 
 SMALL: dict[int, Choice] = {
@@ -144,6 +146,8 @@ SMALL: dict[int, Choice] = {
             ("easycache", "budgets"): ((0.05, 0.25),),
         },
         fewer_sparse=((8, 0.4), (10, 0.4)),
+        spread=(0.2, 0.25, 0.3, 0.4, 0.5),
+        spread_pairs={"budgets": SPEED_PAIRS, "ours": ((0.4, 0.4),)},
     ),
     4: Choice(
         fewer={"euler": (2, 3), "dpmpp_2m": (2, 3), "unipc": (2, 3)},
@@ -174,6 +178,8 @@ SMALL: dict[int, Choice] = {
             ("easycache", "ours"): ((0.1, 0.3),),
         },
         fewer_sparse=((5, 0.4),),
+        spread=(0.5, 0.6, 0.75),
+        spread_pairs={"budgets": ((0.5, 0.4), (0.6, 0.4), (0.75, 0.4))},
     ),
     50: Choice(
         fewer={"euler": (8, 13, 20, 25), "dpmpp_2m": (8, 13, 20), "unipc": (8, 13)},
@@ -189,6 +195,8 @@ SMALL: dict[int, Choice] = {
             ("easycache", "ours"): ((0.05, 0.3),),
         },
         fewer_sparse=((20, 0.3),),
+        spread=(0.12, 0.2, 0.3, 0.4),
+        spread_pairs={"budgets": ((0.2, 0.4), (0.3, 0.4), (0.4, 0.4))},
     ),
 }
 # A real size costs seven times as much an evaluation: fewer rows, and all pairs that a speed may be.
@@ -204,6 +212,8 @@ REAL: dict[int, Choice] = {
             ("easycache", "ours"): ((0.05, 0.25),),
         },
         fewer_sparse=((8, 0.25),),
+        spread=(0.3, 0.4, 0.5),
+        spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.25)), "ours": ((0.4, 0.25),)},
     ),
     4: SMALL[4],
 }

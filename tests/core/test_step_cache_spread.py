@@ -70,7 +70,7 @@ def dense(model: Model, x: Tensor) -> Tensor:
 def test_a_plan_holds_the_first_the_last_and_even_steps_between(steps: int) -> None:
     for share in (0.01, 0.2, 1 / 3, 0.5, 0.77, 1.0):
         planned = sorted(planned_steps(steps, share))
-        assert len(planned) == min(steps, max(2, round(share * steps)))
+        assert len(planned) == min(steps, max(4, round(share * steps)))
         assert planned[0] == 0 and planned[-1] == steps - 1
         gaps = [after - before for before, after in zip(planned, planned[1:])]
         assert not gaps or max(gaps) - min(gaps) <= 1
@@ -91,7 +91,7 @@ def test_a_run_computes_what_was_planned_and_forecasts_the_rest_from_the_second_
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-@pytest.mark.parametrize("share", [0.2, SHARE, 0.6])
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.6])
 def test_the_sampler_ends_where_a_latent_put_right_at_each_computed_step_does(quantity: Quantity, share: float) -> None:
     model = smooth_model(3)
     host = Host(spread(share, quantity=quantity, max_reach=1e9), steps=12, schedule=SCHEDULE)
@@ -257,10 +257,9 @@ def test_a_second_expert_begins_with_a_history_of_its_own() -> None:
     assert cache.decisions[5].reason is Reason.HISTORY and not cache.decisions[5].corrected
 
 
-def test_few_steps_may_gain_and_a_share_that_computes_all_gains_nothing() -> None:
+def test_few_steps_and_a_share_that_computes_all_have_nothing_to_gain() -> None:
     settings = StepCacheSettings("spread", share=0.5)
-    assert nothing_to_gain(settings, 4) is None
-    assert nothing_to_gain(settings, 2) is not None
+    assert [nothing_to_gain(settings, steps) is None for steps in (1, 2, 4, 5, 20)] == [False] * 3 + [True] * 2
     assert nothing_to_gain(StepCacheSettings("spread", share=1.0), 20) is not None
 
 

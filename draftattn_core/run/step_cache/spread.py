@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+# Runs of so few steps are computed whole: each of their steps changes the video.
+LEAST = 4
+
 
 @lru_cache(maxsize=64)
 def planned_steps(steps: int, share: float) -> frozenset[int]:
@@ -18,9 +21,9 @@ def planned_steps(steps: int, share: float) -> frozenset[int]:
 
     Args:
         steps: of the sampler in this run.
-        share: of them that is computed, above 0 and at most 1; never fewer than two.
+        share: of them that is computed, above 0 and at most 1; never fewer than `LEAST`.
     """
-    count = min(steps, max(2, round(share * steps)))
+    count = min(steps, max(LEAST, round(share * steps)))
     if count < 2:
         return frozenset(range(steps))
     return frozenset(round(index * (steps - 1) / (count - 1)) for index in range(count))
