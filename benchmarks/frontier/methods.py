@@ -100,8 +100,8 @@ class Choice:
         pairs: (threshold, density) of each (skipping rule, sparse attention) together; the first evaluations, computed
             and dense, are those of the rule's first entry in `skips`.
         spread: shares of the steps that are computed, the others forecast between them.
-        spread_pairs: (share, density) of these with sparse evaluations, by sparse attention; as many evaluations run dense
-            at the start as in `warm`.
+        spread_pairs: (share, density) of these with sparse evaluations, by sparse attention; as many evaluations run
+            dense at the start as in `warm`.
         fewer_sparse: (steps, density) of a second-order sampler with fewer steps whose evaluations are sparse by
             budgets, the composition that needs no cache.
     """

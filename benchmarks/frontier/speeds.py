@@ -1,9 +1,9 @@
 """The rule that makes the node's speeds of the frontier: what each is, is read off the committed rows.
 
-Candidates are the compositions of planned evaluations with budgets that were measured in every scenario of 20 steps. Each is
-worth its mean SSIM over the scenarios (checkpoints and sizes, one vote each) and costs its mean work. On the front of
-these, `max` is the cheapest point, `quality` the best one of at most half the dense work, `fast` and `balanced` are
-those closest to one and two thirds of the way between their works.
+Candidates are the compositions of planned evaluations with budgets that were measured in every scenario of 20 steps.
+Each is worth its mean SSIM over the scenarios (checkpoints and sizes, one vote each) and costs its mean work. On the
+front of these, `max` is the cheapest point, `quality` the best one of at most half the dense work, `fast` and
+`balanced` are those closest to one and two thirds of the way between their works.
 """
 
 from __future__ import annotations

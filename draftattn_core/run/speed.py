@@ -1,8 +1,8 @@
 """Speed: one word that sets sparse density, budgets and step skipping together: points of the measured frontier.
 
 A planned share of the steps is computed, by sparse evaluations whose densities are spent by measured error; forecasts
-answer the others. Which densities and shares go together is measured (`benchmarks/results/frontier`), and the rule that picked these points
-from it is a test (`tests/benchmarks/test_speeds_rule.py`).
+answer the others. Which densities and shares go together is measured (`benchmarks/results/frontier`), and the rule that
+picked these points from it is a test (`tests/benchmarks/test_speeds_rule.py`).
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def test_correction_brings_bending_paths_closer_to_their_dense_runs() -> None:
     schedule, gains = levels(20), []
     for seed in range(10):
         model, error = smooth_model(seed), {}
-        exact = euler(lambda x, s, *_: model(x, s), noise(seed), schedule)[-1]
+        exact = euler(lambda x, s, *_: model(x, s), noise(seed), schedule)[-1]  # noqa: B023
         for correct in (True, False):
             host = Host(spread(0.3, correct=correct), steps=20, schedule=schedule)
             error[correct] = float((run(host, model, schedule, seed) - exact).norm())
