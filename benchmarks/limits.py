@@ -162,14 +162,7 @@ def even(form: str) -> float:
 
 def page() -> str:
     """The tables of docs/kernels.md."""
-    columns = (
-        "perfect, alone",
-        "ours, alone",
-        "perfect, half answered",
-        "ours, half",
-        "ours, 2 of 3",
-        "ours, as planned",
-    )
+    columns = ("perfect, alone", "ours, alone", "perfect, half answered", "ours, half", "ours, 2 of 3", "as planned")
     lines = [f"| {STEPS} steps, times dense | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
     for model in MODELS:
         shares = " to ".join(f"{model.share(rates):.2f}" for rates in RATES)
@@ -181,13 +174,12 @@ def page() -> str:
                 " to ".join(f"{factor(model, densities, held=held, rates=r, answered=part):.2f}" for r in RATES)
                 for held, part in ((False, 0.0), (True, 0.0), (False, 0.5), (True, 0.5), (True, 2 / 3))
             ]
-            speed = name.removeprefix("speed ")
-            planned = as_planned(speed) if speed != name else None
-            cells.append(
-                "-"
-                if planned is None
-                else " to ".join(f"{factor(model, planned, held=True, rates=r):.2f}" for r in RATES)
-            )
+            kind, word = name.split()
+            if kind == "speed":
+                planned = as_planned(word)
+                cells.append(" to ".join(f"{factor(model, planned, held=True, rates=r):.2f}" for r in RATES))
+            else:
+                cells.append("-")
             lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| one call, times dense | tail's products | " + " | ".join(f"{d:g}" for d in _DENSITIES) + " |"]
     lines += ["|" + "---|" * (2 + len(_DENSITIES))]

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import limits
 from benchmarks.kernels.plan import SHAPES
-from benchmarks.limits import MODELS, RATES, STEPS, Sizes, factor, of_preset, of_speed, tail_share, target
+from benchmarks.limits import MODELS, RATES, STEPS, Sizes, as_planned, factor, of_preset, of_speed, tail_share, target
 from draftattention.draftattn_core.run.schedule import PRESETS
 from draftattention.draftattn_core.run.speed import SPEEDS
 from tools.comfyui.path import PACK_ROOT
@@ -71,6 +71,16 @@ def test_a_dense_run_is_as_fast_as_a_dense_run() -> None:
     # Half of the evaluations answered and nothing else: twice as fast.
     almost = [torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)).item()] * 4
     assert factor(MODELS[0], almost, held=False, answered=0.5) == pytest.approx(2.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", SPEEDS)
+def test_a_speed_pays_for_the_steps_it_plans_and_for_no_other(name: str) -> None:
+    planned = as_planned(name)
+    computed = [density for density in planned if density is not None]
+    assert len(planned) == STEPS and len(computed) == round(SPEEDS[name].share * STEPS)
+    for model in MODELS:
+        whole = STEPS / len(computed) * factor(model, computed, held=True)
+        assert factor(model, planned, held=True) == pytest.approx(whole)
 
 
 def test_the_page_holds_what_the_formulas_give() -> None:
