@@ -214,7 +214,8 @@ class RunStepCache:
         decision = self._open(stream, evaluation, level)
         latents = split(flow_latent(x, evaluation, kind), evaluation)
         velocities = split(flow_velocity(x, prediction, evaluation, kind), evaluation)
-        corrected = list(velocities)
+        corrected = False
+        given = list(velocities)
         for at, (branch, y, v) in enumerate(zip(evaluation.branches, latents, velocities, strict=True)):
             kept = self._kept(stream, branch.key, Form.of(y, kind))
             if kept is None:
@@ -228,13 +229,14 @@ class RunStepCache:
             if isinstance(state, ForecastState):
                 moved = self._corrected(state, stream, y, v, level, evaluation, kind)
                 if moved is not None:
-                    corrected[at], decision.corrected = moved, True
+                    given[at], corrected = moved, True
                 state.store(y, v, level)
             else:
                 state.store(y, v, decides)
-        if not decision.corrected:
+        if not corrected:
             return None
-        return prediction_of(x, joined(corrected, evaluation), evaluation, kind).to(prediction.dtype)
+        decision.corrected = True
+        return prediction_of(x, joined(given, evaluation), evaluation, kind).to(prediction.dtype)
 
     def _corrected(
         self,
