@@ -40,7 +40,9 @@ def test_what_auto_takes_is_closer_than_fewer_steps_at_its_work_on_every_checkpo
                 for row in means(here)
             ]
             (ours,) = [point for point in points if point.method.endswith(words)]
-            best = envelope([point for point in points if point.family.startswith("dense")], ours.work, "ssim")
+            dense = [point for point in points if point.family.startswith("dense")]
+            # Where no number of steps is that cheap, the cheapest that was measured has the advantage of more work.
+            best = envelope(dense, max(ours.work, min(point.work for point in dense)), "ssim")
             assert best is not None and ours.ssim > best[1], (name, model, size)
             compared += 1
     assert compared == 6
