@@ -13,7 +13,6 @@ from typing import Any
 
 from ...draftattn_core.run.events import EvaluationDone, RunDone, RunStarted
 from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason, RunReport
-from ..host.run_words import cancelled_words
 from ..host.runs import ReportHandle
 from ..inputs.presets import Choices
 from ..words import plain
@@ -148,7 +147,7 @@ def announce_runs(
             dense=unexpected(event.dense),
             rows=tuple(rows[step] for step in sorted(rows)),
             words=words,
-            cancelled_words=plain(cancelled_words(event.cancelled)) if event.cancelled else None,
+            cancelled_words=plain(event.cancelled) if event.cancelled else None,
         )
         runs.keep(run)
         send(EVENT, run.told())

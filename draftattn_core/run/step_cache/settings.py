@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ...phrase import Phrase, Text
+
 Rule = Literal["off", "easycache", "forecast"]
 Quantity = Literal["velocity", "x0", "difference"]
 PublishedModel = Literal["wan2.1", "wan2.2-5b", "wan2.2-a14b", "hunyuanvideo"]
@@ -121,7 +123,7 @@ class StepCacheSettings:
         return any(start - REACHED <= progress <= end + REACHED for start, end in self.windows)
 
 
-def nothing_to_gain(settings: StepCacheSettings, steps: int) -> str | None:
+def nothing_to_gain(settings: StepCacheSettings, steps: int) -> Text | None:
     """Why a run of so many steps is better left alone, in a sentence; None if there is something to gain."""
     if settings.rule == "off":
         return None
@@ -129,4 +131,9 @@ def nothing_to_gain(settings: StepCacheSettings, steps: int) -> str | None:
     could = max(0, steps - first - 1)
     if could > LEAST_GAIN * steps:
         return None
-    return f"nothing to gain at {steps} steps: the first {min(first, steps)} and the last are computed"
+    return Phrase(
+        "skip_no_gain",
+        "nothing to gain at {steps} steps: the first {first} and the last are computed",
+        steps=steps,
+        first=min(first, steps),
+    )
