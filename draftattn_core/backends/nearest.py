@@ -46,3 +46,6 @@ class Nearest:
             backend=self.backend,
             lost=self.lost,
         )
+
+    def __str__(self) -> str:
+        return str(self.text())

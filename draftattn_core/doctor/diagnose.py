@@ -102,6 +102,9 @@ class BackendCheck:
             seconds=seconds,
         )
 
+    def __str__(self) -> str:
+        return str(self.text())
+
 
 @dataclass(frozen=True)
 class Diagnosis:

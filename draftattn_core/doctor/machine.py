@@ -78,6 +78,9 @@ class Accelerator:
             details=Joined(details, LIST),
         )
 
+    def __str__(self) -> str:
+        return str(self.text())
+
 
 @dataclass(frozen=True)
 class Machine:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...method.rules.call import RuleCall
-from ...phrase import AND, Foreign, Joined, Phrase, Text
+from ...phrase import Foreign, Phrase, Text
 from ..call_kind import CallKind, Variant
 from . import machine, self_check
 from .backend import TritonBackend
@@ -45,7 +45,7 @@ class HopperBackend(TritonBackend):
                 "hopper_blocks",
                 "its kernels take query blocks of {q} and key blocks of {k} tokens, not {blocks}",
                 q=Q_BLOCK,
-                k=Joined(map(str, K_BLOCKS), AND),
+                k=str(K_BLOCKS),
                 blocks=f"{kind.q_block}/{kind.k_block}",
             )
         return None

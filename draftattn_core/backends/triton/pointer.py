@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
-from ...phrase import AND, Foreign, Joined, Phrase, Text
+from ...phrase import Foreign, Phrase, Text
 from ..call_kind import CallKind, Variant
 from ..request import AttendRequest, BackendFailure
 from . import machine, self_check
@@ -43,7 +43,7 @@ class PointerBackend(TritonBackend):
             return Phrase(
                 "kernels_blocks",
                 "its kernels take blocks of {known} tokens, not {blocks}",
-                known=Joined(map(str, BLOCKS), AND),
+                known=str(BLOCKS),
                 blocks=f"{kind.q_block}/{kind.k_block}",
             )
         from ....kernels.configs import attend_config
@@ -81,7 +81,7 @@ def wrong_type(kind: CallKind) -> Text:
 
 def wrong_head_size(head_dim: int) -> Text:
     """Why kernels do not serve a head size that is none of `HEAD_DIMS`."""
-    sizes = Joined(map(str, HEAD_DIMS), AND)
+    sizes = str(HEAD_DIMS)
     return Phrase("kernels_head_size", "its kernels take head sizes {sizes}, not {size}", sizes=sizes, size=head_dim)
 
 
