@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..draftattn_core.phrase import CLAUSES, LINES, LIST, OR, REMEDY, Joined, Phrase
+from ..draftattn_core.run.evaluation import Outcome
+from ..draftattn_core.run.report import DenseReason
+from ..draftattn_core.run.step_cache.log import Reason
 
 __all__ = ["CLAUSES", "ENGLISH", "LINES", "LIST", "OR", "REMEDY", "Joined", "Words", "plain", "term", "texts", "told"]
 
@@ -29,6 +33,8 @@ def texts(language: str) -> dict[str, str]:
 
 
 ENGLISH: Mapping[str, str] = texts("en")
+# Lists of names of the core's, and what their keys begin with.
+TERMS: Mapping[type[Enum], str] = {DenseReason: "reason", Outcome: "outcome", Reason: "computed"}
 W = TypeVar("W", bound="Words")
 
 
@@ -52,6 +58,8 @@ def plain(text: Any) -> Any:
         values = {name: plain(value) for name, value in text.values.items()}
         english = {} if isinstance(text, Words) else {"text": str(text)}
         return {"key": text.key, "values": values, **english}
+    if isinstance(text, Enum) and type(text) in TERMS:
+        return plain(term(TERMS[type(text)], str(text)))
     if isinstance(text, Joined):
         return {"parts": [plain(part) for part in text.parts], "by": text.by}
     return text if isinstance(text, int | float) else str(text)
