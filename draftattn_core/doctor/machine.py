@@ -125,18 +125,22 @@ class Machine:
 
     def facts(self) -> list[tuple[str, str]]:
         """(label, value) lines for people."""
-        built = f"CUDA {self.cuda}" if self.cuda else f"ROCm {self.hip}" if self.hip else None
-        built = built or Phrase("fact_no_toolkit", "no GPU toolkit")
         device = Phrase("fact_device", "device")
         return [
             (Phrase("fact_system", "system"), f"{self.system} {self.system_detail}"),
             ("Python", Phrase("fact_at", "{version} at {path}", version=self.python, path=self.python_path)),
-            ("PyTorch", Phrase("fact_built_for", "{version}, built for {built}", version=self.torch, built=built)),
+            ("PyTorch", self._torch_line()),
             ("Triton", self._triton_line()),
             ("kitchen", self._kitchen_line()),
             (device, "cpu"),
             *((device, one.text()) for one in self.accelerators),
         ]
+
+    def _torch_line(self) -> str:
+        built = f"CUDA {self.cuda}" if self.cuda else f"ROCm {self.hip}" if self.hip else None
+        if built is None:
+            return Phrase("fact_no_toolkit", "{version}, built for no GPU toolkit", version=self.torch)
+        return Phrase("fact_built_for", "{version}, built for {toolkit}", version=self.torch, toolkit=built)
 
     def _kitchen_line(self) -> str:
         if self.kitchen:

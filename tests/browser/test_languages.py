@@ -131,7 +131,7 @@ def test_the_doctor_speaks_the_language(canvas: Canvas, speaking: Any, language:
         node,
     )
     told = canvas.text(node, "text")
-    for key in ("fact_system", "fact_device", "doctor_backends", "fact_no_toolkit"):
+    for key in ("fact_system", "fact_device", "doctor_backends"):
         assert texts(language)[key] in told, told
     assert filled(language, "doctor_auto", backend="torch", device="cpu") in told
     assert [line for line in told.splitlines() if ENGLISH.search(line)] == []
