@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from draftattention.draftattn_core.method.policy import TailName
 from draftattention.draftattn_core.run.schedule import PRESETS, preset
-from draftattention.draftattn_core.run.speed import SPEEDS, first_evaluations
+from draftattention.draftattn_core.run.speed import SPEEDS, dense_evaluations
+from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 
 # Limits that our kernels are held to: time of `attend` over that of its products in the best dense call; `prepare` and
 # `select` as a share of the dense call.
@@ -90,11 +91,13 @@ def ours(density: float, tail: float) -> float:
     return 1.0 if density >= 1.0 else ATTEND * (density + tail) + PREPARATION
 
 
-def factor(model: Sizes, densities: Sequence[float], *, held: bool, rates: float = 1.0, answered: float = 0.0) -> float:
+def factor(
+    model: Sizes, densities: Sequence[float | None], *, held: bool, rates: float = 1.0, answered: float = 0.0
+) -> float:
     """Time of a dense run over that of a sparse one.
 
     Args:
-        densities: of the run's evaluations, 1 for dense ones.
+        densities: of the run's evaluations, 1 for dense ones, None for those that are not computed.
         held: whether within our limits, or by a perfect kernel.
         rates: see `RATES`.
         answered: share of the evaluations with a density below 1 that a step cache answers, which costs nothing.
@@ -103,6 +106,8 @@ def factor(model: Sizes, densities: Sequence[float], *, held: bool, rates: float
     tail = tail_share(model.video, model.attended, model.head)
     spent = 0.0
     for density in densities:
+        if density is None:
+            continue
         attention = ours(density, tail) if held else perfect(density)
         computed = 1.0 if density >= 1.0 else 1.0 - answered
         spent += computed * (1.0 - share + share * attention)
@@ -116,9 +121,15 @@ def of_preset(name: str, steps: int = STEPS) -> list[float]:
 
 
 def of_speed(name: str, steps: int = STEPS) -> list[float]:
-    """Density of every evaluation of a speed's run, before the forecast answers any."""
-    first = first_evaluations(steps)
+    """Density of every evaluation of a speed's run, before forecasts answer any."""
+    first = dense_evaluations(steps)
     return [1.0] * first + [SPEEDS[name].density] * (steps - first)
+
+
+def as_planned(name: str, steps: int = STEPS) -> list[float | None]:
+    """The same, None where a forecast answers."""
+    planned = planned_steps(steps, SPEEDS[name].share)
+    return [density if step in planned else None for step, density in enumerate(of_speed(name, steps))]
 
 
 def target(model: str, name: str = "balanced") -> float:
@@ -151,11 +162,18 @@ def even(form: str) -> float:
 
 def page() -> str:
     """The tables of docs/kernels.md."""
-    columns = ("perfect, alone", "ours, alone", "perfect, half answered", "ours, half", "ours, 2 of 3")
+    columns = (
+        "perfect, alone",
+        "ours, alone",
+        "perfect, half answered",
+        "ours, half",
+        "ours, 2 of 3",
+        "ours, as planned",
+    )
     lines = [f"| {STEPS} steps, times dense | {' | '.join(columns)} |", "|" + "---|" * (1 + len(columns))]
     for model in MODELS:
         shares = " to ".join(f"{model.share(rates):.2f}" for rates in RATES)
-        lines.append(f"| **{model.name}** (attention {shares}) | | | | | |")
+        lines.append(f"| **{model.name}** (attention {shares}) | | | | | | |")
         rows = {f"preset {name}": of_preset(name) for name in PRESETS}
         rows |= {f"speed {name}": of_speed(name) for name in SPEEDS}
         for name, densities in rows.items():
@@ -163,6 +181,13 @@ def page() -> str:
                 " to ".join(f"{factor(model, densities, held=held, rates=r, answered=part):.2f}" for r in RATES)
                 for held, part in ((False, 0.0), (True, 0.0), (False, 0.5), (True, 0.5), (True, 2 / 3))
             ]
+            speed = name.removeprefix("speed ")
+            planned = as_planned(speed) if speed != name else None
+            cells.append(
+                "-"
+                if planned is None
+                else " to ".join(f"{factor(model, planned, held=True, rates=r):.2f}" for r in RATES)
+            )
             lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| one call, times dense | tail's products | " + " | ".join(f"{d:g}" for d in _DENSITIES) + " |"]
     lines += ["|" + "---|" * (2 + len(_DENSITIES))]

@@ -81,6 +81,7 @@ def workflow(method: str, arguments: argparse.Namespace) -> tuple[dict[str, Any]
                 "start": skipping.windows[0][0],
                 "end": skipping.windows[0][1],
                 "offload": skipping.offload,
+                "share": skipping.share,
             },
         }
     prompt["report"] = {

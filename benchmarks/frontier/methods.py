@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from draftattention.draftattn_core import PAPER_TILE, Policy, Settings
@@ -12,7 +12,7 @@ from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 
 Solver = Literal["euler", "dpmpp_2m", "unipc"]
 Sparse = Literal["ours", "paper", "sol", "budgets"]
-Skip = Literal["easycache", "forecast"]
+Skip = Literal["easycache", "forecast", "spread"]
 
 # Tokens per block of the Sol-Attn recipe (arXiv 2607.24027), which walks tokens in raster order.
 SOL_BLOCK = 64
@@ -32,6 +32,7 @@ class Method:
         threshold: of the skipping rule.
         first: evaluations from the start that are computed whatever the rule says.
         max_skips: evaluations in a row that may be skipped, None for the rule's own default.
+        share: of the steps that `spread` computes, None for the other rules.
     """
 
     family: str
@@ -44,6 +45,7 @@ class Method:
     threshold: float = 0.0
     first: int = 0
     max_skips: int | None = None
+    share: float | None = None
 
     @property
     def name(self) -> str:
@@ -51,7 +53,9 @@ class Method:
         words = [f"{self.solver} {self.steps}"]
         if self.sparse is not None:
             words.append(f"{self.sparse} {self.density:g} warm {self.warm}")
-        if self.skip is not None:
+        if self.share is not None:
+            words.append(f"spread {self.share:g}")
+        elif self.skip is not None:
             words.append(f"{self.skip} {self.threshold:g} first {self.first}")
         if self.max_skips is not None:
             words.append(f"at most {self.max_skips} in a row")
@@ -64,6 +68,8 @@ class Method:
     def _skip(self) -> StepCacheSettings:
         if self.skip is None:
             return StepCacheSettings()
+        if self.share is not None:
+            return StepCacheSettings(self.skip, share=self.share)
         # EasyCache as published knows no bound on skips in a row.
         most = None if self.skip == "easycache" else self.max_skips or StepCacheSettings().max_skips
         return StepCacheSettings(self.skip, self.threshold, self.first, max_skips=most)
@@ -93,6 +99,9 @@ class Choice:
         skips: (threshold, first computed evaluations, most skips in a row) of each skipping rule alone.
         pairs: (threshold, density) of each (skipping rule, sparse attention) together; the first evaluations, computed
             and dense, are those of the rule's first entry in `skips`.
+        spread: shares of the steps that are computed, the others forecast between them.
+        spread_pairs: (share, density) of these with sparse evaluations, by sparse attention; as many evaluations run
+            dense at the start as in `warm`.
         fewer_sparse: (steps, density) of a second-order sampler with fewer steps whose evaluations are sparse by
             budgets, the composition that needs no cache.
     """
@@ -103,8 +112,12 @@ class Choice:
     skips: dict[Skip, tuple[tuple[float, int, int | None], ...]]
     pairs: dict[tuple[Skip, Sparse], tuple[tuple[float, float], ...]]
     fewer_sparse: tuple[tuple[int, float], ...] = ()
+    spread: tuple[float, ...] = ()
+    spread_pairs: Mapping[Sparse, tuple[tuple[float, float], ...]] = field(default_factory=dict)
 
 
+# Pairs of (share, density) that are measured at every size: what a speed may be.
+SPEED_PAIRS = ((0.25, 0.4), (0.3, 0.4), (0.4, 0.25), (0.4, 0.4), (0.5, 0.4), (0.5, 0.5))
 _PEERS: dict[Sparse, tuple[float, ...]] = {"paper": (0.2, 0.45), "sol": (0.2, 0.45)}
 
 SMALL: dict[int, Choice] = {
@@ -133,6 +146,8 @@ SMALL: dict[int, Choice] = {
             ("easycache", "budgets"): ((0.05, 0.25),),
         },
         fewer_sparse=((8, 0.4), (10, 0.4)),
+        spread=(0.2, 0.25, 0.3, 0.4, 0.5),
+        spread_pairs={"budgets": SPEED_PAIRS, "ours": ((0.4, 0.4),)},
     ),
     4: Choice(
         fewer={"euler": (2, 3), "dpmpp_2m": (2, 3), "unipc": (2, 3)},
@@ -163,6 +178,8 @@ SMALL: dict[int, Choice] = {
             ("easycache", "ours"): ((0.1, 0.3),),
         },
         fewer_sparse=((5, 0.4),),
+        spread=(0.5, 0.6, 0.75),
+        spread_pairs={"budgets": ((0.5, 0.4), (0.6, 0.4), (0.75, 0.4))},
     ),
     50: Choice(
         fewer={"euler": (8, 13, 20, 25), "dpmpp_2m": (8, 13, 20), "unipc": (8, 13)},
@@ -178,6 +195,8 @@ SMALL: dict[int, Choice] = {
             ("easycache", "ours"): ((0.05, 0.3),),
         },
         fewer_sparse=((20, 0.3),),
+        spread=(0.12, 0.2, 0.3, 0.4),
+        spread_pairs={"budgets": ((0.2, 0.4), (0.3, 0.4), (0.4, 0.4))},
     ),
 }
 # A real size costs seven times as much an evaluation: fewer rows, and all pairs that a speed may be.
@@ -193,6 +212,8 @@ REAL: dict[int, Choice] = {
             ("easycache", "ours"): ((0.05, 0.25),),
         },
         fewer_sparse=((8, 0.25),),
+        spread=(0.3, 0.4, 0.5),
+        spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.25)), "ours": ((0.4, 0.25),)},
     ),
     4: SMALL[4],
 }
@@ -241,6 +262,20 @@ def methods(steps: int, *, real: bool = False) -> list[Method]:
                 first=first,
             )
             for threshold, density in pairs
+        )
+    add(replace(base, family="spread", skip="spread", share=share) for share in choice.spread)
+    for sparse, pairs in choice.spread_pairs.items():
+        add(
+            replace(
+                base,
+                family=f"spread x sparse, {NAMES[sparse]}",
+                sparse=sparse,
+                density=density,
+                warm=choice.warm,
+                skip="spread",
+                share=share,
+            )
+            for share, density in pairs
         )
     add(
         replace(

@@ -58,9 +58,10 @@ class References:
 def unit(scenario: Scenario, grid: TokenGrid, seed: int, method: Method) -> list[object]:
     """What a unit's figures depend on, beside the weights."""
     does = asdict(method) | {"family": ""}
-    # Lines written before this setting existed stay valid.
-    if does["max_skips"] is None:
-        del does["max_skips"]
+    # Lines written before these settings existed stay valid.
+    for later in ("max_skips", "share"):
+        if does[later] is None:
+            del does[later]
     return [scenario.model, scenario.steps, str(grid), seed, prompt_of(seed), does]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -41,13 +42,15 @@ def run(model: WanTransformer3DModel, method: Method, grid: TokenGrid, seed: int
     """
     noise = initial_noise(grid.as_tuple(), seed)
     text = prompt_embedding(prompt_of(seed))
+    scheduler = scheduler_of(method.solver, method.steps)
     # Timesteps as `velocity` passes them: those of second-order schedulers are rounded, their levels are not.
-    levels = [float(level) for level in scheduler_of(method.solver, method.steps).sigmas[: method.steps]]
+    timesteps = [1000 * float(level) for level in scheduler.sigmas[: method.steps]]
 
     def velocity(x: Tensor, level: float) -> Tensor:
         return predict_velocity(model, x, torch.tensor([level]), text).float()
 
-    with apply_draft_attention(model, method.settings(), timesteps=[1000 * level for level in levels]) as handle:
+    known: dict[str, Any] = {"scheduler": scheduler} if method.share is not None else {"timesteps": timesteps}
+    with apply_draft_attention(model, method.settings(), **known) as handle:
         latent = sample(velocity, noise, method.solver, method.steps)
         report = handle.finish_run()
     return Made(torch.from_numpy(latent_to_rgb(latent)[0]), ledger_of(report, method.steps))

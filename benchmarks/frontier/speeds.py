@@ -1,9 +1,9 @@
 """The rule that makes the node's speeds of the frontier: what each is, is read off the committed rows.
 
-Candidates are the compositions of the forecast with budgets that were measured in every scenario of 20 steps. Each is
-worth its mean SSIM over the scenarios (checkpoints and sizes, one vote each) and costs its mean work. On the front of
-these, `max` is the cheapest point, `quality` the best one of at most half the dense work, `fast` and `balanced` are
-those closest to one and two thirds of the way between their works.
+Candidates are the compositions of planned evaluations with budgets that were measured in every scenario of 20 steps.
+Each is worth its mean SSIM over the scenarios (checkpoints and sizes, one vote each) and costs its mean work. On the
+front of these, `max` is the cheapest point, `quality` the best one of at most half the dense work, `fast` and
+`balanced` are those closest to one and two thirds of the way between their works.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results" / "frontier" / "frontier.json"
-FAMILY = "forecast x sparse, ours with budgets"
+FAMILY = "spread x sparse, ours with budgets"
 STEPS = 20
 MOST_WORK = 0.5
 # How the names of the family's methods say its settings.
-_SETTINGS = re.compile(r"budgets (?P<density>[\d.]+) warm \d+, forecast (?P<threshold>[\d.]+) first \d+$")
+_SETTINGS = re.compile(r"budgets (?P<density>[\d.]+) warm \d+, spread (?P<share>[\d.]+)$")
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Candidate:
     """A composition.
 
     Attributes:
-        density, threshold: its settings.
+        density, share: its settings.
         work: mean over the scenarios.
         ssim: likewise; worst: the least of the scenarios.
         psnr: likewise, dB.
     """
 
     density: float
-    threshold: float
+    share: float
     work: float
     ssim: float
     worst: float
@@ -67,7 +67,7 @@ def candidates(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
         made.append(
             Candidate(
                 float(settings["density"]),
-                float(settings["threshold"]),
+                float(settings["share"]),
                 sum(mean["work"] for mean in means) / len(means),
                 sum(mean["ssim"] for mean in means) / len(means),
                 min(mean["ssim"] for mean in means),
@@ -102,10 +102,10 @@ def choose(found: Sequence[Candidate]) -> dict[str, Candidate]:
 def table(chosen: Mapping[str, Candidate]) -> str:
     """As docs/frontier.md shows it."""
     lines = [
-        "| speed | density | forecast threshold | work | SSIM | worst scenario | PSNR |",
+        "| speed | density | share of steps | work | SSIM | worst scenario | PSNR |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, c in chosen.items():
-        settings = f"| `{name}` | {c.density:g} | {c.threshold:g} "
+        settings = f"| `{name}` | {c.density:g} | {c.share:g} "
         lines.append(f"{settings}| {c.work:.2f} | {c.ssim:.3f} | {c.worst:.3f} | {c.psnr:.1f} dB |")
     return "\n".join(lines)

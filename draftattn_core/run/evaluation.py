@@ -74,6 +74,8 @@ class Evaluation:
         expert: which model, where a run has several.
         device: where it is computed.
         is_last: whether it belongs to the last step.
+        next_level: noise level, in the terms of `level`, where a plain Euler step of the sampler ends; None
+            if the sampler takes another kind of step, or nobody knows.
         streams: lengths along the last axis of x of several latents (video, audio) in one; () for one latent.
     """
 
@@ -91,6 +93,7 @@ class Evaluation:
     device: torch.device
     is_last: bool
     streams: tuple[int, ...] = ()
+    next_level: float | None = None
 
     @property
     def latent(self) -> str:
@@ -131,8 +134,8 @@ class StepCache(Protocol):
     def answer(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
         """What stands in for this evaluation; None to have it computed."""
 
-    def store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> None:
-        """Told every evaluation that was computed."""
+    def store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> Tensor | None:
+        """Told every evaluation that was computed; may return a prediction that the sampler is given instead."""
 
     def clear(self) -> None:
         """Told at the end of the run: free everything."""

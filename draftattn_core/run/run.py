@@ -278,8 +278,7 @@ class Run:
                 raise
         else:
             out = evaluation.output_of(x, answer.prediction)
-        self._answered(x, out, evaluation, answer, stop)
-        return out
+        return self._answered(x, out, evaluation, answer, stop)
 
     def _ask(self, x: Tensor, evaluation: Evaluation) -> tuple[Answer | None, Callable[[], Callable[[], float]]]:
         """What the step cache says, and what stops the time of the evaluation."""
@@ -295,17 +294,18 @@ class Run:
         evaluation: Evaluation,
         answer: Answer | None,
         stop: Callable[[], Callable[[], float]],
-    ) -> None:
-        """Count an evaluation and keep what the step cache needs of it."""
+    ) -> Tensor:
+        """Count an evaluation and keep what the step cache needs of it; what it makes of the output is returned."""
         if answer is None:
             self.report.add_evaluation(evaluation.step, stop())
-            self._keep(x, out, evaluation)
+            out = self._keep(x, out, evaluation)
         outcome = Outcome.COMPUTED if answer is None else answer.outcome
         self.report.add_outcome(outcome.value, evaluation.step)
         if self.events.wanted(EvaluationDone):
             at = evaluation.sampler_step, self.steps.total, evaluation.progress, evaluation.level
             layers = layer_row(self.report.calls[self._calls_before :])
             self._emit(EvaluationDone(*at, outcome.value, self.report.seconds, layers))
+        return out
 
     def _cached(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
         if self.step_cache is None or not evaluation.prediction or self.stood_aside:
@@ -318,13 +318,15 @@ class Run:
             self.failed(error)
             return None
 
-    def _keep(self, x: Tensor, out: Tensor, evaluation: Evaluation) -> None:
+    def _keep(self, x: Tensor, out: Tensor, evaluation: Evaluation) -> Tensor:
         if self.step_cache is None or not evaluation.prediction or self.stood_aside:
-            return
+            return out
         try:
-            self.step_cache.store(x, evaluation.prediction_of(x, out), evaluation)
+            other = self.step_cache.store(x, evaluation.prediction_of(x, out), evaluation)
+            return out if other is None else evaluation.output_of(x, other).to(out.dtype)
         except Exception as error:
             self.failed(error)
+            return out
 
     @property
     def stood_aside(self) -> bool:

@@ -1,8 +1,8 @@
 """Speed: one word that sets sparse density, budgets and step skipping together: points of the measured frontier.
 
-Sparse evaluations, spent by measured error, leave fewer of them to be wrong; the forecast answers the others. Which
-densities and thresholds go together is measured (`benchmarks/results/frontier`), and the rule that picked these points
-from it is a test (`tests/benchmarks/test_speeds_rule.py`).
+A planned share of the steps is computed, by sparse evaluations whose densities are spent by measured error; forecasts
+answer the others. Which densities and shares go together is measured (`benchmarks/results/frontier`), and the rule that
+picked these points from it is a test (`tests/benchmarks/test_speeds_rule.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from .schedule import Schedule, constant
 from .step_cache.settings import StepCacheSettings, nothing_to_gain
 
-# The frontier was measured with 2 dense and computed evaluations of 8, 3 of 20 and 5 of 50.
-_FIRST, _FIRST_PER_STEP, _LEAST_FIRST = 1.5, 0.07, 2
+# The frontier was measured with 1 dense evaluation at the start of up to 20 steps and 3 of 50.
+_DENSE_PER_STEP = 0.06
 
 
 @dataclass(frozen=True)
@@ -23,35 +23,35 @@ class Speed:
 
     Attributes:
         density: mean share of block pairs computed exactly in a sparse evaluation, spent by measured error.
-        threshold: of the forecast, see `StepCacheSettings`.
+        share: of the steps that are computed, see `StepCacheSettings`.
     """
 
     density: float
-    threshold: float
+    share: float
 
     def schedule(self, steps: int) -> Schedule:
         """The densities of a run of so many steps: its first evaluations are dense."""
-        return constant(self.density, warmup=min(1.0, first_evaluations(steps) / steps))
+        return constant(self.density, warmup=min(1.0, dense_evaluations(steps) / steps))
 
     def skip(self, steps: int) -> StepCacheSettings:
         """What a run of so many steps skips; where it has nothing to gain, nothing."""
-        settings = StepCacheSettings("forecast", self.threshold, first_evaluations(steps))
+        settings = StepCacheSettings("spread", share=self.share)
         return StepCacheSettings() if nothing_to_gain(settings, steps) else settings
 
 
 SPEEDS: Mapping[str, Speed] = {
-    "quality": Speed(0.50, 0.05),
-    "balanced": Speed(0.35, 0.05),
-    "fast": Speed(0.40, 0.20),
-    "max": Speed(0.25, 0.20),
+    "quality": Speed(0.50, 0.50),
+    "balanced": Speed(0.40, 0.50),
+    "fast": Speed(0.40, 0.40),
+    "max": Speed(0.40, 0.25),
 }
 # From so many video tokens on `auto` dares the middle of the frontier; below, few blocks a row leave sparsity little.
 LONG_VIDEO_TOKENS = 8_000
 
 
-def first_evaluations(steps: int) -> int:
-    """How many evaluations at the start of a run are computed, densely."""
-    return max(_LEAST_FIRST, round(_FIRST + _FIRST_PER_STEP * steps))
+def dense_evaluations(steps: int) -> int:
+    """How many evaluations at the start of a run are dense."""
+    return max(1, round(_DENSE_PER_STEP * steps))
 
 
 def speed_of(name: str, tokens: int) -> Speed:

@@ -35,6 +35,7 @@ from .memory import unrecorded
 from .raylight import attention_of_raylight
 from .recording import keep_recording, model_name, recording_of
 from .runs import ModelCall, Moment, ReportHandle, Sampling, Trajectory
+from .samplers import takes_euler_steps
 from .status import show_status
 from .strict import refuse_surprises
 
@@ -76,7 +77,7 @@ class Adapter:
             ValueError: before sampling starts, if a choice is out of range or `strict` finds a reason for dense calls.
         """
         guider = executor.class_obj
-        opened = self._open(guider, noise, sigmas, kwargs.get("latent_shapes"))
+        opened = self._open(guider, noise, sampler, sigmas, kwargs.get("latent_shapes"))
         options = guider.model_options.setdefault("transformer_options", {})
         outer, found = self.sampling, None if self.choices is None else chain.install(options, self.serve)
         self.sampling = opened
@@ -99,12 +100,13 @@ class Adapter:
                 keep_recording(opened.run, None if cancelled else recording_of(guider.model_options))
             forget()
 
-    def _open(self, guider: Any, noise: Tensor, sigmas: Tensor, shapes: Any) -> Sampling | None:
+    def _open(self, guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, shapes: Any) -> Sampling | None:
         """A run, or None if this host is not what we know: sampling then goes on without us."""
         patcher = guider.model_patcher
         try:
             sampling = patcher.get_model_object("model_sampling")
-            trajectory = Trajectory(sampling.percent_to_sigma, tuple(float(sigma) for sigma in sigmas))
+            schedule = tuple(float(sigma) for sigma in sigmas)
+            trajectory = Trajectory(sampling.percent_to_sigma, schedule, takes_euler_steps(sampler))
             steps = trajectory.whole_steps()
             tokens = _expected(patcher.model.diffusion_model, tuple(shapes[0]) if shapes else tuple(noise.shape))
             bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))

@@ -71,6 +71,7 @@ def evaluation_of(
         device=x.device,
         is_last=moment.sampler_step >= trajectory.steps - 1,
         streams=_streams(kwargs.get("latent_shapes")),
+        next_level=trajectory.next_level(moment.sigma),
     )
 
 

@@ -51,10 +51,12 @@ class Trajectory:
     Attributes:
         to_sigma: the model's percent_to_sigma, falling from its largest sigma at 0 to its smallest at 1.
         schedule: sigmas of this sampler run, as floats.
+        euler: whether the sampler takes plain Euler steps from one to the next.
     """
 
     to_sigma: Callable[[float], float]
     schedule: tuple[float, ...]
+    euler: bool = False
     _known: dict[float, float] = field(default_factory=dict)
 
     def progress(self, sigma: float) -> float:
@@ -76,6 +78,13 @@ class Trajectory:
         """Step of this sampler run that a sigma belongs to; those of second-order samplers may lie between two."""
         passed = sum(level >= sigma * (1.0 - SAME_SIGMA) for level in self.schedule)
         return min(max(0, passed - 1), self.steps - 1)
+
+    def next_level(self, sigma: float) -> float | None:
+        """Where a plain Euler step leads from a sigma of the schedule; None from elsewhere and with other samplers."""
+        step = self.step_of(sigma)
+        if not self.euler or step + 1 >= len(self.schedule):
+            return None
+        return self.schedule[step + 1] if abs(self.schedule[step] - sigma) <= SAME_SIGMA * sigma else None
 
     def whole_steps(self) -> int:
         """Steps of the whole trajectory, also where this sampler runs only its first or last part."""

@@ -14,14 +14,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "frontier.md"
 
 
 def row(work: float, ssim: float, *, model: str = "calm", size: str = "small", density: float = 0.25, **other) -> dict:
-    method = f"euler 20, budgets {density:g} warm 3, forecast 0.05 first 3"
+    method = f"euler 20, budgets {density:g} warm 1, spread 0.4"
     base = {"family": FAMILY, "steps": 20, "acts": True, "psnr_db": 100 * ssim}
     return base | {"method": method, "model": model, "size": size, "work": work, "ssim": ssim} | other
 
 
 def test_the_speeds_follow_from_the_frontier() -> None:
-    made = {name: (c.density, c.threshold) for name, c in choose(candidates(load())).items()}
-    assert made == {name: (speed.density, speed.threshold) for name, speed in SPEEDS.items()}
+    made = {name: (c.density, c.share) for name, c in choose(candidates(load())).items()}
+    assert made == {name: (speed.density, speed.share) for name, speed in SPEEDS.items()}
 
 
 def test_the_docs_show_the_rule_as_it_was_applied() -> None:
@@ -32,7 +32,7 @@ def test_what_auto_takes_is_closer_than_fewer_steps_at_its_work_on_every_checkpo
     rows, compared = load(), 0
     for name in ("quality", "balanced"):
         speed = SPEEDS[name]
-        words = f"budgets {speed.density:g} warm 3, forecast {speed.threshold:g} first 3"
+        words = f"budgets {speed.density:g} warm 1, spread {speed.share:g}"
         for model, size in {(row["model"], row["size"]) for row in rows if row["family"] == FAMILY}:
             here = [row for row in rows if (row["model"], row["size"], row["steps"]) == (model, size, 20)]
             points = [
@@ -62,7 +62,7 @@ def test_scenarios_have_one_vote_each_and_the_worst_is_told() -> None:
     ], "one scenario lacks the other density"
 
 
-@pytest.mark.parametrize("other", [{"steps": 8}, {"acts": False}, {"family": "forecast x sparse, ours"}])
+@pytest.mark.parametrize("other", [{"steps": 8}, {"acts": False}, {"family": "spread x sparse, ours"}])
 def test_other_rows_are_no_candidates(other: dict) -> None:
     assert not candidates([row(0.2, 0.9, **other)])
 

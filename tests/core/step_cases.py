@@ -53,6 +53,8 @@ class Host:
         keys: branches of a call, stacked in its batch. conditional: index of the condition itself among them.
         calls: noise levels at which the model was called.
         waiting: told before the model is called; may raise.
+        schedule: noise levels of a sampler whose step is told; empty for a host that tells none.
+        euler: whether it takes plain Euler steps along the schedule.
     """
 
     cache: RunStepCache
@@ -65,6 +67,8 @@ class Host:
     denoised: Denoised | None = None
     streams: tuple[int, ...] = ()
     progress: float | None = None
+    schedule: Sequence[float] = ()
+    euler: bool = True
 
     def __post_init__(self) -> None:
         self.calls: list[float] = []
@@ -77,9 +81,10 @@ class Host:
 
     def evaluation(self, x: Tensor, s: float, is_last: bool) -> Evaluation:
         size = x.shape[0] // len(self.keys)
+        at = self.schedule.index(s) if self.schedule else 0
         return Evaluation(
-            step=0,
-            sampler_step=0,
+            step=at,
+            sampler_step=at,
             steps=self.steps,
             progress=1 - s if self.progress is None else self.progress,
             level=s,
@@ -92,6 +97,7 @@ class Host:
             device=x.device,
             is_last=is_last,
             streams=self.streams,
+            next_level=self.schedule[at + 1] if self.schedule and self.euler else None,
         )
 
     def ask(self, model: Model, x: Tensor, s: float, is_last: bool = False) -> Tensor:
@@ -101,8 +107,8 @@ class Host:
             return answer.prediction
         out = model(x, s)
         self.calls.append(s)
-        self.cache.store(x, out, evaluation)
-        return out
+        other = self.cache.store(x, out, evaluation)
+        return out if other is None else other
 
 
 def euler(guided: Guided, x: Tensor, schedule: Sequence[float]) -> list[Tensor]:

@@ -67,10 +67,9 @@ def test_a_speed_sets_density_budgets_and_skipping_together(presets, part) -> No
     speeds = part("draftattn_core.run.speed")
     for name in presets.SPEED_NAMES[2:]:
         settings = presets.Choices(preset="auto", speed=name).settings(20, 80_000)
-        assert settings.skip.rule == "forecast" and settings.skip.threshold == speeds.SPEEDS[name].threshold
+        assert settings.skip.rule == "spread" and settings.skip.share == speeds.SPEEDS[name].share
         assert settings.budgets == "error"
-        first = settings.skip.first
-        assert first == 3
+        first = 1
         found = [settings.schedule.curve((i + 0.5) / 20) for i in range(20)]
         assert found == [1.0] * first + [speeds.SPEEDS[name].density] * (20 - first)
 
@@ -78,11 +77,11 @@ def test_a_speed_sets_density_budgets_and_skipping_together(presets, part) -> No
 def test_a_faster_speed_skips_more_or_computes_less_of_each_step(presets, part) -> None:
     found = list(part("draftattn_core.run.speed").SPEEDS.values())
     for slower, faster in zip(found, found[1:]):
-        assert (faster.threshold, -faster.density) > (slower.threshold, -slower.density)
+        assert faster.share * faster.density < slower.share * slower.density
 
 
-def test_the_first_evaluations_are_those_of_the_frontier(part) -> None:
-    assert [part("draftattn_core.run.speed").first_evaluations(steps) for steps in (8, 20, 50)] == [2, 3, 5]
+def test_the_dense_evaluations_are_those_of_the_frontier(part) -> None:
+    assert [part("draftattn_core.run.speed").dense_evaluations(steps) for steps in (4, 8, 20, 50)] == [1, 1, 1, 3]
 
 
 def test_a_speed_skips_nothing_where_few_steps_leave_nothing_to_gain(presets) -> None:

@@ -304,6 +304,7 @@ class DraftAttentionHandle:
             expert=self._expert,
             device=call.latent.device,
             is_last=tick.steps is not None and tick.sampler_step >= tick.steps - 1,
+            next_level=tick.next_level,
         )
 
     @uncompiled

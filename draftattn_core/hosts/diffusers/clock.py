@@ -11,6 +11,8 @@ from torch import Tensor
 
 # How far, as a share of the largest timestep, an evaluation may lie from every listed timestep and still belong to one.
 _NEAR = 0.01
+# The scheduler of diffusers whose steps are x + v (t' - t), by name: diffusers is not asked for here.
+EULER = "FlowMatchEulerDiscreteScheduler"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Tick:
         sampler_step: index of its timestep in the list, `step` where there is none.
         steps: timesteps in the list, or the number of steps that was given; None if neither is known.
         level: noise level t in 0..1, 1 for pure noise.
+        next_level: where a plain Euler step of the scheduler leads; None if it takes another kind of step, or none is
+            known.
     """
 
     step: int
@@ -34,6 +38,7 @@ class Tick:
     sampler_step: int = 0
     steps: int | None = None
     level: float = 1.0
+    next_level: float | None = None
 
 
 class RunClock:
@@ -128,6 +133,7 @@ class RunClock:
             step if index is None else index,
             len(self._levels) or self._steps,
             self._level(value, index),
+            self._next_level(index),
         )
 
     def _level(self, value: float, index: int | None) -> float:
@@ -136,6 +142,11 @@ class RunClock:
             return self._sigmas[index]
         config = getattr(self._scheduler, "config", None)
         return value / float(getattr(config, "num_train_timesteps", None) or 1000.0)
+
+    def _next_level(self, index: int | None) -> float | None:
+        config = getattr(self._scheduler, "config", None)
+        euler = type(self._scheduler).__name__ == EULER and not getattr(config, "stochastic_sampling", False)
+        return self._sigmas[index + 1] if euler and index is not None and index + 1 < len(self._sigmas) else None
 
     def _read_scheduler(self) -> bool:
         if self._scheduler is None or self._scheduler.timesteps is self._source:

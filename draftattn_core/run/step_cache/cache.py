@@ -17,8 +17,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,61 +32,17 @@ from .forecast import ForecastState
 from .latents import Parts, error_norms
 from .log import Decision, OpenDecision, Reading, Reason
 from .settings import StepCacheSettings
+from .spread import planned_steps
+from .stream import BranchState, Form, State, Stream
 from .together import Together
 
 log = logging.getLogger(__name__)
 
+_Found = TypeVar("_Found")
+
 MAX_ERRORS = 3
 # Windows that come round in turns meet again after a few evaluations; a stream idle for longer is freed.
 IDLE = 4
-
-_State: TypeAlias = "EasyCacheState | ForecastState"
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What must not change while a branch's history is of use."""
-
-    kind: Prediction
-    shapes: tuple[torch.Size, ...]
-    dtypes: tuple[torch.dtype, ...]
-    devices: tuple[torch.device, ...]
-
-    @classmethod
-    def of(cls, parts: Parts, kind: Prediction) -> _Form:
-        return cls(kind, *zip(*((part.shape, part.dtype, part.device) for part in parts), strict=True))
-
-
-@dataclass(eq=False)
-class _Branch:
-    """What is kept of one branch.
-
-    Attributes:
-        dtype: of the predictions it is given.
-    """
-
-    form: _Form
-    dtype: torch.dtype
-    state: _State
-
-
-@dataclass(eq=False)
-class _Stream:
-    """One expert on one context window.
-
-    Attributes:
-        branches: by key.
-        decider: key of the branch that decides this evaluation; None at the first.
-        decision: about this evaluation, or the last one there was.
-        served: branches answered in that evaluation, in order, and whether each is the condition itself.
-        in_a_row: evaluations skipped since the last computed one.
-    """
-
-    branches: dict[Hashable, _Branch] = field(default_factory=dict)
-    decider: Hashable = None
-    decision: OpenDecision | None = None
-    served: dict[Hashable, bool] = field(default_factory=dict)
-    in_a_row: int = 0
 
 
 class RunStepCache:
@@ -103,7 +59,7 @@ class RunStepCache:
     def __init__(self, settings: StepCacheSettings, together: Together | None = None) -> None:
         self.settings = settings
         self.together = together
-        self._streams: dict[tuple[Hashable, Hashable], _Stream] = {}
+        self._streams: dict[tuple[Hashable, Hashable], Stream] = {}
         self._log: list[OpenDecision] = []
         self._index = -1
         self._level = 0.0
@@ -120,16 +76,20 @@ class RunStepCache:
         with self._lock:
             return self._safely(lambda: self._together(self._answer(x, evaluation), evaluation), evaluation)
 
-    def store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> None:
+    def store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> Tensor | None:
         """Take in a call that was computed.
 
         Args:
             x: as given to `answer`.
             prediction: the model's own, of the shape of x.
             evaluation: as given to `answer`.
+
+        Returns:
+            What the sampler is to be given instead, of the shape and dtype of the prediction (see `corrector`); None if
+            that is the prediction.
         """
         with self._lock:
-            self._safely(lambda: self._store(x, prediction, evaluation), evaluation)
+            return self._safely(lambda: self._store(x, prediction, evaluation), evaluation)
 
     def clear(self) -> None:
         """Free the latents. What was decided stays known."""
@@ -180,11 +140,10 @@ class RunStepCache:
             stream.served.pop(branch.key, None)
         if stream.decision is not None:
             stream.decision.branches_skipped -= len(evaluation.branches)
-            stream.decision.compute(Reason.RANK)
-        stream.in_a_row = 0
+            stream.compute_after_all(Reason.RANK)
         return None
 
-    def _safely(self, act: Callable[[], Answer | None], evaluation: Evaluation) -> Answer | None:
+    def _safely(self, act: Callable[[], _Found | None], evaluation: Evaluation) -> _Found | None:
         try:
             return act()
         except RankLostError:
@@ -197,7 +156,7 @@ class RunStepCache:
                 "step cache: an evaluation is computed after %s: %s", type(error).__name__, error, exc_info=True
             )
             # A state that failed half-way is none to go on from.
-            stream = self._streams.setdefault((evaluation.expert, evaluation.window), _Stream())
+            stream = self._streams.setdefault((evaluation.expert, evaluation.window), Stream())
             stream.branches.clear()
             stream.in_a_row = 0
             self._open(stream, evaluation, evaluation.level).compute(Reason.ERROR)
@@ -219,8 +178,7 @@ class RunStepCache:
         predicted = self._predict(stream, latents, evaluation, kind, level)
         if predicted is None:
             if any(branch.key == stream.decider for branch in evaluation.branches):
-                decision.compute(Reason.BRANCH)
-                stream.in_a_row = 0
+                stream.compute_after_all(Reason.BRANCH)
             return None
         velocity = joined([parts for parts, _ in predicted], evaluation)
         prediction = prediction_of(x, velocity, evaluation, kind).to(predicted[0][1])
@@ -228,30 +186,39 @@ class RunStepCache:
         _serve(stream, evaluation)
         return Answer(prediction, decision.outcome)
 
-    def _store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> None:
+    def _store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> Tensor | None:
         if self.settings.rule == "off":
-            return
+            return None
         stream, kind = self._enter(evaluation), kind_of(evaluation)
         self._open(stream, evaluation, evaluation.level).branches_computed += len(evaluation.branches)
         _serve(stream, evaluation)
+        corrected = None
         if kind is not None and self._errors < MAX_ERRORS:
-            self._learn(stream, x, prediction, evaluation, kind)
+            corrected = self._learn(stream, x, prediction, evaluation, kind)
         if self.together is not None:
             # What one rank could not keep, none keeps.
             self.together.all_skip(False)
+        return corrected
 
-    def _learn(self, stream: _Stream, x: Tensor, prediction: Tensor, evaluation: Evaluation, kind: Prediction) -> None:
-        """Give every branch of a computed call its part, and measure the prediction that the call made needless."""
+    def _learn(
+        self, stream: Stream, x: Tensor, prediction: Tensor, evaluation: Evaluation, kind: Prediction
+    ) -> Tensor | None:
+        """Give every branch of a computed call its part, and measure the prediction that the call made needless.
+
+        Returns:
+            The prediction that makes good what forecasts before it missed; None if it is the one given.
+        """
         if prediction.shape != x.shape:
             raise ValueError(f"the prediction is {tuple(prediction.shape)}, its latent {tuple(x.shape)}")
         level = kind.level(evaluation.level)
         decision = self._open(stream, evaluation, level)
         latents = split(flow_latent(x, evaluation, kind), evaluation)
         velocities = split(flow_velocity(x, prediction, evaluation, kind), evaluation)
-        for branch, y, v in zip(evaluation.branches, latents, velocities, strict=True):
-            kept = self._kept(stream, branch.key, _Form.of(y, kind))
+        corrected = list(velocities)
+        for at, (branch, y, v) in enumerate(zip(evaluation.branches, latents, velocities, strict=True)):
+            kept = self._kept(stream, branch.key, Form.of(y, kind))
             if kept is None:
-                kept = stream.branches[branch.key] = _Branch(_Form.of(y, kind), prediction.dtype, self._new_state())
+                kept = stream.branches[branch.key] = BranchState(Form.of(y, kind), prediction.dtype, self._new_state())
             decides, state = branch.key == stream.decider, kept.state
             predicted = _predicted(state, y, level) if decides else None
             if predicted is not None:
@@ -259,11 +226,33 @@ class RunStepCache:
                 if isinstance(state, ForecastState):
                     state.measured(decision.error, level)
             if isinstance(state, ForecastState):
+                moved = self._corrected(state, stream, y, v, level, evaluation, kind)
+                if moved is not None:
+                    corrected[at], decision.corrected = moved, True
                 state.store(y, v, level)
             else:
                 state.store(y, v, decides)
+        if not decision.corrected:
+            return None
+        return prediction_of(x, joined(corrected, evaluation), evaluation, kind).to(prediction.dtype)
 
-    def _enter(self, evaluation: Evaluation) -> _Stream:
+    def _corrected(
+        self,
+        state: ForecastState,
+        stream: Stream,
+        x: Parts,
+        v: Parts,
+        level: float,
+        evaluation: Evaluation,
+        kind: Prediction,
+    ) -> Parts | None:
+        if self.settings.rule != "spread" or not self.settings.correct:
+            return None
+        if evaluation.next_level is None or not stream.skipped:
+            return None
+        return state.corrected(x, v, level, kind.level(evaluation.next_level), stream.skipped)
+
+    def _enter(self, evaluation: Evaluation) -> Stream:
         """The stream of a call. An evaluation begins at another noise level, or where a branch is asked for again."""
         key = evaluation.expert, evaluation.window
         stream = self._streams.get(key)
@@ -278,14 +267,14 @@ class RunStepCache:
             for other, idle in list(self._streams.items()):
                 if other != key and (idle.decision is None or idle.decision.index < self._index - IDLE):
                     del self._streams[other]
-        return self._streams.setdefault(key, _Stream())
+        return self._streams.setdefault(key, Stream())
 
-    def _current(self, stream: _Stream) -> OpenDecision | None:
+    def _current(self, stream: Stream) -> OpenDecision | None:
         """The decision about the evaluation that goes on, None before there is one."""
         decision = stream.decision
         return decision if decision is not None and decision.index == self._index else None
 
-    def _open(self, stream: _Stream, evaluation: Evaluation, level: float) -> OpenDecision:
+    def _open(self, stream: Stream, evaluation: Evaluation, level: float) -> OpenDecision:
         """The decision about the evaluation that goes on; to compute it unless something else was decided."""
         decision = self._current(stream)
         if decision is None:
@@ -295,7 +284,7 @@ class RunStepCache:
         return decision
 
     def _decide(
-        self, stream: _Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction, level: float
+        self, stream: Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction, level: float
     ) -> OpenDecision:
         before, served = stream.decision, stream.served
         if served:
@@ -303,6 +292,8 @@ class RunStepCache:
             # Threads bring several conditions in any order: the one that decides goes on deciding.
             stream.decider = stream.decider if stream.decider in able else able[0]
             stream.branches = {key: branch for key, branch in stream.branches.items() if key in served}
+        if before is None or not before.skips:
+            stream.skipped = []
         rose = before is not None and level > before.level
         if rose:
             stream.branches.clear()
@@ -311,7 +302,11 @@ class RunStepCache:
         reason = self._ruled_out(stream, evaluation) or (Reason.LEVEL_UP if rose else reason)
         if decider is not None:
             decision.estimate, reason = self._estimate(decider, x, level, reason)
-        if reason is None:
+        if reason is None and self.settings.rule == "spread":
+            reason = Reason.PLANNED
+            decision.outcome = Outcome.FORECAST
+            stream.add_skipped(level, None if evaluation.next_level is None else kind.level(evaluation.next_level))
+        elif reason is None:
             assert decision.estimate is not None and decider is not None
             reason = Reason.BELOW if decision.estimate < self.settings.threshold else Reason.ABOVE
         if reason is Reason.BELOW:
@@ -323,24 +318,26 @@ class RunStepCache:
         return decision
 
     def _decider(
-        self, stream: _Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction
-    ) -> tuple[_State | None, Parts, Reason | None]:
+        self, stream: Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction
+    ) -> tuple[State | None, Parts, Reason | None]:
         """State of the branch that decides, the latent it sees (all branches see one), or why it cannot decide."""
         keys = [branch.key for branch in evaluation.branches]
         x = latents[keys.index(stream.decider)] if stream.decider in keys else latents[0]
         branch = stream.branches.get(stream.decider)
         if branch is None:
             return None, x, Reason.HISTORY
-        form = _Form.of(x, kind)
+        form = Form.of(x, kind)
         if stream.decider not in keys:
             # Conditions may be split over devices.
             form = replace(form, devices=branch.form.devices)
         same = branch.form == form
         return (branch.state, x, None) if same else (None, x, Reason.LATENT)
 
-    def _ruled_out(self, stream: _Stream, evaluation: Evaluation) -> Reason | None:
+    def _ruled_out(self, stream: Stream, evaluation: Evaluation) -> Reason | None:
         """Why an evaluation is computed whatever its estimate."""
         settings = self.settings
+        if settings.rule == "spread":
+            return _planned(settings, evaluation)
         if evaluation.is_last:
             return Reason.LAST
         if settings.in_first(self._index, evaluation.steps, evaluation.progress):
@@ -352,13 +349,15 @@ class RunStepCache:
         return None
 
     def _estimate(
-        self, state: _State, x: Parts, level: float, reason: Reason | None
+        self, state: State, x: Parts, level: float, reason: Reason | None
     ) -> tuple[float | None, Reason | None]:
         """What is held against the threshold, or why there is nothing to hold."""
         if isinstance(state, EasyCacheState):
             estimate = state.change(x, forced=reason is not None)
         elif reason is not None:
             return None, reason
+        elif self.settings.rule == "spread":
+            return None, Reason.REACH if state.reach(level) > self.settings.max_reach else None
         elif state.level == level:
             return None, Reason.SAME_LEVEL
         elif state.reach(level) > self.settings.max_reach:
@@ -368,19 +367,19 @@ class RunStepCache:
         return estimate, (reason or Reason.HISTORY) if estimate is None else None
 
     def _predict(
-        self, stream: _Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction, level: float
+        self, stream: Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction, level: float
     ) -> list[tuple[Parts, torch.dtype]] | None:
         """Velocity of every branch of a call and the dtype it is wanted in; None if one of them has no history."""
         found = []
         for branch, x in zip(evaluation.branches, latents, strict=True):
-            kept = self._kept(stream, branch.key, _Form.of(x, kind))
+            kept = self._kept(stream, branch.key, Form.of(x, kind))
             predicted = None if kept is None else _predicted(kept.state, x, level)
             if kept is None or predicted is None:
                 return None
             found.append((predicted, kept.dtype))
         return found
 
-    def _kept(self, stream: _Stream, key: Hashable, form: _Form) -> _Branch | None:
+    def _kept(self, stream: Stream, key: Hashable, form: Form) -> BranchState | None:
         """What is kept of a branch; dropped if its latent has another form now."""
         branch = stream.branches.get(key)
         if branch is not None and branch.form != form:
@@ -388,16 +387,25 @@ class RunStepCache:
             return None
         return branch
 
-    def _new_state(self) -> _State:
-        if self.settings.rule == "forecast":
+    def _new_state(self) -> State:
+        if self.settings.rule in ("forecast", "spread"):
             return ForecastState(self.settings.quantity, self.settings.offload)
         return EasyCacheState(self.settings.offload, self.together)
 
 
-def _predicted(state: _State, x: Parts, level: float) -> Parts | None:
+def _predicted(state: State, x: Parts, level: float) -> Parts | None:
     return state.predict(x, level) if isinstance(state, ForecastState) else state.predict(x)
 
 
-def _serve(stream: _Stream, evaluation: Evaluation) -> None:
+def _planned(settings: StepCacheSettings, evaluation: Evaluation) -> Reason | None:
+    """Why `spread` computes an evaluation; None if it is to be forecast."""
+    if evaluation.steps is None:
+        return Reason.LENGTH
+    if evaluation.sampler_step in planned_steps(evaluation.steps, settings.share):
+        return Reason.PLANNED
+    return None if settings.in_window(evaluation.progress) else Reason.WINDOW
+
+
+def _serve(stream: Stream, evaluation: Evaluation) -> None:
     for index, branch in enumerate(evaluation.branches):
         stream.served[branch.key] = index == evaluation.conditional

@@ -16,11 +16,13 @@ row, for the latent carries on the error of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
+from .corrector import Skipped, weights
 from .latents import Parts, beside, kept
 from .log import Reading
 from .settings import Quantity
@@ -97,17 +99,56 @@ class ForecastState:
             return tuple(now + value for now, value in zip(latent, values, strict=True))
         return tuple((now - value) / level for now, value in zip(latent, values, strict=True))
 
+    def corrected(
+        self, x: Parts, v: Parts, level: float, next_level: float, skipped: Sequence[Skipped]
+    ) -> Parts | None:
+        """The computed velocity, such that its Euler step makes good what the forecasts since the last one missed.
+
+        To be said before `store`. None if nothing was forecast.
+
+        Args:
+            skipped: the steps skipped by the stream; those before the last evaluation of this branch do not count.
+        """
+        last, before = self._last, self._before
+        if last is None or not level < last.level or next_level == level:
+            return None
+        since = [step for step in skipped if level < step.level < last.level]
+        if not since:
+            return None
+        weight = weights(
+            since,
+            level,
+            last.level,
+            None if before is None else before.level,
+            partial(_position, self._quantity),
+            (lambda s: -1.0 / s) if self._quantity == "x0" else (lambda _: 1.0),
+        )
+        width = next_level - level
+        moved = tuple(
+            velocity.float() + (now - c) * (weight.of_now / width)
+            for velocity, now, c in zip(v, self._values(x, v, level), beside(last.values, x), strict=True)
+        )
+        if before is None:
+            return moved
+        pairs = zip(moved, beside(last.values, x), beside(before.values, x), strict=True)
+        return tuple(velocity + (c - p) * (weight.of_before / width) for velocity, c, p in pairs)
+
     def store(self, x: Parts, v: Parts, level: float) -> None:
         """Take in a computed evaluation; the sum begins anew."""
         self._sum = 0.0
-        values = tuple(velocity.float() for velocity in v)
-        if self._quantity == "difference":
-            values = tuple(velocity - now.float() for velocity, now in zip(values, x, strict=True))
-        elif self._quantity == "x0":
-            values = tuple(now.float() - velocity * level for velocity, now in zip(values, x, strict=True))
+        values = self._values(x, v, level)
         if self._last is not None and self._last.level != level:
             self._before = self._last
         self._last = _Anchor(level, kept(values, self._offload))
+
+    def _values(self, x: Parts, v: Parts, level: float) -> Parts:
+        """What is forecast, at a computed evaluation, float32."""
+        values = tuple(velocity.float() for velocity in v)
+        if self._quantity == "difference":
+            return tuple(velocity - now.float() for velocity, now in zip(values, x, strict=True))
+        if self._quantity == "x0":
+            return tuple(now.float() - velocity * level for velocity, now in zip(values, x, strict=True))
+        return values
 
 
 def _position(quantity: Quantity, s: float, c: float, p: float) -> float:

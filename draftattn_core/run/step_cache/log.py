@@ -25,6 +25,8 @@ class Reason(str, Enum):
     BRANCH = "a branch without history"
     IN_A_ROW = "as many skipped in a row as allowed"
     REACH = "too far from the computed evaluations"
+    PLANNED = "planned"
+    LENGTH = "number of steps unknown"
     SAME_LEVEL = "computed noise level again"
     LEVEL_UP = "noise level went up"
     LATENT = "another latent"
@@ -80,6 +82,7 @@ class Decision:
             the error of the velocity over that of the velocity, worst of parts and batch entries. None if it was
             skipped or there was nothing to predict it from.
         branches_computed, branches_skipped: how many branches were answered either way.
+        corrected: whether its output makes good what the forecasts before it missed.
     """
 
     index: int
@@ -93,6 +96,7 @@ class Decision:
     error: float | None
     branches_computed: int
     branches_skipped: int
+    corrected: bool = False
 
 
 @dataclass(eq=False)
@@ -110,6 +114,7 @@ class OpenDecision:
     error: Reading | None = None
     branches_computed: int = 0
     branches_skipped: int = 0
+    corrected: bool = False
 
     @property
     def skips(self) -> bool:
@@ -131,4 +136,5 @@ class OpenDecision:
             None if self.error is None else self.error.read_here(),
             self.branches_computed,
             self.branches_skipped,
+            self.corrected,
         )

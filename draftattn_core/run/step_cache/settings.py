@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...phrase import Phrase, Text
+from .spread import planned_steps
 
-Rule = Literal["off", "easycache", "forecast"]
+Rule = Literal["off", "easycache", "forecast", "spread"]
 Quantity = Literal["velocity", "x0", "difference"]
 PublishedModel = Literal["wan2.1", "wan2.2-5b", "wan2.2-a14b", "hunyuanvideo"]
 
-RULES: tuple[Rule, ...] = ("off", "easycache", "forecast")
+RULES: tuple[Rule, ...] = ("off", "easycache", "forecast", "spread")
 QUANTITIES: tuple[Quantity, ...] = ("velocity", "x0", "difference")
 # EasyCache's threshold and first computed evaluations, published for runs of 50 steps: the defaults of its code for
 # each model (H-EmbodVis/EasyCache; its page for Wan 2.2).
@@ -26,8 +27,9 @@ PUBLISHED: Mapping[PublishedModel, tuple[float, int]] = {
 }
 # Hosts find progress by inverting float32 sigmas, so an evaluation meant to fall on a point may land just beside it.
 REACHED = 1e-4
-# Computed evaluations a rule needs before it can skip one: EasyCache a rate, the forecast a measured error.
-NEEDED: Mapping[Rule, int] = {"off": 0, "easycache": 2, "forecast": 2}
+# Computed evaluations a rule needs before it can skip one: EasyCache a rate, the forecast a measured error, a plan none
+# beside the first.
+NEEDED: Mapping[Rule, int] = {"off": 0, "easycache": 2, "forecast": 2, "spread": 1}
 # A run of which at most this share could be skipped has nothing to gain from a cache.
 LEAST_GAIN = 0.25
 
@@ -37,7 +39,8 @@ class StepCacheSettings:
     """What the step cache may do.
 
     Attributes:
-        rule: `easycache` as published (see `easycache`), `forecast` (see `forecast`), or `off`.
+        rule: `easycache` as published (see `easycache`), `forecast` (see `forecast`), `spread` (see `spread`: forecasts
+            between steps that are planned, where threshold, first and max_skips count for nothing), or `off`.
         threshold: what a row of skipped evaluations may add up to, relative to the model's output: for `easycache` the
             expected change of the output (mean absolute value), for `forecast` the expected error of the forecasts
             (norm of the velocity). 0 computes everything, and still measures the errors.
@@ -49,6 +52,9 @@ class StepCacheSettings:
         max_reach: how far a forecast may reach beyond the last two computed evaluations, their distance in noise level
             being 1.
         offload: hold what is remembered on the CPU; it is copied back for every prediction.
+        share: share of the steps that `spread` computes, above 0 and at most 1.
+        correct: whether `spread` makes good what its forecasts missed, where the sampler's steps allow it (see
+            `corrector`).
 
     Raises:
         ValueError: if a name is unknown or a value out of range.
@@ -63,6 +69,8 @@ class StepCacheSettings:
     quantity: Quantity = "difference"
     max_reach: float = 6.0
     offload: bool = False
+    share: float = 0.4
+    correct: bool = True
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -79,6 +87,8 @@ class StepCacheSettings:
             raise ValueError(f"max_skips must be 1 or more, got {self.max_skips}: set rule to off to skip nothing")
         if not self.max_reach > 0.0:
             raise ValueError(f"max_reach must be above 0, got {self.max_reach}")
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share must be above 0 and at most 1, got {self.share}: 1 computes every step")
         if not 1 <= len(self.windows) <= 2:
             raise ValueError(f"one or two windows are needed, got {len(self.windows)}")
         previous = 0.0
@@ -127,6 +137,13 @@ def nothing_to_gain(settings: StepCacheSettings, steps: int) -> Text | None:
     """Why a run of so many steps is better left alone, in a sentence; None if there is something to gain."""
     if settings.rule == "off":
         return None
+    if settings.rule == "spread":
+        planned = len(planned_steps(steps, settings.share))
+        if planned < steps:
+            return None
+        return Phrase(
+            "skip_all_computed", "nothing to gain at {steps} steps: all of them would be computed", steps=steps
+        )
     first = max(settings.first_of(steps), NEEDED[settings.rule])
     could = max(0, steps - first - 1)
     if could > LEAST_GAIN * steps:

@@ -1,0 +1,82 @@
+"""What is remembered of a run's evaluations: streams, and the branches of each."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+
+from ..prediction import Prediction
+from .corrector import Skipped
+from .easycache import EasyCacheState
+from .forecast import ForecastState
+from .latents import Parts
+from .log import OpenDecision, Reason
+
+State: TypeAlias = "EasyCacheState | ForecastState"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What must not change while a branch's history is of use."""
+
+    kind: Prediction
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    devices: tuple[torch.device, ...]
+
+    @classmethod
+    def of(cls, parts: Parts, kind: Prediction) -> Form:
+        return cls(kind, *zip(*((part.shape, part.dtype, part.device) for part in parts), strict=True))
+
+
+@dataclass(eq=False)
+class BranchState:
+    """What is kept of one branch.
+
+    Attributes:
+        dtype: of the predictions it is given.
+    """
+
+    form: Form
+    dtype: torch.dtype
+    state: State
+
+
+@dataclass(eq=False)
+class Stream:
+    """One expert on one context window.
+
+    Attributes:
+        branches: by key.
+        decider: key of the branch that decides this evaluation; None at the first.
+        decision: about this evaluation, or the last one there was.
+        served: branches answered in that evaluation, in order, and whether each is the condition itself.
+        in_a_row: evaluations skipped since the last computed one.
+        skipped: Euler steps that were skipped since the last computed evaluation; None if another kind of step was.
+    """
+
+    branches: dict[Hashable, BranchState] = field(default_factory=dict)
+    decider: Hashable = None
+    decision: OpenDecision | None = None
+    served: dict[Hashable, bool] = field(default_factory=dict)
+    in_a_row: int = 0
+    skipped: list[Skipped] | None = field(default_factory=list)
+
+    def add_skipped(self, level: float, next_level: float | None) -> None:
+        """Take note of a step that is skipped; `next_level` is None if it is no Euler step."""
+        if next_level is None or self.skipped is None:
+            self.skipped = None
+        else:
+            self.skipped.append(Skipped(level, next_level))
+
+    def compute_after_all(self, reason: Reason) -> None:
+        """The evaluation that was to be skipped is computed."""
+        decision, self.in_a_row = self.decision, 0
+        if decision is None:
+            return
+        if self.skipped and self.skipped[-1].level == decision.level:
+            self.skipped.pop()
+        decision.compute(reason)

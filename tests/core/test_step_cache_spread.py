@@ -1,0 +1,283 @@
+"""Spread: planned evaluations, forecasts between them, and what they missed made good at the next computed one."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from draftattention.draftattn_core.run.step_cache import Reason, RunStepCache, StepCacheSettings, nothing_to_gain
+from draftattention.draftattn_core.run.step_cache.settings import Quantity
+from draftattention.draftattn_core.run.step_cache.spread import planned_steps
+
+from .step_cases import Host, Model, euler, levels, noise, outcomes, reasons, run, smooth_model
+
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+SCHEDULE = levels(12)
+# Steps 0, 4, 7 and 11 of 12.
+SHARE = 1 / 3
+
+
+def spread(share: float = SHARE, **changes: object) -> RunStepCache:
+    return RunStepCache(StepCacheSettings("spread", share=share, **changes))  # type: ignore[arg-type]
+
+
+def naive(model: Model, x: Tensor, schedule: list[float], computed: set[int], quantity: Quantity) -> Tensor:
+    """An Euler run whose latent itself is put right at each computed step, in float64, step by step."""
+
+    def known(x: Tensor, s: float) -> Tensor:
+        v = model(x, s)
+        return {"velocity": v, "difference": v - x, "x0": x - s * v}[quantity]
+
+    def velocity(x: Tensor, s: float, q: Tensor) -> Tensor:
+        return {"velocity": q, "difference": q + x, "x0": (x - q) / s}[quantity]
+
+    def line(s: float, a: tuple[float, Tensor], b: tuple[float, Tensor]) -> Tensor:
+        at, one, other = (level**2 if quantity == "x0" else level for level in (s, a[0], b[0]))
+        return b[1] + (a[1] - b[1]) * (at - other) / (one - other)
+
+    x = x.double()
+    anchors: list[tuple[float, Tensor]] = []
+    answered: list[tuple[float, float, Tensor, Tensor]] = []
+    for step, (s, following) in enumerate(zip(schedule, schedule[1:])):
+        if step in computed:
+            q = known(x, s)
+            off = sum(
+                (
+                    (after - level) * (velocity(then, level, line(level, (s, q), anchors[-1])) - given)
+                    for level, after, then, given in answered
+                ),
+                torch.zeros_like(x),
+            )
+            anchors, answered = [*anchors, (s, q)], []
+            x = x + off + (following - s) * velocity(x, s, q)
+        else:
+            q = anchors[-1][1] if len(anchors) == 1 else line(s, anchors[-1], anchors[-2])
+            given = velocity(x, s, q)
+            answered.append((s, following, x, given))
+            x = x + (following - s) * given
+    return x
+
+
+def dense(model: Model, x: Tensor) -> Tensor:
+    return euler(lambda x, s, *_: model(x, s), x, SCHEDULE)[-1]
+
+
+@pytest.mark.parametrize("steps", range(1, 60))
+def test_a_plan_holds_the_first_the_last_and_even_steps_between(steps: int) -> None:
+    for share in (0.01, 0.2, 1 / 3, 0.5, 0.77, 1.0):
+        planned = sorted(planned_steps(steps, share))
+        assert len(planned) == min(steps, max(4, round(share * steps)))
+        assert planned[0] == 0 and planned[-1] == steps - 1
+        gaps = [after - before for before, after in zip(planned, planned[1:])]
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_a_run_computes_what_was_planned_and_forecasts_the_rest_from_the_second_step_on() -> None:
+    host = Host(spread(), steps=12, schedule=SCHEDULE)
+    run(host, smooth_model(0), SCHEDULE)
+    assert outcomes(host.cache.decisions) == "CfffCffCfffC"
+    assert host.calls == [SCHEDULE[step] for step in (0, 4, 7, 11)]
+    assert set(reasons(host.cache)) == {Reason.PLANNED}
+    assert [decision.corrected for decision in host.cache.decisions if decision.outcome == "computed"] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.6])
+def test_the_sampler_ends_where_a_latent_put_right_at_each_computed_step_does(quantity: Quantity, share: float) -> None:
+    model = smooth_model(3)
+    host = Host(spread(share, quantity=quantity, max_reach=1e9), steps=12, schedule=SCHEDULE)
+    found = run(host, model, SCHEDULE, seed=4)
+    double = smooth_model(3)
+    expected = naive(
+        lambda x, s: double(x.float(), s).double(), noise(4), SCHEDULE, {*planned_steps(12, share)}, quantity
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_velocity_that_is_a_line_in_the_noise_level_costs_nothing_even_before_it_can_be_forecast() -> None:
+    base, slope = noise(5), noise(6)
+
+    def model(x: Tensor, s: float) -> Tensor:
+        return base + slope * s
+
+    ends = {}
+    for correct in (True, False):
+        host = Host(spread(quantity="velocity", correct=correct), steps=12, schedule=SCHEDULE)
+        ends[correct] = run(host, model, SCHEDULE)
+    torch.testing.assert_close(ends[True], dense(model, noise(0)), rtol=1e-5, atol=1e-5)
+    # The first three answers repeat the first output.
+    assert float((ends[False] - ends[True]).abs().max()) > 1e-3
+
+
+def test_correction_brings_bending_paths_closer_to_their_dense_runs() -> None:
+    schedule, gains = levels(20), []
+    for seed in range(10):
+        model, error = smooth_model(seed), {}
+        exact = euler(lambda x, s, *_: model(x, s), noise(seed), schedule)[-1]  # noqa: B023
+        for correct in (True, False):
+            host = Host(spread(0.3, correct=correct), steps=20, schedule=schedule)
+            error[correct] = float((run(host, model, schedule, seed) - exact).norm())
+        gains.append(error[False] / error[True])
+    # The output behind a gap was asked for at the latent that the gap left, so it is no gain on every path.
+    assert math.prod(gains) ** (1 / len(gains)) > 1.25
+    assert sum(gain < 1 for gain in gains) <= 1
+
+
+def test_a_sampler_that_takes_other_steps_is_given_the_models_own_outputs() -> None:
+    model = smooth_model(1)
+    host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False)
+    x = noise(0)
+    for i, s in enumerate(SCHEDULE[:-1]):
+        out = host.ask(model, x, s)
+        if i in planned_steps(12, SHARE):
+            assert torch.equal(out, model(x, s))
+        x = x + (SCHEDULE[i + 1] - s) * out
+    assert not any(decision.corrected for decision in host.cache.decisions)
+
+
+def test_a_step_of_another_kind_among_the_skipped_ones_leaves_the_next_output_alone() -> None:
+    model, cache = smooth_model(1), spread()
+    plain = Host(cache, steps=12, schedule=SCHEDULE)
+    other = plain.of("cond", conditional=0, euler=False)
+    for i, s in enumerate(SCHEDULE[:8]):
+        out = (other if i == 2 else plain).ask(model, noise(i), s)
+        if i == 4:
+            assert torch.equal(out, model(noise(4), s))
+    assert [decision.corrected for decision in cache.decisions] == [False] * 7 + [True]
+
+
+def test_an_evaluation_that_another_rank_computes_is_no_forecast_to_put_right() -> None:
+    class Others:
+        """Ranks of which one cannot skip step 3."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def all_skip(self, skips: bool) -> bool:
+            self.asked += 1
+            return skips and self.asked != 5
+
+        def summed(self, values: Tensor) -> Tensor:
+            return values
+
+        def failed(self, error: Exception) -> None:
+            raise error
+
+    model, cache = smooth_model(2), spread()
+    cache.together = Others()  # type: ignore[assignment]
+    host = Host(cache, steps=12, schedule=SCHEDULE)
+    found = run(host, model, SCHEDULE, seed=1)
+    computed = {i for i, decision in enumerate(cache.decisions) if decision.outcome == "computed"}
+    assert computed == {0, 4, 7, 11} | {i for i, d in enumerate(cache.decisions) if d.reason is Reason.RANK}
+    assert len(computed) == 5
+    expected = naive(lambda x, s: model(x.float(), s).double(), noise(1), SCHEDULE, computed, "difference")
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_every_branch_is_put_right_by_its_own_outputs(stacked: bool) -> None:
+    cond, uncond = smooth_model(1), smooth_model(2)
+
+    def both(x: Tensor, s: float) -> Tensor:
+        return torch.cat([cond(x[:1], s), uncond(x[1:], s)])
+
+    cache = spread()
+    host = Host(cache, keys=("cond", "uncond"), steps=12, schedule=SCHEDULE)
+    parts = [host.of("cond", conditional=0), host.of("uncond", conditional=None)]
+
+    def guided(x: Tensor, s: float, *_: object) -> Tensor:
+        if stacked:
+            c, u = host.ask(both, torch.cat([x, x]), s).chunk(2)
+        else:
+            c, u = (part.ask(model, x, s) for part, model in zip(parts, (cond, uncond), strict=True))
+        return u + 3.0 * (c - u)
+
+    found = euler(guided, noise(2), SCHEDULE)[-1]
+
+    def combined(x: Tensor, s: float) -> Tensor:
+        c, u = cond(x.float(), s), uncond(x.float(), s)
+        return (u + 3.0 * (c - u)).double()
+
+    # Guidance is a sum of outputs, and so are forecast and correction of velocities less the one latent.
+    expected = naive(combined, noise(2), SCHEDULE, {0, 4, 7, 11}, "difference")
+    torch.testing.assert_close(found.double(), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_a_model_that_predicts_noise_is_put_right_as_the_flow_it_is() -> None:
+    flow = smooth_model(4)
+
+    def as_eps(x: Tensor, sigma: float) -> Tensor:
+        """The noise that the flow's velocity holds: x0 = y - t v, eps = x0 + v."""
+        t = sigma / (1 + sigma)
+        y = x / (1 + sigma)
+        return y + (1 - t) * flow(y, t)
+
+    ts = [0.98 * s for s in SCHEDULE]
+    sigmas = [t / (1 - t) for t in ts]
+    host = Host(spread(), steps=12, schedule=sigmas, prediction="eps", progress=0.5)
+    x = noise(0) * (1 + sigmas[0])
+    for i, sigma in enumerate(sigmas[:-1]):
+        x = x + (sigmas[i + 1] - sigma) * host.ask(as_eps, x, sigma)
+    plain = Host(spread(), steps=12, schedule=ts)
+    expected = euler(lambda x, s, _, is_last: plain.ask(flow, x, s, is_last), noise(0), ts)[-1]
+    assert host.cache.decisions[4].corrected
+    torch.testing.assert_close(x, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_of_unknown_length_is_computed() -> None:
+    host = Host(spread(), steps=None, schedule=SCHEDULE)
+    run(host, smooth_model(0), SCHEDULE)
+    assert set(reasons(host.cache)) == {Reason.LENGTH} and len(host.calls) == 12
+
+
+def test_outside_its_windows_everything_is_computed() -> None:
+    host = Host(spread(windows=((0.0, 0.4),)), steps=12, schedule=SCHEDULE)
+    run(host, smooth_model(0), SCHEDULE)
+    late = [decision for decision in host.cache.decisions if decision.progress > 0.41]
+    assert {decision.outcome.value for decision in late} == {"computed"}
+    assert Reason.WINDOW in {decision.reason for decision in late}
+
+
+def test_a_second_expert_begins_with_a_history_of_its_own() -> None:
+    cache = spread()
+    high = Host(cache, steps=12, schedule=SCHEDULE, expert="high")
+    low = high.of("cond", conditional=0, expert="low")
+    for i, s in enumerate(SCHEDULE[:-1]):
+        (high if i < 5 else low).ask(smooth_model(0), noise(i), s)
+    assert outcomes(cache.decisions) == "CfffCCfCfffC"
+    assert cache.decisions[5].reason is Reason.HISTORY and not cache.decisions[5].corrected
+
+
+def test_few_steps_and_a_share_that_computes_all_have_nothing_to_gain() -> None:
+    settings = StepCacheSettings("spread", share=0.5)
+    assert [nothing_to_gain(settings, steps) is None for steps in (1, 2, 4, 5, 20)] == [False] * 3 + [True] * 2
+    assert nothing_to_gain(StepCacheSettings("spread", share=1.0), 20) is not None
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share"):
+        StepCacheSettings("spread", share=share)
+
+
+def test_a_step_cache_may_not_change_what_it_was_given() -> None:
+    """The model's output stays as it is: a host may hold it elsewhere."""
+    host = Host(spread(), steps=12, schedule=SCHEDULE)
+    made: list[tuple[Tensor, Tensor]] = []
+
+    def model(x: Tensor, s: float) -> Tensor:
+        out = smooth_model(0)(x, s)
+        made.append((out, out.clone()))
+        return out
+
+    run(host, model, SCHEDULE)
+    assert len(made) == 4 and all(torch.equal(out, copy) for out, copy in made)
