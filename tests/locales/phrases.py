@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tools.comfyui.path import PACK_ROOT
@@ -62,8 +63,9 @@ def core_files() -> Iterator[tuple[str, str]]:
             yield path.read_text(encoding="utf-8"), path.relative_to(PACK_ROOT).as_posix()
 
 
-def said_by_core() -> list[Said]:
-    return [one for source, where in core_files() for one in phrases(source, where)]
+@cache
+def said_by_core() -> tuple[Said, ...]:
+    return tuple(one for source, where in core_files() for one in phrases(source, where))
 
 
 def core_texts() -> dict[str, str]:
