@@ -33,8 +33,7 @@ class DraftAttentionDoctor(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         from ..draftattn_core.doctor.diagnose import diagnose
-        from .display.doctor_text import doctor_text
 
         diagnosis = diagnose()
-        text = doctor_text(diagnosis)
+        text = diagnosis.text()
         return io.NodeOutput(str(text), diagnosis.works, ui=told(text))

@@ -72,5 +72,6 @@ class DraftAttentionProfile(io.ComfyNode):
         budgets = budgets_of(loaded, density)
         text = profile_text(loaded, budgets)
         densities = {name: each.density for name, each in budgets.items()}
-        shown = themed_picture(lambda look: budget_map(densities, look))
-        return io.NodeOutput(loaded, str(text), to_image(budget_map(densities)), ui={**shown, **told(text)})
+        whole = budget_map(densities)
+        shown = themed_picture(lambda look: budget_map(densities, look), whole)
+        return io.NodeOutput(loaded, str(text), to_image(whole), ui={**shown, **told(text)})

@@ -69,8 +69,9 @@ class DraftAttentionReport(io.ComfyNode):
             values = {**run.to_dict(), "predicted_saving": predicted_saving(run)}
             saved = Words("report_saved_as", path=str(_save(values, filename_prefix)))
             text = Joined([text, "", saved], LINES)
-        shown = themed_picture(lambda look: report_sheet(run, look=look))
-        return io.NodeOutput(str(text), to_image(report_sheet(run)), ui={**shown, **told(text)})
+        whole = report_sheet(run)
+        shown = themed_picture(lambda look: report_sheet(run, look=look), whole)
+        return io.NodeOutput(str(text), to_image(whole), ui={**shown, **told(text)})
 
 
 def _save(values: dict[str, Any], prefix: str) -> Path:

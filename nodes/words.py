@@ -1,23 +1,28 @@
 """Texts for users: English here, and for the browser their key and values, which it says in the user's language.
 
-`locales/en/main.json` is the one source of the English texts, of the scripts in `web/` too; other languages have the
-same keys. The host hands all of them to the browser. What goes to a log or to a host's own message stays English.
+`locales/en/main.json` is the one source of the English texts of nodes and of the scripts in `web/`; what the core says
+stands in the core (`phrase.Phrase`). Other languages have the keys of both. The host hands all of them to the browser.
+What goes to a log or to a host's own message stays English.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from ..draftattn_core.phrase import CLAUSES, LINES, LIST, OR, REMEDY, Joined, Phrase
+from ..draftattn_core.run.evaluation import Outcome
+from ..draftattn_core.run.report import DenseReason
+from ..draftattn_core.run.step_cache.log import Reason
+
+__all__ = ["CLAUSES", "ENGLISH", "LINES", "LIST", "OR", "REMEDY", "Joined", "Words", "plain", "term", "texts", "told"]
 
 LOCALES = Path(__file__).resolve().parents[1] / "locales"
 # The host merges the files of all packs: each has a section of its own.
 SECTION = "draftattention"
-PLACE = re.compile(r"\{(\w+)\}")
-# Which texts of the files stand between the parts of a longer one.
-LINES, LIST, CLAUSES, REMEDY, OR = "join_lines", "join_list", "join_clauses", "join_remedy", "join_or"
 
 
 def texts(language: str) -> dict[str, str]:
@@ -28,49 +33,33 @@ def texts(language: str) -> dict[str, str]:
 
 
 ENGLISH: Mapping[str, str] = texts("en")
+# Lists of names of the core's, and what their keys begin with.
+TERMS: Mapping[type[Enum], str] = {DenseReason: "reason", Outcome: "outcome", Reason: "computed"}
+W = TypeVar("W", bound="Words")
 
 
-class Words(str):
-    """An English text that remembers its key and its values, which may be texts of this kind again.
+class Words(Phrase):
+    """A phrase of the nodes' own, whose English stands in `locales/en/main.json` under its key.
 
     Raises:
         KeyError: if there is no such text, or a value that it has a place for is missing.
     """
 
-    key: str
-    values: Mapping[str, Any]
-
-    def __new__(cls, key: str, **values: Any) -> Words:
-        made = super().__new__(cls, PLACE.sub(lambda place: str(values[place[1]]), ENGLISH[key]))
-        made.key, made.values = key, values
-        return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy is the text alone."""
-        return str, (str(self),)
-
-
-class Joined(str):
-    """Several texts as one, which remembers its parts. `by` is the key of what stands between them."""
-
-    parts: tuple[str, ...]
-    by: str
-
-    def __new__(cls, parts: Iterable[str], by: str) -> Joined:
-        kept = tuple(parts)
-        made = super().__new__(cls, ENGLISH[by].join(kept))
-        made.parts, made.by = kept, by
-        return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy is the text alone."""
-        return str, (str(self),)
+    def __new__(cls: type[W], key: str, **values: Any) -> W:
+        return super().__new__(cls, key, ENGLISH[key], **values)
 
 
 def plain(text: Any) -> Any:
-    """What the browser's `tell` understands: a text as it is, or the keys and values it was made from."""
-    if isinstance(text, Words):
-        return {"key": text.key, "values": {name: plain(value) for name, value in text.values.items()}}
+    """What the browser's `tell` understands: a text as it is, or the keys and values it was made from.
+
+    A phrase of the core's comes with its English, which stands in no file.
+    """
+    if isinstance(text, Phrase):
+        values = {name: plain(value) for name, value in text.values.items()}
+        english = {} if isinstance(text, Words) else {"text": str(text)}
+        return {"key": text.key, "values": values, **english}
+    if isinstance(text, Enum) and type(text) in TERMS:
+        return plain(term(TERMS[type(text)], str(text)))
     if isinstance(text, Joined):
         return {"parts": [plain(part) for part in text.parts], "by": text.by}
     return text if isinstance(text, int | float) else str(text)

@@ -14,7 +14,7 @@ from tools.comfyui.path import PACK_ROOT
 
 # Each room with those it may import beside itself. A module belongs to the longest name that it begins with.
 TYPES = ("kernels.types",)
-METHOD = ("draftattn_core.geometry", *TYPES)
+METHOD = ("draftattn_core.geometry", "draftattn_core.phrase", *TYPES)
 BACKENDS = ("draftattn_core.method", *METHOD)
 ATTENTION = ("draftattn_core.backends", *BACKENDS)
 RUN = ("draftattn_core.attention", *ATTENTION)
@@ -22,6 +22,7 @@ ABOVE_RUN = ("draftattn_core.run", *RUN)
 ROOMS: Mapping[str, tuple[str, ...]] = {
     "kernels.types": (),
     "kernels": TYPES,
+    "draftattn_core.phrase": (),
     "draftattn_core.geometry": TYPES,
     "draftattn_core.method": METHOD,
     "draftattn_core.backends": ("kernels", *BACKENDS),

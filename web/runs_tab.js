@@ -19,7 +19,7 @@ const EVENT = "draftattention.run"
  * @property {string} text
  * @property {import("./words.js").Told|null} words the same for the user's language
  * @property {import("./words.js").Told|null} cancelled_words
- * @property {Record<string, string>} settings
+ * @property {Record<string, import("./words.js").Told>} settings
  * @property {number|null} work
  * @property {number|null} speed_up
  * @property {number|null} error
@@ -58,7 +58,7 @@ function card(run) {
   const head = document.createElement("summary")
   const node = run.workflow === workflowId() ? nodeOfRun(run.node) : null
   const when = new Date(1000 * run.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" })
-  const settings = Object.entries(run.settings).map(([name, value]) => `${name} ${value}`)
+  const settings = Object.entries(run.settings).map(([name, value]) => `${name} ${tell(value)}`)
   head.append(element("b", "", `${when}  ${node?.title ?? say("runs_node", { node: run.node })}`))
   head.append(element("span", "", figures(run)), element("span", "draftattention-faint", settings.join(", ")))
   if (run.cancelled) head.append(element("span", "draftattention-faint", tell(run.cancelled_words ?? run.cancelled)))

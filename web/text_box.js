@@ -7,6 +7,8 @@ import { say } from "./words.js"
 
 const LEAST = 56
 const MOST = 300
+/** Letters that are as wide as two others: Chinese, Japanese, Korean. */
+const WIDE = /[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff00-\uff60]/g
 
 /**
  * Add the box to a node.
@@ -66,5 +68,6 @@ async function toClipboard(element) {
 /** About how many lines a text takes in a node of a width. */
 function lines(text, width) {
   const letters = Math.max(20, (width - 40) / 6.2)
-  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / letters)), 0)
+  const length = (line) => line.length + (line.match(WIDE)?.length ?? 0)
+  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(length(line) / letters)), 0)
 }

@@ -1,11 +1,17 @@
-/** The pictures of Report and Profile on the node, in the colours of the theme; a click opens one in its full size. */
+/**
+ * The pictures of Report and Profile on the node, in the colours of the theme and with words in the user's language; a
+ * click opens the picture with all its words, in English.
+ */
 
 import { addElement, fit, onOutput, onTheme } from "./host.js"
 import { addressOf } from "./clip_sheet.js"
-import { say } from "./words.js"
+import { say, tell } from "./words.js"
 
 const KEY = "draftattention_picture"
 const MARGIN = 20
+/** Which point of a label stands at its place: left, middle or right, and top or middle; see PIL's anchors. */
+const ACROSS = { l: 0, m: -50, r: -100 }
+const DOWN = { a: 0, m: -50 }
 /** @type {WeakMap<object, ThemedPicture>} */
 const shown = new WeakMap()
 /** @type {Set<WeakRef<ThemedPicture>>} */
@@ -37,6 +43,7 @@ class ThemedPicture {
     this.gone = document.createElement("div")
     this.gone.className = "draftattention-caption"
     this.link.append(this.image)
+    this.link.className = "draftattention-frame"
     this.box.append(this.link, this.gone)
     this.link.addEventListener("pointerdown", (event) => event.stopPropagation())
     addElement(node, "picture", this.box, () => this.height)
@@ -58,16 +65,38 @@ class ThemedPicture {
 
   show(told) {
     this.told = told
+    this.labels = (Array.isArray(told.labels) ? told.labels : []).map(label)
+    this.link.replaceChildren(this.image, ...this.labels)
     this.draw()
     fit(this.node)
   }
 
   draw() {
     if (!this.told || !this.box.isConnected) return
-    const address = addressOf(isDark(this.box) ? this.told.dark : this.told.light)
-    if (this.link.getAttribute("href") === address) return
-    this.link.href = this.image.src = address
+    const theme = isDark(this.box) ? "dark" : "light"
+    const address = addressOf(this.told[theme])
+    this.labels.forEach((element, index) => (element.style.color = this.told.labels[index][theme]))
+    if (this.image.getAttribute("src") === address) return
+    this.image.src = address
+    this.link.href = isFile(this.told.whole) ? addressOf(this.told.whole) : address
   }
+}
+
+/**
+ * Words on the picture, in the user's language: the server's fonts lack most scripts.
+ * @param {{words: import("./words.js").Told, x: number, y: number, size: number, anchor: string}} told places and size
+ *   as shares of the picture
+ */
+function label(told) {
+  const element = document.createElement("span")
+  element.textContent = element.title = tell(told.words)
+  const [across, down] = String(told.anchor)
+  element.style.left = `${100 * told.x}%`
+  element.style.top = `${100 * told.y}%`
+  element.style.fontSize = `${100 * told.size}cqw`
+  element.style.transform = `translate(${ACROSS[across] ?? 0}%, ${DOWN[down] ?? 0}%)`
+  if (across === "l") element.style.maxWidth = `${100 * (1 - told.x)}%`
+  return element
 }
 
 const isFile = (told) => typeof told?.filename === "string"

@@ -29,14 +29,16 @@ export function say(key, values = {}) {
 }
 
 /**
- * A text that the server has sent: as it is, or by the keys and values that it was made from; see its `words.py`.
- * @typedef {string|number|{key: string, values?: Record<string, Told>}|{parts: Told[], by: string}} Told
+ * A text that the server has sent: as it is, or by the keys and values that it was made from; see its `words.py`. The
+ * English of what its core says comes along, since no file has it.
+ * @typedef {string|number|{key: string, values?: Record<string, Told>, text?: string}|{parts: Told[], by: string}} Told
  * @param {Told} told
  * @returns {string}
  */
 export function tell(told) {
   if (Array.isArray(told?.parts)) return told.parts.map(tell).join(say(told.by))
   if (typeof told?.key !== "string") return String(told ?? "")
+  if (told.text !== undefined && find(told.key) === undefined) return told.text
   const values = Object.entries(told.values ?? {}).map(([name, value]) => [name, tell(value)])
   return say(told.key, Object.fromEntries(values))
 }

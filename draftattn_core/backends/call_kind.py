@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..method.policy import TAILS, Bits, Method, Policy, TailName
 from ..method.rules import rule_of
+from ..phrase import LIST, Joined, Phrase, Text
 
 GIVEN = "given"
 
@@ -29,9 +30,24 @@ class Variant:
     biased: bool = False
     bits: Bits = 16
 
+    def text(self) -> Text:
+        """The variant in words."""
+        parts: list[Text] = [
+            Phrase("variant_method", "method {method}", method=self.method),
+            Phrase("variant_tail", "tail {tail}", tail=self.tail),
+            bias_in_words(self.biased),
+        ]
+        if self.bits != 16:
+            parts.append(Phrase("variant_bits", "{bits}-bit scores", bits=self.bits))
+        return Joined(parts, LIST)
+
     def __str__(self) -> str:
-        words = f"method {self.method}, tail {self.tail}, {'a' if self.biased else 'no'} key bias"
-        return words if self.bits == 16 else f"{words}, {self.bits}-bit scores"
+        return str(self.text())
+
+
+def bias_in_words(biased: bool) -> Text:
+    """Whether a call has a key bias."""
+    return Phrase("variant_bias", "a key bias") if biased else Phrase("variant_no_bias", "no key bias")
 
 
 def variants_of(policy: Policy, biased: bool) -> tuple[Variant, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..method.policy import Policy, TailName
+from ..phrase import Phrase, Text
 from .call_kind import CallKind
 
 
@@ -22,7 +23,7 @@ class Nearest:
     backend: str
     kind: CallKind
     gains: bool
-    lost: str
+    lost: Text
 
     def policy(self, policy: Policy) -> Policy:
         """The nearest to `policy` that the backend serves."""
@@ -37,5 +38,14 @@ class Nearest:
         # Without kernels of ours, blocks rank by mass alone.
         return replace(policy, method=method, tail=tail, tail_gain=gain, spread=False)
 
+    def text(self) -> Text:
+        """What the user is told of it."""
+        return Phrase(
+            "note_nearest",
+            "backend {backend} serves this run without {lost}",
+            backend=self.backend,
+            lost=self.lost,
+        )
+
     def __str__(self) -> str:
-        return f"backend {self.backend} serves this run without {self.lost}"
+        return str(self.text())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..method.policy import Bits, TailName
 from ..method.rules.call import RuleCall
+from ..phrase import CLAUSES, REMEDY, Joined, Phrase, Text
 from .call_kind import CallKind
 from .flex.attend import attend_flex, flex_refuses
 from .kitchen.backend import KITCHEN
@@ -51,11 +52,11 @@ class Backend:
 
     name: str
     attend: Callable[[AttendRequest], Tensor]
-    refuses: Callable[[CallKind], str | None]
+    refuses: Callable[[CallKind], Text | None]
     automatic: bool = True
     not_automatic_on: tuple[str, ...] = ()
     run: Callable[[RuleCall, Tensor | None], tuple[Tensor, AttendRequest]] | None = None
-    warm_up: Callable[[CallKind, Sequence[TailName], Callable[[str], None]], None] | None = None
+    warm_up: Callable[[CallKind, Sequence[TailName], Callable[[Text], None]], None] | None = None
     nearest: Callable[[CallKind], Nearest | None] | None = None
     bits: tuple[Bits, ...] = (16,)
 
@@ -63,9 +64,9 @@ class Backend:
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _needs_float(kind: CallKind) -> str | None:
+def _needs_float(kind: CallKind) -> Text | None:
     if kind.dtype not in _FLOATS:
-        return f"{kind.dtype} is not a floating-point type it knows"
+        return Phrase("refuses_type", "{dtype} is not a floating-point type it knows", dtype=str(kind.dtype))
     return None
 
 
@@ -120,7 +121,14 @@ def choose_backend(name: str, kind: CallKind) -> Backend:
             if backend.name == name:
                 reason = backend.refuses(kind)
                 if reason is not None:
-                    raise NoBackendError(f"backend {name!r} cannot serve this call: {reason}; use backend 'auto'")
+                    raise NoBackendError(
+                        Phrase(
+                            "backend_cannot",
+                            "backend '{name}' cannot serve this call: {reason}; use backend 'auto'",
+                            name=name,
+                            reason=reason,
+                        )
+                    )
                 return backend
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(backend_names())}")
     reasons = []
@@ -129,8 +137,9 @@ def choose_backend(name: str, kind: CallKind) -> Backend:
             reason = backend.refuses(kind)
             if reason is None:
                 return backend
-            reasons.append(f"{backend.name}: {reason}")
-    raise NoBackendError("no backend can serve this call: " + "; ".join(reasons))
+            reasons.append(Joined((backend.name, reason), REMEDY))
+    reasons_told = Joined(reasons, CLAUSES)
+    raise NoBackendError(Phrase("backend_none", "no backend can serve this call: {reasons}", reasons=reasons_told))
 
 
 def prepare_backend(
@@ -139,7 +148,7 @@ def prepare_backend(
     tails: Sequence[TailName] = (),
     *,
     codes: str = "16",
-    report: Callable[[str], None] = lambda message: None,
+    report: Callable[[Text], None] = lambda message: None,
 ) -> None:
     """Compile what the calls of a run will need, before the first of them; returns at once where that is done.
 
@@ -178,14 +187,14 @@ def tails_served(name: str, kind: CallKind, tails: Sequence[TailName]) -> tuple[
     return tuple(tail for tail in tails if backend.refuses(kind.with_tail(tail)) is None)
 
 
-def without_codes(backend: Backend, kind: CallKind) -> str | None:
+def without_codes(backend: Backend, kind: CallKind) -> Text | None:
     """Why a backend computes the scores of a kind of call in 16 bits only, in words; None if it can in 8."""
     if 8 not in backend.bits:
-        return f"backend {backend.name} has no INT8 scores"
+        return Phrase("codes_none", "backend {name} has no INT8 scores", name=backend.name)
     return backend.refuses(kind.with_bits(8))
 
 
-def codes_unwanted(name: str, kind: CallKind, *, everywhere: bool) -> str | None:
+def codes_unwanted(name: str, kind: CallKind, *, everywhere: bool) -> Text | None:
     """Why the backend called `name` is not to compute scores of INT8 codes for a kind of call; None if it is.
 
     Args:
@@ -193,18 +202,28 @@ def codes_unwanted(name: str, kind: CallKind, *, everywhere: bool) -> str | None
     """
     backend = next((backend for backend in backends() if backend.name == name), None)
     if backend is None:
-        return f"{name} has no INT8 scores"
+        return Phrase("codes_none_rule", "{name} has no INT8 scores", name=name)
     if not everywhere and not machine.codes_first(kind.device):
-        return f"by published rates INT8 is not faster on this {kind.device.type} device (bits 8 tries it)"
+        return Phrase(
+            "codes_not_faster",
+            "by published rates INT8 is not faster on this {device} device (bits 8 tries it)",
+            device=kind.device.type,
+        )
     return without_codes(backend, kind)
 
 
-def passed_over(taken: str, kind: CallKind) -> str | None:
+def passed_over(taken: str, kind: CallKind) -> Text | None:
     """Why `auto` did not take the first backend it considers on a GPU but `taken`; None if it did."""
     best = next(backend for backend in backends() if _considers(backend, kind))
     if kind.device.type != "cuda" or best.name == taken:
         return None
-    return f"backend {taken} serves this run, not the faster {best.name}: {best.refuses(kind)}"
+    return Phrase(
+        "note_passed_over",
+        "backend {taken} serves this run, not the faster {best}: {reason}",
+        taken=taken,
+        best=best.name,
+        reason=best.refuses(kind),
+    )
 
 
 def _considers(backend: Backend, kind: CallKind) -> bool:

@@ -28,6 +28,7 @@ from ..geometry.layout import Layout, build_tables
 from ..method.policy import Policy, TailName
 from ..method.tail.expand import make_tail
 from ..method.tail.gain import relative_error
+from ..phrase import LINES, LIST, Joined, Phrase, Text
 from .machine import Machine, advice, inspect_machine
 
 # Largest relative L2 error that rounding explains, with room for kernels that round the softmax weights as well.
@@ -58,23 +59,51 @@ class BackendCheck:
     dtype: str
     error: float | None
     tolerance: float
-    refusal: str | None
+    refusal: Text | None
     seconds: float
-    lost: str | None = None
+    lost: Text | None = None
 
     @property
     def right(self) -> bool:
         return self.error is not None and self.error <= self.tolerance
 
-    def __str__(self) -> str:
-        where = f"{self.backend} on {self.device} in {self.dtype}"
+    def text(self) -> Text:
         if self.error is None:
-            return f"{where}: will not run: {self.refusal}"
-        verdict = "right" if self.right else "WRONG, do not use it"
-        return (
-            f"{where}: {verdict}: relative L2 error {self.error:.1e} against the reference "
-            f"(limit {self.tolerance:.1e}; {self.seconds:.2f} s with set-up)"
+            return Phrase(
+                "doctor_refused",
+                "{backend} on {device} in {dtype}: will not run: {refusal}",
+                backend=self.backend,
+                device=self.device,
+                dtype=self.dtype,
+                refusal=self.refusal or "",
+            )
+        error, limit, seconds = f"{self.error:.1e}", f"{self.tolerance:.1e}", f"{self.seconds:.2f}"
+        if self.right:
+            return Phrase(
+                "doctor_right",
+                "{backend} on {device} in {dtype}: right: relative L2 error {error} against the reference "
+                "(limit {limit}; {seconds} s with set-up)",
+                backend=self.backend,
+                device=self.device,
+                dtype=self.dtype,
+                error=error,
+                limit=limit,
+                seconds=seconds,
+            )
+        return Phrase(
+            "doctor_wrong",
+            "{backend} on {device} in {dtype}: WRONG, do not use it: relative L2 error {error} against the reference "
+            "(limit {limit}; {seconds} s with set-up)",
+            backend=self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            error=error,
+            limit=limit,
+            seconds=seconds,
         )
+
+    def __str__(self) -> str:
+        return str(self.text())
 
 
 @dataclass(frozen=True)
@@ -89,7 +118,7 @@ class Diagnosis:
 
     machine: Machine
     checks: tuple[BackendCheck, ...]
-    advice: tuple[str, ...]
+    advice: tuple[Text, ...]
 
     @property
     def works(self) -> bool:
@@ -104,19 +133,25 @@ class Diagnosis:
                 taken.setdefault(check.device, check.backend)
         return taken
 
-    def text(self) -> str:
-        width = max(len(label) for label, _ in self.machine.facts())
-        lines = [f"{label:{width}}  {value}" for label, value in self.machine.facts()]
-        lines += ["", "Backends, each run on a small call:"]
-        lines += [f"  {check}" for check in self.checks]
-        lost = {(check.device, check.backend): f", without {check.lost}" for check in self.checks if check.lost}
-        taken = self.chosen().items()
-        lines += [f"  `auto` takes {name} on {device}{lost.get((device, name), '')}." for device, name in taken]
+    def text(self) -> Text:
+        """Several lines: what was found, what each backend made of the call, what to do."""
+        facts = self.machine.facts()
+        width = max(len(label) for label, _ in facts)
+        lines: list[str] = [
+            Phrase("doctor_fact", "{label}{gap}  {value}", label=label, gap=" " * (width - len(label)), value=value)
+            for label, value in facts
+        ]
+        lines += ["", Phrase("doctor_backends", "Backends, each run on a small call:")]
+        lost = {(check.device, check.backend): check.lost for check in self.checks if check.lost}
+        told = [check.text() for check in self.checks]
+        told += [_auto(name, device, lost.get((device, name))) for device, name in self.chosen().items()]
+        lines += [Phrase("doctor_indented", "  {text}", text=text) for text in told]
         if not self.works:
-            lines += ["", "No backend works here: every call will run dense."]
-        lines += ["", "What to do:" if self.advice else "Nothing to do."]
-        lines += [f"  - {item}" for item in self.advice]
-        return "\n".join(lines)
+            lines += ["", Phrase("doctor_none_works", "No backend works here: every call will run dense.")]
+        nothing = Phrase("doctor_no_advice", "Nothing to do.")
+        lines += ["", Phrase("doctor_advice", "What to do:") if self.advice else nothing]
+        lines += [Phrase("doctor_item", "  - {text}", text=item) for item in self.advice]
+        return Joined(lines, LINES)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -129,10 +164,22 @@ class Diagnosis:
         }
 
 
+def _auto(backend: str, device: str, lost: Text | None) -> Text:
+    if lost is None:
+        return Phrase("doctor_auto", "`auto` takes {backend} on {device}.", backend=backend, device=device)
+    return Phrase(
+        "doctor_auto_without",
+        "`auto` takes {backend} on {device}, without {lost}.",
+        backend=backend,
+        device=device,
+        lost=lost,
+    )
+
+
 def check_backend(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int = 128) -> BackendCheck:
     """Run `backend` on a small call with extra tokens, a short last block and a linear tail, and measure its error."""
 
-    def result(error: float | None, refusal: str | None) -> BackendCheck:
+    def result(error: float | None, refusal: Text | None) -> BackendCheck:
         return BackendCheck(
             backend=backend.name,
             device=str(device),
@@ -190,9 +237,9 @@ def _error_of_nearest(backend: Backend, near: Nearest, qkv: tuple[Tensor, Tensor
     return float(relative_error(found.out, attend_reference(found.request).double()).max())
 
 
-def _failed(error: Exception) -> str:
+def _failed(error: Exception) -> Text:
     first_line = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"it failed: {type(error).__name__}: {first_line}"
+    return Phrase("doctor_it_failed", "it failed: {error}", error=f"{type(error).__name__}: {first_line}")
 
 
 def diagnose(devices: Sequence[str] | None = None) -> Diagnosis:
@@ -212,7 +259,14 @@ def diagnose(devices: Sequence[str] | None = None) -> Diagnosis:
     todo = advice(machine)
     wrong = sorted({check.backend for check in checks if check.error is not None and not check.right})
     if wrong:
-        todo.insert(0, f"Backend {', '.join(wrong)} computes wrong results here: please report this text.")
+        todo.insert(
+            0,
+            Phrase(
+                "advice_wrong",
+                "Backend {backends} computes wrong results here: please report this text.",
+                backends=Joined(wrong, LIST),
+            ),
+        )
     return Diagnosis(machine, tuple(checks), tuple(todo))
 
 

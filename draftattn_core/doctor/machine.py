@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from ..phrase import LIST, Joined, Phrase, Text
+
 # Triton minor version each PyTorch minor version is built for. Up to 2.10: README of triton-windows; from 2.10 on:
 # the requirement in PyTorch's own Linux wheels (read Nov 2026). Other pairs may import and fail when they compile.
 TRITON_FOR_TORCH = {
@@ -58,10 +60,26 @@ class Accelerator:
     capability: tuple[int, int] | None = None
     memory_gib: float | None = None
 
+    def text(self) -> str:
+        """What it is, in words."""
+        details: list[str] = []
+        if self.capability is not None:
+            number = f"{self.capability[0]}.{self.capability[1]}"
+            details.append(Phrase("fact_capability", "compute capability {number}", number=number))
+        if self.memory_gib is not None:
+            details.append(f"{self.memory_gib:.0f} GiB")
+        if not details:
+            return f"{self.device}: {self.name}"
+        return Phrase(
+            "fact_device_with",
+            "{device}: {name} ({details})",
+            device=self.device,
+            name=self.name,
+            details=Joined(details, LIST),
+        )
+
     def __str__(self) -> str:
-        details = [] if self.capability is None else [f"compute capability {self.capability[0]}.{self.capability[1]}"]
-        details += [] if self.memory_gib is None else [f"{self.memory_gib:.0f} GiB"]
-        return f"{self.device}: {self.name}" + (f" ({', '.join(details)})" if details else "")
+        return str(self.text())
 
 
 @dataclass(frozen=True)
@@ -107,31 +125,61 @@ class Machine:
 
     def facts(self) -> list[tuple[str, str]]:
         """(label, value) lines for people."""
-        built = f"CUDA {self.cuda}" if self.cuda else f"ROCm {self.hip}" if self.hip else "no GPU toolkit"
-        devices = [("device", str(device)) for device in self.accelerators]
+        device = Phrase("fact_device", "device")
         return [
-            ("system", f"{self.system} {self.system_detail}"),
-            ("Python", f"{self.python} at {self.python_path}"),
-            ("PyTorch", f"{self.torch}, built for {built}"),
+            (Phrase("fact_system", "system"), f"{self.system} {self.system_detail}"),
+            ("Python", Phrase("fact_at", "{version} at {path}", version=self.python, path=self.python_path)),
+            ("PyTorch", self._torch_line()),
             ("Triton", self._triton_line()),
-            ("kitchen", f"comfy-kitchen {self.kitchen}" if self.kitchen else "comfy-kitchen is not installed"),
-            ("device", "cpu"),
-            *devices,
+            ("kitchen", self._kitchen_line()),
+            (device, "cpu"),
+            *((device, one.text()) for one in self.accelerators),
         ]
 
+    def _torch_line(self) -> str:
+        built = f"CUDA {self.cuda}" if self.cuda else f"ROCm {self.hip}" if self.hip else None
+        if built is None:
+            return Phrase("fact_no_toolkit", "{version}, built for no GPU toolkit", version=self.torch)
+        return Phrase("fact_built_for", "{version}, built for {toolkit}", version=self.torch, toolkit=built)
+
+    def _kitchen_line(self) -> str:
+        if self.kitchen:
+            return f"comfy-kitchen {self.kitchen}"
+        return Phrase("fact_no_kitchen", "comfy-kitchen is not installed")
+
     def _triton_line(self) -> str:
-        wanted = f"PyTorch {minor(self.torch)} goes with Triton {self.triton_wanted}" if self.triton_wanted else ""
+        torch_version, wanted = minor(self.torch), self.triton_wanted
         if self.triton is None:
-            return "not installed" + (f" ({wanted})" if wanted else "")
-        line = f"{self.triton} (package {self.triton_package})" if self.triton_package else self.triton
+            if not wanted:
+                return Phrase("fact_not_installed", "not installed")
+            return Phrase(
+                "fact_not_installed_pair",
+                "not installed (PyTorch {torch} goes with Triton {wanted})",
+                torch=torch_version,
+                wanted=wanted,
+            )
+        line: str = self.triton
+        if self.triton_package:
+            line = Phrase("fact_package", "{version} (package {package})", version=line, package=self.triton_package)
         if self.triton_error:
-            return f"{line}, but it does not import: {self.triton_error}"
-        if self.triton_wanted is None:
-            return f"{line}; whether it goes with PyTorch {minor(self.torch)} is not known here"
-        return (
-            f"{line}, the version for this PyTorch"
-            if minor(self.triton) == self.triton_wanted
-            else f"{line}, but {wanted}"
+            return Phrase(
+                "fact_broken", "{found}, but it does not import: {error}", found=line, error=self.triton_error
+            )
+        if wanted is None:
+            return Phrase(
+                "fact_pair_unknown",
+                "{found}; whether it goes with PyTorch {torch} is not known here",
+                found=line,
+                torch=torch_version,
+            )
+        if minor(self.triton) == wanted:
+            return Phrase("fact_pair", "{found}, the version for this PyTorch", found=line)
+        return Phrase(
+            "fact_other_pair",
+            "{found}, but PyTorch {torch} goes with Triton {wanted}",
+            found=line,
+            torch=torch_version,
+            wanted=wanted,
         )
 
 
@@ -218,29 +266,38 @@ def accelerators() -> tuple[Accelerator, ...]:
     return tuple(found)
 
 
-def advice(machine: Machine) -> list[str]:
+def advice(machine: Machine) -> list[Text]:
     """What to do, most important first, with the exact package to install; empty if nothing is worth doing."""
     if not machine.accelerators:
         return [_no_device(machine)]
     gpus = [device for device in machine.accelerators if device.device.startswith("cuda")]
     if not gpus:
-        kinds = ", ".join(sorted({device.device.split(":")[0] for device in machine.accelerators}))
-        return [f"Triton kernels run on NVIDIA and AMD GPUs; on {kinds} the portable backend `torch` is used."]
+        kinds = Joined(sorted({device.device.split(":")[0] for device in machine.accelerators}), LIST)
+        return [
+            Phrase(
+                "advice_portable",
+                "Triton kernels run on NVIDIA and AMD GPUs; on {kinds} the portable backend `torch` is used.",
+                kinds=kinds,
+            )
+        ]
     todo = _triton_advice(machine, gpus)
     if not todo and machine.triton is not None and not _has_toolchain(machine):
         todo += _toolchain_advice(machine)
     return todo
 
 
-def _no_device(machine: Machine) -> str:
+def _no_device(machine: Machine) -> Text:
     if machine.cuda is None and machine.hip is None and machine.system != "Darwin":
-        return (
-            f"PyTorch {machine.torch} is built for the CPU only. With an NVIDIA GPU install a CUDA build "
-            "(see https://pytorch.org/get-started/locally); without one everything runs, but slowly."
+        return Phrase(
+            "advice_cpu_build",
+            "PyTorch {torch} is built for the CPU only. With an NVIDIA GPU install a CUDA build "
+            "(see https://pytorch.org/get-started/locally); without one everything runs, but slowly.",
+            torch=machine.torch,
         )
-    return (
+    return Phrase(
+        "advice_no_gpu",
         "PyTorch sees no GPU. If there is one, check its driver (`nvidia-smi` or `rocm-smi` should list it); "
-        "without one everything runs, but slowly."
+        "without one everything runs, but slowly.",
     )
 
 
@@ -259,39 +316,76 @@ def install_command(machine: Machine) -> str | None:
     return f'"{machine.python_path}" -m pip install "{requirement}"'
 
 
-def _triton_advice(machine: Machine, gpus: list[Accelerator]) -> list[str]:
+def _triton_advice(machine: Machine, gpus: list[Accelerator]) -> list[Text]:
+    torch_version, wanted = minor(machine.torch), machine.triton_wanted
     turing_or_older = [device for device in gpus if device.capability is not None and device.capability <= TURING]
     if len(turing_or_older) == len(gpus):
-        names = ", ".join(device.name for device in turing_or_older)
         return [
-            f"{names}: Triton dropped this generation after 3.2 (the partner of PyTorch 2.6), so with PyTorch "
-            f"{minor(machine.torch)} the portable backend `torch` is used."
+            Phrase(
+                "advice_turing",
+                "{names}: Triton dropped this generation after 3.2 (the partner of PyTorch 2.6), so with PyTorch "
+                "{torch} the portable backend `torch` is used.",
+                names=Joined((device.name for device in turing_or_older), LIST),
+                torch=torch_version,
+            )
         ]
     if machine.hip and machine.system != "Windows":
         if machine.triton is None or machine.triton_error:
             return [
-                "Install PyTorch again from its ROCm index (see https://pytorch.org/get-started/locally): "
-                "its wheels require their own Triton, which is missing here."
+                Phrase(
+                    "advice_rocm",
+                    "Install PyTorch again from its ROCm index (see https://pytorch.org/get-started/locally): "
+                    "its wheels require their own Triton, which is missing here.",
+                )
             ]
         return []
     command = install_command(machine)
     if command is None:
         return [
-            f"Which Triton goes with PyTorch {machine.torch} is not known here; its release notes say. "
-            "Until Triton works, a backend that does without it is used."
+            Phrase(
+                "advice_pair_unknown",
+                "Which Triton goes with PyTorch {torch} is not known here; its release notes say. "
+                "Until Triton works, a backend that does without it is used.",
+                torch=machine.torch,
+            )
         ]
     if machine.triton is None:
-        return [f"Install Triton {machine.triton_wanted}, the version for PyTorch {minor(machine.torch)}: {command}"]
-    if minor(machine.triton) != machine.triton_wanted:
         return [
-            f"Triton {machine.triton} does not belong to PyTorch {minor(machine.torch)}, "
-            f"which goes with Triton {machine.triton_wanted}: {command}"
+            Phrase(
+                "advice_install",
+                "Install Triton {wanted}, the version for PyTorch {torch}: {command}",
+                torch=torch_version,
+                wanted=wanted,
+                command=command,
+            )
+        ]
+    if minor(machine.triton) != wanted:
+        return [
+            Phrase(
+                "advice_other_pair",
+                "Triton {found} does not belong to PyTorch {torch}, which goes with Triton {wanted}: {command}",
+                found=machine.triton,
+                torch=torch_version,
+                wanted=wanted,
+                command=command,
+            )
         ]
     if machine.triton_error:
-        todo = [f"Triton is installed but does not import ({machine.triton_error}). Install it again: {command}"]
+        todo: list[Text] = [
+            Phrase(
+                "advice_broken",
+                "Triton is installed but does not import ({error}). Install it again: {command}",
+                error=machine.triton_error,
+                command=command,
+            )
+        ]
         if machine.system == "Windows":
             todo.append(
-                "On Windows Triton needs the Visual C++ Redistributable: https://aka.ms/vs/17/release/vc_redist.x64.exe"
+                Phrase(
+                    "advice_redistributable",
+                    "On Windows Triton needs the Visual C++ Redistributable: "
+                    "https://aka.ms/vs/17/release/vc_redist.x64.exe",
+                )
             )
         return todo
     return []
@@ -302,18 +396,31 @@ def _has_toolchain(machine: Machine) -> bool:
     return machine.python_headers and (machine.system == "Windows" or machine.compiler is not None)
 
 
-def _toolchain_advice(machine: Machine) -> list[str]:
-    todo = []
+def _toolchain_advice(machine: Machine) -> list[Text]:
+    todo: list[Text] = []
     if machine.system != "Windows" and machine.compiler is None:
-        todo.append("Triton needs a C compiler at run time: install gcc (Debian and Ubuntu: apt install gcc).")
-    if not machine.python_headers:
-        where = Path(machine.python_path).parent
         todo.append(
-            f"Triton needs the folders `include` and `libs` of Python {minor(machine.python)} in {where} "
-            "(the portable ComfyUI lacks them): copy them from a usual installation of the same Python version, or see "
-            "https://github.com/triton-lang/triton-windows#8-special-notes-for-comfyui-with-embeded-python"
+            Phrase(
+                "advice_compiler",
+                "Triton needs a C compiler at run time: install gcc (Debian and Ubuntu: apt install gcc).",
+            )
+        )
+    if not machine.python_headers:
+        version = minor(machine.python)
+        todo.append(
+            Phrase(
+                "advice_headers_windows",
+                "Triton needs the folders `include` and `libs` of Python {version} in {folder} "
+                "(the portable ComfyUI lacks them): copy them from a usual installation of the same Python version, or "
+                "see https://github.com/triton-lang/triton-windows#8-special-notes-for-comfyui-with-embeded-python",
+                version=version,
+                folder=str(Path(machine.python_path).parent),
+            )
             if machine.system == "Windows"
-            else f"Triton needs Python's headers: install them (Debian and Ubuntu: apt install "
-            f"python{minor(machine.python)}-dev)."
+            else Phrase(
+                "advice_headers",
+                "Triton needs Python's headers: install them (Debian and Ubuntu: apt install python{version}-dev).",
+                version=version,
+            )
         )
     return todo

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+from ..phrase import Phrase, Text
 from .rules.table import RULES, check_rule
 
 Method = str
@@ -17,6 +18,12 @@ TAILS: tuple[TailName, ...] = ("none", "mean", "linear0", "linear1", "linear2")
 
 Density = float | tuple[float, ...]
 
+# What may be given head by head.
+DENSITIES = Phrase("what_densities", "densities")
+TAIL_NAMES = Phrase("what_tails", "tails")
+GAINS = Phrase("what_gains", "tail gains")
+BITS_OF_HEADS = Phrase("what_bits", "numbers of bits")
+
 _Value = TypeVar("_Value")
 
 
@@ -25,8 +32,12 @@ def check_density(density: Density) -> None:
     for value in density if isinstance(density, tuple) else (density,):
         if not 0.0 <= value <= 1.0:
             raise ValueError(
-                f"density must lie between 0 and 1 (share of block pairs computed exactly), got {value}; "
-                "density is 1 - sparsity"
+                Phrase(
+                    "density_range",
+                    "density must lie between 0 and 1 (share of block pairs computed exactly), got {value}; "
+                    "density is 1 - sparsity",
+                    value=value,
+                )
             )
 
 
@@ -160,7 +171,7 @@ class WrongHeadsError(ValueError):
     """Something was given head by head for another number of heads than the call has."""
 
 
-def _one_per_head(what: str, given: _Value | tuple[_Value, ...], heads: int) -> tuple[_Value, ...]:
+def _one_per_head(what: Text, given: _Value | tuple[_Value, ...], heads: int) -> tuple[_Value, ...]:
     """A value for each head, from one for all or one per head.
 
     Raises:
@@ -168,28 +179,37 @@ def _one_per_head(what: str, given: _Value | tuple[_Value, ...], heads: int) -> 
     """
     values = given if isinstance(given, tuple) else (given,) * heads
     if len(values) != heads:
-        raise WrongHeadsError(
-            f"{len(values)} {what} for {heads} heads: give one for all or one per head; "
-            "those of a profile fit the model it was made on"
-        )
+        raise WrongHeadsError(wrong_count(len(values), what, heads))
     return values
+
+
+def wrong_count(count: int, what: Text, heads: int) -> Text:
+    """What is said of values per head that are as many as another layer has heads."""
+    return Phrase(
+        "heads_count",
+        "{count} {what} for {heads} heads: give one for all or one per head; "
+        "those of a profile fit the model it was made on",
+        count=count,
+        what=what,
+        heads=heads,
+    )
 
 
 def head_densities(density: Density, heads: int) -> tuple[float, ...]:
     """One density per head, or WrongHeadsError."""
-    return _one_per_head("densities", density, heads)
+    return _one_per_head(DENSITIES, density, heads)
 
 
 def head_tails(tail: TailName | tuple[TailName, ...], heads: int) -> tuple[TailName, ...]:
     """One tail per head, or WrongHeadsError."""
-    return _one_per_head("tails", tail, heads)
+    return _one_per_head(TAIL_NAMES, tail, heads)
 
 
 def head_gains(gain: float | tuple[float, ...], heads: int) -> tuple[float, ...]:
     """One log gain per head, or WrongHeadsError."""
-    return _one_per_head("tail gains", gain, heads)
+    return _one_per_head(GAINS, gain, heads)
 
 
 def head_bits(bits: Bits | tuple[Bits, ...], heads: int) -> tuple[Bits, ...]:
     """Bits of the scores of each head, or WrongHeadsError."""
-    return _one_per_head("numbers of bits", bits, heads)
+    return _one_per_head(BITS_OF_HEADS, bits, heads)

@@ -18,6 +18,7 @@ from ..geometry.layout import Layout, TableCache
 from ..method.calibatt.masks import EnergyTarget, fewest_blocks
 from ..method.calibatt.portable import PortableScores
 from ..method.calibatt.repetition import row_similarity
+from ..phrase import Phrase
 from .calibration import Calibration, ExpertVotes
 from .figures import BUCKETS, bucket_of
 from .fingerprint import Fingerprint, ModelName, ProfileError
@@ -113,7 +114,9 @@ class CalibAttRecorder:
                 if self.target is None:
                     self.target = EnergyTarget.for_steps(steps or 50)
             if (self._fingerprint, self._layout) != (fingerprint, bare):
-                raise ProfileError("masks are for layers of one shape on one grid, and this run has others")
+                raise ProfileError(
+                    Phrase("masks_shape", "masks are for layers of one shape on one grid, and this run has others")
+                )
             self._progress.setdefault(position.step, position.progress)
 
     def _take(

@@ -18,8 +18,17 @@ from ..method.calibatt.masks import RHO, EnergyTarget, MaskVotes
 from ..method.calibatt.portable import PortableScores, PortableVolume
 from ..method.calibatt.repetition import GAMMA, repetition_heads
 from ..method.rules.calibatt import At, Calibrated, CalibratedMasks, Portable
+from ..phrase import Phrase, Text
 from .figures import BUCKETS, bucket_of
-from .fingerprint import Fingerprint, ModelName, ProfileError, check_name
+from .fingerprint import (
+    Fingerprint,
+    ModelName,
+    ProfileError,
+    check_name,
+    names_or_none,
+    prompts_in_words,
+    runs_in_words,
+)
 
 # Counts are kept in a byte each.
 MOST_VOTES = 255
@@ -53,16 +62,32 @@ class ExpertVotes:
     def merged(self, other: ExpertVotes) -> ExpertVotes:
         """Both together; raises ProfileError if they are of other weights or other noise levels."""
         if self.weights != other.weights:
-            raise ProfileError("these masks are of other weights of the model: save them under a name of their own")
+            raise ProfileError(
+                Phrase(
+                    "masks_weights",
+                    "these masks are of other weights of the model: save them under a name of their own",
+                )
+            )
         apart = [abs(a - b) for a, b in zip(self.progress, other.progress)]
         if len(self.progress) != len(other.progress) or max(apart, default=0.0) > _SAME_PROGRESS:
             raise ProfileError(
-                f"these masks are for {len(self.progress)} other noise levels than the run's {len(other.progress)}: "
-                "calibrate with the same steps and scheduler, or save them under a name of their own"
+                Phrase(
+                    "masks_levels",
+                    "these masks are for {masks} other noise levels than the run's {run}: "
+                    "calibrate with the same steps and scheduler, or save them under a name of their own",
+                    masks=len(self.progress),
+                    run=len(other.progress),
+                )
             )
         masks = self.masks + other.masks
         if int(masks.max()) > MOST_VOTES:
-            raise ProfileError(f"{MOST_VOTES} prompts have voted, more cannot be counted: start a new calibration")
+            raise ProfileError(
+                Phrase(
+                    "masks_full",
+                    "{count} prompts have voted, more cannot be counted: start a new calibration",
+                    count=MOST_VOTES,
+                )
+            )
         return replace(
             self,
             masks=masks,
@@ -114,7 +139,7 @@ class Calibration:
             if not _possible(votes):
                 raise ProfileError(f"the masks of expert {name} are not all possible numbers: calibrate again")
 
-    def check(self, model: ModelName) -> tuple[str, ...]:
+    def check(self, model: ModelName) -> tuple[Text, ...]:
         """What to tell the user before these masks are used for a model, as far as the host knows it.
 
         Raises:
@@ -124,27 +149,49 @@ class Calibration:
         known = (("family", model.family), ("layers", model.layers), ("heads", model.heads))
         if any(value and value != "model" and value != getattr(mine, name) for name, value in known):
             raise ProfileError(
-                f"these masks were calibrated on {mine}, which the model is not: choose a profile of this model, or "
-                "calibrate one with masks"
+                Phrase(
+                    "masks_other_model",
+                    "these masks were calibrated on {masks}, which the model is not: choose a profile of this model, "
+                    "or calibrate one with masks",
+                    masks=mine.text(),
+                )
             )
         votes = self.experts.get(model.expert)
         if votes is None or not votes.votes:
             raise ProfileError(
-                f"this profile has no masks for the expert {model.expert!r} "
-                f"(it has {', '.join(self.experts) or 'none'}): calibrate a run that uses it"
+                Phrase(
+                    "masks_no_expert",
+                    "this profile has no masks for the expert '{expert}' (it has {known}): "
+                    "calibrate a run that uses it",
+                    expert=model.expert,
+                    known=names_or_none(self.experts),
+                )
             )
         if model.weights and votes.weights and model.weights != votes.weights:
-            return ("the masks were calibrated on other weights of this model: they fit at best nearly",)
+            return (
+                Phrase(
+                    "masks_other_weights",
+                    "the masks were calibrated on other weights of this model: they fit at best nearly",
+                ),
+            )
         return ()
 
-    def made_from(self) -> str:
+    def made_from(self) -> Text:
         """One line: prompts, runs, grid, steps, mass."""
-        count, steps = len(self.prompts), sorted({len(votes.progress) for votes in self.experts.values()})
+        steps = sorted({len(votes.progress) for votes in self.experts.values()})
         target, layout = self.target, self.layout
-        return (
-            f"masks from {count} prompt{'' if count == 1 else 's'}, {self.runs} run{'' if self.runs == 1 else 's'}: "
-            f"grid {layout.grid}, blocks {layout.q_block}/{layout.k_block}, {'/'.join(map(str, steps))} noise levels, "
-            f"mass {target.start:g} to {target.floor:g} ({target.source})"
+        return Phrase(
+            "masks_made_from",
+            "masks from {prompts}, {runs}: grid {grid}, blocks {blocks}, {levels} noise levels, "
+            "mass {start} to {floor} ({source})",
+            prompts=prompts_in_words(len(self.prompts)),
+            runs=runs_in_words(self.runs),
+            grid=str(layout.grid),
+            blocks=f"{layout.q_block}/{layout.k_block}",
+            levels="/".join(map(str, steps)),
+            start=f"{target.start:g}",
+            floor=f"{target.floor:g}",
+            source=target.source,
         )
 
     def merged(self, other: Calibration) -> Calibration:
@@ -154,15 +201,34 @@ class Calibration:
             ProfileError: if they are about different models, grids, blocks, masses, weights or noise levels.
         """
         if self.fingerprint != other.fingerprint:
-            raise ProfileError(f"these masks are for {self.fingerprint}, the run was of {other.fingerprint}")
+            raise ProfileError(
+                Phrase(
+                    "masks_run_of",
+                    "these masks are for {masks}, the run was of {run}",
+                    masks=self.fingerprint.text(),
+                    run=other.fingerprint.text(),
+                )
+            )
         if self.layout != other.layout:
             raise ProfileError(
-                f"these masks are for the layout {self.layout}, the run had {other.layout}: calibrate on one grid with "
-                "one size of blocks, or save under a name of its own"
+                Phrase(
+                    "masks_run_layout",
+                    "these masks are for the layout {masks}, the run had {run}: calibrate on one grid with "
+                    "one size of blocks, or save under a name of its own",
+                    masks=str(self.layout),
+                    run=str(other.layout),
+                )
             )
         ours, theirs = ((x.target.floor, x.target.start, x.target.rate) for x in (self, other))
         if ours != theirs:
-            raise ProfileError(f"these masks keep the masses {ours}, the run {theirs}: use the same ones")
+            raise ProfileError(
+                Phrase(
+                    "masks_masses",
+                    "these masks keep the masses {ours}, the run {theirs}: use the same ones",
+                    ours=str(ours),
+                    theirs=str(theirs),
+                )
+            )
         experts = dict(self.experts)
         for name, votes in other.experts.items():
             experts[name] = experts[name].merged(votes) if name in experts else votes

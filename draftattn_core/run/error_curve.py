@@ -22,6 +22,7 @@ from ..method.policy import TAILS, Policy, TailName
 from ..method.selection import select_from_draft
 from ..method.tail.expand import expand_blocks, tail_from
 from ..method.tail.gain import SplitRows, fit_gain
+from ..phrase import Phrase
 from .probe import DEARER_GAIN, DEFAULT_ROWS, sample_rows
 from .row_blocks import RowBlocks
 
@@ -99,7 +100,12 @@ def error_curves(
     """
     densities = tuple(float(density) for density in densities)
     if policy.method == "top_p":
-        raise ValueError("the rule top_p keeps a mass, not a density: choose another rule for budgets by error")
+        raise ValueError(
+            Phrase(
+                "budgets_top_p",
+                "the rule top_p keeps a mass, not a density: choose another rule for budgets by error",
+            )
+        )
     if not densities or list(densities) != sorted(set(densities)) or densities[0] < 0.0 or densities[-1] > 1.0:
         raise ValueError(f"the densities of an error curve must ascend within 0..1, got {densities}")
     if rows < 2 or not tails:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..attention import Attention
+from ..phrase import Phrase, Text
 from .report import Position
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class RunDone:
     """
 
     text: str
-    cancelled: str | None
+    cancelled: Text | None
     steps: int | None
     seconds: float
     sparse: int
@@ -122,7 +123,7 @@ class Waiting:
         message: for what, in words.
     """
 
-    message: str
+    message: Text
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Note:
         message: what, in words; the report keeps it too.
     """
 
-    message: str
+    message: Text
 
 
 Event = CallDone | RunStarted | EvaluationDone | StepDone | RunDone | Waiting | Note
@@ -164,7 +165,7 @@ class Events:
         with self._lock:
             return any(wanted is kind for wanted, _ in self._listeners)
 
-    def emit(self, event: Event) -> list[str]:
+    def emit(self, event: Event) -> list[Text]:
         """Tell everyone who wants it.
 
         Returns:
@@ -172,13 +173,19 @@ class Events:
         """
         with self._lock:
             entries = [entry for entry in self._listeners if entry[0] is type(event)]
-        failures = []
+        failures: list[Text] = []
         for entry in entries:
             try:
                 entry[1](event)
             except Exception as error:
                 self._drop(entry)
-                failures.append(f"a listener of this run failed and was dropped: {type(error).__name__}: {error}")
+                failures.append(
+                    Phrase(
+                        "note_listener",
+                        "a listener of this run failed and was dropped: {error}",
+                        error=f"{type(error).__name__}: {error}",
+                    )
+                )
                 log.exception("DraftAttention: a listener failed and was dropped")
         return failures
 

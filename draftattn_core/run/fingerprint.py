@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..geometry.order import ORDERS, Tile
 from ..method.policy import METHODS, TAILS, Policy, TailName
+from ..phrase import LIST, Joined, Phrase, Text
 
 # Far beyond any model; a profile that says more is not one.
 MAX_LAYERS = 1024
@@ -24,6 +25,21 @@ _VALUES_READ = 32
 
 class ProfileError(ValueError):
     """A profile cannot be used, read or written. The message is one sentence that says what to do."""
+
+
+def prompts_in_words(count: int) -> Text:
+    """So many prompts."""
+    return Phrase("one_prompt", "1 prompt") if count == 1 else Phrase("many_prompts", "{count} prompts", count=count)
+
+
+def runs_in_words(count: int) -> Text:
+    """So many runs."""
+    return Phrase("one_run", "1 run") if count == 1 else Phrase("many_runs", "{count} runs", count=count)
+
+
+def names_or_none(names: Collection[str]) -> Text:
+    """What there is, or that there is nothing."""
+    return Joined(names, LIST) if names else Phrase("names_none", "none")
 
 
 def check_name(what: str, name: str) -> str:
@@ -62,8 +78,19 @@ class Fingerprint:
             if not _is_whole(value) or not 1 <= value <= most:
                 raise ProfileError(f"a model has between 1 and {most} {what}, got {value}: make the profile anew")
 
+    def text(self) -> Text:
+        """The model in words."""
+        return Phrase(
+            "model_of",
+            "{family} ({layers} layers, {heads} heads of {size})",
+            family=self.family,
+            layers=self.layers,
+            heads=self.heads,
+            size=self.head_size,
+        )
+
     def __str__(self) -> str:
-        return f"{self.family} ({self.layers} layers, {self.heads} heads of {self.head_size})"
+        return str(self.text())
 
 
 @dataclass(frozen=True)
@@ -139,7 +166,14 @@ class Conditions:
         for name, is_known in known.items():
             if not is_known:
                 value = _said(getattr(self, name))[:40]
-                raise ProfileError(f"{name} {value!r} is unknown to this version: calibrate with it again")
+                raise ProfileError(
+                    Phrase(
+                        "profile_unknown",
+                        "{name} '{value}' is unknown to this version: calibrate with it again",
+                        name=name,
+                        value=value,
+                    )
+                )
         check_name("the number format", self.number_format)
 
     @classmethod
@@ -163,11 +197,17 @@ class Conditions:
             chosen, gains, number_format,
         )  # fmt: skip
 
-    def differences(self, other: Conditions) -> list[str]:
+    def differences(self, other: Conditions) -> list[Text]:
         """What makes figures of one worthless under the other, in words: "k_block 64, not 128"."""
         ours, theirs = asdict(self), asdict(other)
         return [
-            f"{name} {_said(ours[name])}, not {_said(theirs[name])}"
+            Phrase(
+                "profile_difference",
+                "{name} {ours}, not {theirs}",
+                name=name,
+                ours=_said(ours[name]),
+                theirs=_said(theirs[name]),
+            )
             for name in ours
             if name != "number_format" and ours[name] != theirs[name]
         ]

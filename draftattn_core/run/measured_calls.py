@@ -15,6 +15,7 @@ from ..backends.request import AttendRequest
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Policy, TailName
+from ..phrase import Phrase, Text
 from .plan import Plan
 from .probe import HeadTails
 from .ranks.lost import RankLostError
@@ -38,7 +39,7 @@ class MeasuredCalls:
     plan: Plan
     report: RunReport
     cache: TableCache
-    tell: Callable[[str], None]
+    tell: Callable[[Text], None]
 
     def meet(self, position: Position, q: Tensor, grid: TokenGrid, extra: int) -> None:
         """Told every call before its policy is asked for."""
@@ -96,7 +97,13 @@ class MeasuredCalls:
         except (OtherRankFailed, RankLostError):
             raise
         except Exception as error:
-            self.tell(f"nothing was recorded of a dense call: {type(error).__name__}: {error}")
+            self.tell(
+                Phrase(
+                    "note_dense_not_recorded",
+                    "nothing was recorded of a dense call: {error}",
+                    error=f"{type(error).__name__}: {error}",
+                )
+            )
             if spending.ranks is not None:
                 spending.ranks.exchange(About.CURVES, NOTHING, DenseReason.ERROR)
 

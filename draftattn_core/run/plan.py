@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from ..method.policy import Bits, Density, Policy, WrongHeadsError
+from ..method.policy import DENSITIES, GAINS, TAIL_NAMES, Bits, Density, Policy, WrongHeadsError, wrong_count
+from ..phrase import Phrase, Text
 from .probe import HeadTails
 from .report import DenseReason, Position
 from .spending import Spending
@@ -105,20 +106,25 @@ def _of_heads(policy: Policy, position: Position, heads: int) -> Policy:
         return policy
     numbers = position.numbers(heads)
     if len(numbers) != heads or max(numbers) >= position.all_heads:
-        raise WrongHeadsError(f"heads {numbers[0]} to {max(numbers)} of a layer of {position.all_heads} heads")
-
-    def part(what: str, given: Sequence[_Value]) -> tuple[_Value, ...]:
-        if len(given) != position.all_heads:
-            raise WrongHeadsError(
-                f"{len(given)} {what} for {position.all_heads} heads: give one for all or one per head; "
-                "those of a profile fit the model it was made on"
+        raise WrongHeadsError(
+            Phrase(
+                "heads_beyond",
+                "heads {first} to {last} of a layer of {heads} heads",
+                first=numbers[0],
+                last=max(numbers),
+                heads=position.all_heads,
             )
+        )
+
+    def part(what: Text, given: Sequence[_Value]) -> tuple[_Value, ...]:
+        if len(given) != position.all_heads:
+            raise WrongHeadsError(wrong_count(len(given), what, position.all_heads))
         return tuple(given[head] for head in numbers)
 
     if isinstance(policy.density, tuple):
-        policy = replace(policy, density=part("densities", policy.density))
+        policy = replace(policy, density=part(DENSITIES, policy.density))
     if isinstance(policy.tail, tuple):
-        policy = replace(policy, tail=part("tails", policy.tail))
+        policy = replace(policy, tail=part(TAIL_NAMES, policy.tail))
     if isinstance(policy.tail_gain, tuple):
-        policy = replace(policy, tail_gain=part("tail gains", policy.tail_gain))
+        policy = replace(policy, tail_gain=part(GAINS, policy.tail_gain))
     return policy

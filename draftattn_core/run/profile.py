@@ -14,9 +14,18 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..phrase import LIST, Joined, Phrase, Text
 from .calibration import Calibration
 from .figures import CompleteFigures, Figures, figure_forms
-from .fingerprint import Conditions, Fingerprint, ProfileError, check_name
+from .fingerprint import (
+    Conditions,
+    Fingerprint,
+    ProfileError,
+    check_name,
+    names_or_none,
+    prompts_in_words,
+    runs_in_words,
+)
 
 # Below this many prompts a profile says how many it was made from: published calibrations found one prompt unreliable
 # and ask for 10 to 20.
@@ -91,7 +100,7 @@ class Profile:
             if not _possible(figures, len(self.conditions.tails)):
                 raise ProfileError(f"the figures of expert {expert} are not all possible numbers: calibrate again")
 
-    def check(self, fingerprint: Fingerprint, conditions: Conditions) -> tuple[str, ...]:
+    def check(self, fingerprint: Fingerprint, conditions: Conditions) -> tuple[Text, ...]:
         """What to tell the user before these figures are used for a model under other conditions.
 
         Raises:
@@ -99,17 +108,33 @@ class Profile:
         """
         if fingerprint != self.fingerprint:
             raise ProfileError(
-                f"this profile was made on {self.fingerprint} and the model is {fingerprint}: "
-                "choose a profile of this model, or calibrate one"
+                Phrase(
+                    "profile_other_model",
+                    "this profile was made on {profile} and the model is {model}: "
+                    "choose a profile of this model, or calibrate one",
+                    profile=self.fingerprint.text(),
+                    model=fingerprint.text(),
+                )
             )
         differences = self.conditions.differences(conditions)
         if differences:
             raise ProfileError(
-                f"this profile was measured with {', '.join(differences)}: choose those settings, or calibrate again"
+                Phrase(
+                    "profile_other_settings",
+                    "this profile was measured with {differences}: choose those settings, or calibrate again",
+                    differences=Joined(differences, LIST),
+                )
             )
         notes = [self.caveat] if self.caveat else []
         if conditions.number_format != self.conditions.number_format:
-            notes.append(f"the profile was measured in {self.conditions.number_format}, not {conditions.number_format}")
+            notes.append(
+                Phrase(
+                    "profile_other_format",
+                    "the profile was measured in {profile}, not {run}",
+                    profile=self.conditions.number_format,
+                    run=conditions.number_format,
+                )
+            )
         return tuple(notes)
 
     def figures(self, expert: str) -> Figures:
@@ -117,32 +142,49 @@ class Profile:
         found = self.experts.get(expert)
         if found is None or not bool(found.measured.any()):
             raise ProfileError(
-                f"this profile holds nothing about the expert {expert!r} (it has {', '.join(self.experts) or 'none'}): "
-                "calibrate a run that uses it"
+                Phrase(
+                    "profile_no_expert",
+                    "this profile holds nothing about the expert '{expert}' (it has {known}): "
+                    "calibrate a run that uses it",
+                    expert=expert,
+                    known=names_or_none(self.experts),
+                )
             )
         return found
 
-    def check_weights(self, expert: str, weights: str) -> tuple[str, ...]:
+    def check_weights(self, expert: str, weights: str) -> tuple[Text, ...]:
         """A note if the expert's weights are other ones than those measured; see `figures` for what it raises."""
         if self.figures(expert).weights == weights:
             return ()
         return (
-            "the profile was made on other weights of this model (a LoRA, a quantised copy or a fine-tune?): "
-            "its figures are close at best",
+            Phrase(
+                "profile_other_weights",
+                "the profile was made on other weights of this model (a LoRA, a quantised copy or a fine-tune?): "
+                "its figures are close at best",
+            ),
         )
 
     @property
-    def caveat(self) -> str:
+    def caveat(self) -> Text:
         """What to say wherever a profile of few prompts is used; "" for one of `FEW_PROMPTS` or more."""
         count = len(self.prompts)
-        return "" if count >= FEW_PROMPTS else f"made from {count} prompt{'' if count == 1 else 's'}"
+        if count >= FEW_PROMPTS:
+            return Text()
+        return Phrase("profile_few_prompts", "made from {prompts}", prompts=prompts_in_words(count))
 
-    def made_from(self) -> str:
+    def made_from(self) -> Text:
         """One line: prompts, runs, grids."""
-        count = len(self.prompts)
-        prompts = f"{count} prompt{'' if count == 1 else 's'}"
-        grids = ", ".join(f"{grid} ({runs})" for grid, runs in sorted(self.grids.items()))
-        return f"made from {prompts}, {self.runs} run{'' if self.runs == 1 else 's'}" + (f": {grids}" if grids else "")
+        prompts, runs = prompts_in_words(len(self.prompts)), runs_in_words(self.runs)
+        if not self.grids:
+            return Phrase("profile_made_from", "made from {prompts}, {runs}", prompts=prompts, runs=runs)
+        grids = Joined((f"{grid} ({count})" for grid, count in sorted(self.grids.items())), LIST)
+        return Phrase(
+            "profile_made_from_grids",
+            "made from {prompts}, {runs}: {grids}",
+            prompts=prompts,
+            runs=runs,
+            grids=grids,
+        )
 
     def complete(self, expert: str) -> CompleteFigures:
         """See `figures` for what it raises."""
@@ -160,15 +202,22 @@ class Profile:
         self.check(other.fingerprint, other.conditions)
         if (other.densities, other.conditions) != (self.densities, self.conditions):
             raise ProfileError(
-                "these figures were measured at other densities or in another number format: keep two profiles"
+                Phrase(
+                    "profile_other_densities",
+                    "these figures were measured at other densities or in another number format: keep two profiles",
+                )
             )
         experts = dict(self.experts)
         for expert, figures in other.experts.items():
             ours = experts.get(expert)
             if ours is not None and ours.weights != figures.weights:
                 raise ProfileError(
-                    f"these figures of expert {expert} are of other weights (a LoRA, a quantised copy or a "
-                    "fine-tune?): save them as a profile of their own"
+                    Phrase(
+                        "profile_figures_weights",
+                        "these figures of expert {expert} are of other weights (a LoRA, a quantised copy or a "
+                        "fine-tune?): save them as a profile of their own",
+                        expert=expert,
+                    )
                 )
             experts[expert] = figures if ours is None else ours.merged(figures)
         seen = (self, other)

@@ -15,6 +15,7 @@ from ..backends.nearest import Nearest
 from ..backends.registry import choose_backend, nearest_served, passed_over, prepare_backend
 from ..backends.request import OUT_OF_MEMORY
 from ..method.policy import TAILS
+from ..phrase import Text
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ class ReadyBackends:
         settings: Settings,
         q: Tensor,
         biased: bool,
-        wait: Callable[[str], None],
-        note: Callable[[str], bool],
+        wait: Callable[[Text], None],
+        note: Callable[[Text], bool],
     ) -> Nearest | None:
         """Have the kernels compiled that calls like this one need, once, and say which backend is going without.
 
@@ -60,8 +61,8 @@ class ReadyBackends:
                 reason = passed_over(choose_backend("auto", kind).name if near is None else near.backend, kind)
                 if reason is not None and note(reason):
                     log.info("DraftAttention: %s", reason)
-            if near is not None and note(str(near)):
-                log.info("DraftAttention: %s", near)
+            if near is not None and note(near.text()):
+                log.info("DraftAttention: %s", near.text())
             return near
         except OUT_OF_MEMORY:
             # Says nothing of the kernels: the next call tries again.

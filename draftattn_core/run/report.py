@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..phrase import Text
 from . import skips
 from .step_cache.log import Decision
 from .step_cache.settings import StepCacheSettings
@@ -165,7 +166,7 @@ class RunReport:
     """
 
     calls: list[Call] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[Text] = field(default_factory=list)
     tails: dict[int, tuple[str, ...]] = field(default_factory=dict)
     tail_heads: dict[int, tuple[int, ...]] = field(default_factory=dict)
     tail_gains: dict[int, tuple[float, ...]] = field(default_factory=dict)
@@ -179,7 +180,7 @@ class RunReport:
     decisions: tuple[Decision, ...] = ()
     skip: StepCacheSettings = field(default_factory=StepCacheSettings)
     steps: int | None = None
-    cancelled: str | None = None
+    cancelled: Text | None = None
     started: float = field(default_factory=time.perf_counter)
     finished: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -213,7 +214,7 @@ class RunReport:
         with self._lock:
             self.bits[position.layer], self.bits_errors[position.layer] = bits, errors
 
-    def note(self, message: str) -> bool:
+    def note(self, message: Text) -> bool:
         """Keep a message for the user; False if it was there already."""
         with self._lock:
             if message in self.notes:

@@ -26,6 +26,7 @@ from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..method.policy import Policy, WrongHeadsError
 from ..method.rules import rule_of
+from ..phrase import Phrase, Text, said
 from .calibatt_recorder import CalibAttRecorder
 from .calibration import Calibration
 from .evaluation import Answer, Evaluation, Outcome, StepCache
@@ -148,7 +149,12 @@ class Run:
         if self.voting is not None:
             # A vote is for all heads of a layer, and a rank sees some.
             self.voting = None
-            self._tell("masks are recorded by one process alone: this run over several ranks records none")
+            self._tell(
+                Phrase(
+                    "note_masks_ranks",
+                    "masks are recorded by one process alone: this run over several ranks records none",
+                )
+            )
         if isinstance(self.step_cache, RunStepCache):
             self.step_cache.together = CachesTogether(ranks)
 
@@ -248,7 +254,9 @@ class Run:
         try:
             merged_report(self.ranks, self.report)
         except (RankLostError, OtherRankFailed) as error:
-            self._tell(f"what is reported is of this rank's heads alone: {error}")
+            self._tell(
+                Phrase("note_own_heads", "what is reported is of this rank's heads alone: {why}", why=said(error))
+            )
 
     def evaluate(self, model: Callable[[Tensor], Tensor], x: Tensor, evaluation: Evaluation) -> Tensor:
         """Answer one evaluation of the model: by the model, or by the step cache where that is near enough.
@@ -346,7 +354,12 @@ class Run:
         if self.voting is None:
             return None
         if self.report.calls_sparse:
-            self.note("this run was sparse, so it did not vote for masks: calibrate without Apply DraftAttention")
+            self.note(
+                Phrase(
+                    "note_sparse_no_vote",
+                    "this run was sparse, so it did not vote for masks: calibrate without Apply DraftAttention",
+                )
+            )
             return None
         return self.voting.calibration(prompt)
 
@@ -357,7 +370,13 @@ class Run:
         try:
             self.voting.observe(q, k, v, layout, position, self.steps.total, bias)
         except Exception as error:
-            self._tell(f"a dense call did not vote for masks: {type(error).__name__}: {error}")
+            self._tell(
+                Phrase(
+                    "note_no_vote",
+                    "a dense call did not vote for masks: {error}",
+                    error=f"{type(error).__name__}: {error}",
+                )
+            )
 
     def step_of(self, level: float) -> int:
         """Index of a noise level in this run, in order of first appearance."""
@@ -439,7 +458,7 @@ class Run:
         except OtherRankFailed as failed:
             reason = failed.reason
         if reason is DenseReason.ERROR and self._errors == errors and self.ranks is not None:
-            self._count_error("an error on another rank")
+            self._count_error(Phrase("note_other_rank", "an error on another rank"))
         if reason is not None or done is None or isinstance(done, DenseReason):
             # Out here, neither a traceback nor a result that another rank made useless keeps the call's tensors alive.
             done = None
@@ -469,7 +488,7 @@ class Run:
             policy = self.plan.at(position, q.shape[1])
         except WrongHeadsError as error:
             policy = DenseReason.HEADS
-            self._tell(f"DraftAttention runs dense: {error}")
+            self._tell(_runs_dense(error))
         if isinstance(policy, DenseReason):
             self._measured.dense(q, k, v, planned, position, key_bias)
             self._vote(q, k, v, planned, position, key_bias)
@@ -507,10 +526,15 @@ class Run:
         except (OtherRankFailed, RankLostError):
             raise
         except OUT_OF_MEMORY:
-            self._tell("DraftAttention ran out of memory in a sparse call and ran it dense: lower the resolution")
+            self._tell(
+                Phrase(
+                    "note_memory",
+                    "DraftAttention ran out of memory in a sparse call and ran it dense: lower the resolution",
+                )
+            )
             return DenseReason.OUT_OF_MEMORY
         except (NoBackendError, WrongHeadsError) as error:
-            self._tell(f"DraftAttention runs dense: {error}")
+            self._tell(_runs_dense(error))
             return DenseReason.BACKEND if isinstance(error, NoBackendError) else DenseReason.HEADS
         except Exception as error:
             self.failed(error)
@@ -520,21 +544,27 @@ class Run:
 
     def _stopwatch(self, device: torch.device) -> Callable[[], Callable[[], float]]:
         if times_launches_only(device):
-            self.note(f"times are those of launching work: torch has no timer events on {device.type}")
+            self.note(
+                Phrase(
+                    "note_launches",
+                    "times are those of launching work: torch has no timer events on {device}",
+                    device=device.type,
+                )
+            )
         return stopwatch(device)
 
-    def note(self, message: str) -> bool:
+    def note(self, message: Text) -> bool:
         """Keep a message for the user; False if it was there already."""
         if not self.report.note(message):
             return False
         self._emit(Note(message))
         return True
 
-    def _tell(self, message: str) -> None:
+    def _tell(self, message: Text) -> None:
         if self.note(message):
             log.warning(message)
 
-    def _wait(self, message: str) -> None:
+    def _wait(self, message: Text) -> None:
         log.info(message)
         self._emit(Waiting(message))
 
@@ -557,12 +587,22 @@ class Run:
         run stands aside. Hosts call it for errors of their own translation."""
         if not self._errors:
             log.error("DraftAttention: a sparse call failed and ran dense\n%s", traceback.format_exc())
-        self._count_error(f"error: {type(error).__name__}: {error}")
+        self._count_error(Phrase("note_error", "error: {error}", error=f"{type(error).__name__}: {error}"))
 
-    def _count_error(self, message: str) -> None:
+    def _count_error(self, message: Text) -> None:
         with self._lock:
             self._errors += 1
             last = self._errors == MAX_ERRORS
         self._tell(message)
         if last:
-            self._tell(f"DraftAttention stands aside for the rest of this run after {MAX_ERRORS} errors")
+            self._tell(
+                Phrase(
+                    "note_stands_aside",
+                    "DraftAttention stands aside for the rest of this run after {count} errors",
+                    count=MAX_ERRORS,
+                )
+            )
+
+
+def _runs_dense(error: Exception) -> Text:
+    return Phrase("note_runs_dense", "DraftAttention runs dense: {why}", why=said(error))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..method.policy import check_density
+from ..phrase import Phrase
 
 PRESETS = ("quality", "balanced", "fast")
 # Density after the ramp, by the rule in docs/quality.md ("How the presets were chosen").
@@ -53,15 +54,22 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not self.points:
-            raise ValueError("a schedule needs at least one (progress, density) point")
+            raise ValueError(Phrase("schedule_no_point", "a schedule needs at least one (progress, density) point"))
         previous = 0.0
         for progress, density in self.points:
             check_density(density)
             if not previous <= progress <= 1.0:
-                raise ValueError(f"schedule points must ascend within 0..1, got progress {progress} after {previous}")
+                raise ValueError(
+                    Phrase(
+                        "schedule_down",
+                        "schedule points must ascend within 0..1, got progress {progress} after {previous}",
+                        progress=progress,
+                        previous=previous,
+                    )
+                )
             previous = progress
         if any(band.factor < 0 for band in self.bands):
-            raise ValueError("a layer band's factor cannot be negative")
+            raise ValueError(Phrase("schedule_factor", "a layer band's factor cannot be negative"))
         if not 0.0 <= self.first_dense <= 1.0:
             raise ValueError(f"first_dense is a share of the layers between 0 and 1, got {self.first_dense}")
 

@@ -19,6 +19,7 @@ from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Bits, Policy, head_bits
 from ..method.rules import rule_of
 from ..method.rules.calibatt import MASKS, CalibratedMasks
+from ..phrase import Phrase, Text
 from .bits import bits_errors
 from .fingerprint import ModelName
 from .measured_calls import MeasuredCalls
@@ -28,7 +29,7 @@ from .report import Position, RunReport
 from .settings import Settings
 
 
-def calibrated_masks(settings: Settings, model: ModelName, note: Callable[[str], object]) -> CalibratedMasks | None:
+def calibrated_masks(settings: Settings, model: ModelName, note: Callable[[Text], object]) -> CalibratedMasks | None:
     """Those of the settings' profile, where the rule follows them; None where it does not.
 
     Raises:
@@ -40,7 +41,12 @@ def calibrated_masks(settings: Settings, model: ModelName, note: Callable[[str],
     for text in profile.calibration.check(model):
         note(text)
     if settings.budgets != "off" or settings.max_error:
-        note("calibrated masks bring their densities: budgets and max_error have no say")
+        note(
+            Phrase(
+                "note_masks_densities",
+                "calibrated masks bring their densities: budgets and max_error have no say",
+            )
+        )
     return profile.calibration.compiled(model.expert)
 
 
@@ -61,7 +67,7 @@ class SparseCalls:
     cache: TableCache
     measured: MeasuredCalls
     masks: CalibratedMasks | None
-    tell: Callable[[str], None]
+    tell: Callable[[Text], None]
     _checked: set[int] = field(default_factory=set)
     _states: dict[tuple[int, str, tuple[int, ...]], dict[str, Any]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -70,7 +76,7 @@ class SparseCalls:
         """Free what the rule remembers."""
         self._states.clear()
 
-    def remark(self, grid: TokenGrid) -> str | None:
+    def remark(self, grid: TokenGrid) -> Text | None:
         """What is to be said of calibrated masks on this grid; None for nothing."""
         return None if self.masks is None else self.masks.remark(self.settings.layout(grid))
 
@@ -111,8 +117,12 @@ class SparseCalls:
             first = position.layer not in self._checked
         if first and not bool(torch.isfinite(result.out).all()):
             self.tell(
-                f"DraftAttention: the first sparse output of layer {position.layer} is not finite, so it ran dense; "
-                "float16 overflow is the usual cause: load the model in bfloat16"
+                Phrase(
+                    "note_not_finite",
+                    "DraftAttention: the first sparse output of layer {layer} is not finite, so it ran dense; "
+                    "float16 overflow is the usual cause: load the model in bfloat16",
+                    layer=position.layer,
+                )
             )
             return None
         with self._lock:
@@ -130,7 +140,7 @@ class SparseCalls:
         bits: tuple[Bits, ...] = head_bits(16, heads)
         why = codes_unwanted(result.backend, kind, everywhere=self.settings.bits == "8")
         if rule.order is not None or rule.attend is not None:
-            why = f"the method {policy.method} has no measure of what they cost"
+            why = Phrase("codes_method", "the method {method} has no measure of what they cost", method=policy.method)
         if why is None:
             try:
                 errors = bits_errors(request, seed=position.layer)
@@ -138,9 +148,13 @@ class SparseCalls:
                 self.report.keep_bits(position, bits, (float(errors.sixteen.mean()), float(errors.eight.mean())))
             except Exception as error:
                 # The call itself is done, whatever this is.
-                why = f"what codes cost could not be measured ({type(error).__name__})"
+                why = Phrase(
+                    "codes_not_measured",
+                    "what codes cost could not be measured ({error})",
+                    error=type(error).__name__,
+                )
         if why is not None:
-            self.report.note(f"scores stayed in 16 bits: {why}")
+            self.report.note(Phrase("note_codes", "scores stayed in 16 bits: {why}", why=why))
         self.plan.keep_bits(position, bits)
 
     def _with_best_tails(self, result: Attention, policy: Policy, position: Position) -> Attention:

@@ -22,6 +22,7 @@ from ..backends.request import AttendRequest
 from ..geometry.grid import TokenGrid
 from ..method.policy import TAILS, TailName, head_gains
 from ..method.tail.formula import tail_key_equivalents
+from ..phrase import Phrase, Text, in_words, said
 from .budgets import Budgets, CurveTable, least_error, within_error
 from .error_curve import ErrorCurves, error_curves
 from .figures import CompleteFigures, bucket_of, layers_of
@@ -71,7 +72,7 @@ class Spending:
 
     settings: Settings
     model: ModelName
-    note: Callable[[str], object]
+    note: Callable[[Text], object]
     told: list[SpentBudgets]
     ranks: Ranks | None = None
     ended: bool = False
@@ -97,7 +98,7 @@ class Spending:
             if self._shape is None:
                 self._begin(shape)
             elif (shape.layers, shape.heads, shape.head_size) != self._model_shape(self._shape):
-                self._end("the layers of this model have unequal heads")
+                self._end(Phrase("budgets_unequal_heads", "the layers of this model have unequal heads"))
             if position.progress != self._progress:
                 self._advance()
                 self._progress = position.progress
@@ -106,12 +107,12 @@ class Spending:
     def _model_shape(shape: CallShape) -> tuple[int, int, int]:
         return shape.layers, shape.heads, shape.head_size
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: Text) -> None:
         self.ended = True
         if self.settings.spends:
-            self.note(f"every head has the schedule's density: {why}")
+            self.note(Phrase("note_no_budgets", "every head has the schedule's density: {why}", why=why))
         if self.settings.record:
-            self.note(f"nothing more is recorded for a profile: {why}")
+            self.note(Phrase("note_no_record", "nothing more is recorded for a profile: {why}", why=why))
 
     def _begin(self, shape: CallShape) -> None:
         self._shape, settings = shape, self.settings
@@ -119,7 +120,7 @@ class Spending:
             fingerprint = Fingerprint(self.model.family, shape.layers, shape.heads, shape.head_size)
             self.recorder = ProfileRecorder.of_run(settings, fingerprint)
         except ProfileError as error:
-            self._end(str(error))
+            self._end(in_words(error))
             return
         if settings.profile is None:
             return
@@ -129,12 +130,12 @@ class Spending:
             if self.model.weights:
                 notes += settings.profile.check_weights(self.model.expert, self.model.weights)
         except ProfileError as error:
-            self.note(f"the profile was not used: {error}")
+            self.note(Phrase("note_profile_unused", "the profile was not used: {why}", why=said(error)))
             if settings.budgets == "off" and not settings.max_error and not settings.record:
                 self.ended = True
             return
         for text in notes:
-            self.note(f"profile: {text}")
+            self.note(Phrase("note_of_profile", "profile: {text}", text=text))
         self._profile, self._figures = settings.profile, figures
         self._layers, self._fresh = layers_of(settings.profile.figures(self.model.expert)), True
 
@@ -176,13 +177,14 @@ class Spending:
         Args:
             tails: what each head may choose from.
         """
-        settings, why = self.settings, "another rank could not measure its heads"
+        settings = self.settings
+        why: Text = Phrase("budgets_other_rank", "another rank could not measure its heads")
         curves: ErrorCurves | None = None
         try:
             found = error_curves(request, settings.policy, tails, seed=position.layer, gains=settings.auto_gain)
             curves = found.cpu()
         except (ProfileError, ValueError) as error:
-            why = str(error)
+            why = in_words(error)
         taken = curves
         if self.ranks is not None:
             taken = of_all_heads(self.ranks, curves, position)
@@ -195,7 +197,7 @@ class Spending:
             return curves
         except (ProfileError, ValueError) as error:
             with self._lock:
-                self._end(str(error))
+                self._end(in_words(error))
             return None
 
     def _take(self, curves: ErrorCurves, position: Position) -> None:
@@ -242,8 +244,13 @@ class Spending:
                     self._solved.clear()
                     self._shares.clear()
                     self.note(
-                        f"the profile promised an error of {promised:.3f} and {measured:.3f} was measured: densities "
-                        "follow this run's own measurements instead; calibrate again for this kind of run"
+                        Phrase(
+                            "note_profile_off",
+                            "the profile promised an error of {promised} and {measured} was measured: densities "
+                            "follow this run's own measurements instead; calibrate again for this kind of run",
+                            promised=f"{promised:.3f}",
+                            measured=f"{measured:.3f}",
+                        )
                     )
         if self._fresh and self._online and self.recorder is not None:
             self._renew()

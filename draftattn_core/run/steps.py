@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+from ..phrase import Phrase, Text
+
 
 @dataclass(eq=False)
 class Steps:
@@ -61,8 +63,13 @@ class Steps:
         done = self.done
         return done == 0 or (self.total is not None and done >= self.total)
 
-    def cancelled(self) -> str:
+    def cancelled(self) -> Text:
         """How far a run came that ends now."""
-        done = self.done
-        of = "" if self.total is None else f" of {self.total}"
-        return f"cancelled after step {done}{of}" if done else f"cancelled in step 1{of}"
+        done, steps = self.done, self.total
+        if steps is None:
+            if done:
+                return Phrase("cancelled_after", "cancelled after step {step}", step=done)
+            return Phrase("cancelled_in", "cancelled in step {step}", step=1)
+        if done:
+            return Phrase("cancelled_after_of", "cancelled after step {step} of {steps}", step=done, steps=steps)
+        return Phrase("cancelled_in_of", "cancelled in step {step} of {steps}", step=1, steps=steps)

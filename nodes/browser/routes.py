@@ -65,9 +65,8 @@ def add_routes(table: Any) -> None:
 
 def _diagnosis() -> dict[str, Any]:
     from ...draftattn_core.doctor.diagnose import diagnose
-    from ..display.doctor_text import doctor_text
 
-    text = doctor_text(diagnose())
+    text = diagnose().text()
     return {"text": str(text), "words": plain(text)}
 
 

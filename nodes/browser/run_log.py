@@ -13,10 +13,9 @@ from typing import Any
 
 from ...draftattn_core.run.events import EvaluationDone, RunDone, RunStarted
 from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason, RunReport
-from ..host.run_words import cancelled_words
 from ..host.runs import ReportHandle
 from ..inputs.presets import Choices
-from ..words import plain
+from ..words import Words, plain
 from .live_map import MAX_LAYERS, cell
 from .verdicts import bounded
 
@@ -64,7 +63,9 @@ class LoggedRun:
     def told(self) -> dict[str, Any]:
         """Plain values for JSON, without the rows."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "rows"}
-        return {name: _finite(value) for name, value in values.items()} | {"settings": dict(self.settings)}
+        return {name: _finite(value) for name, value in values.items()} | {
+            "settings": {name: plain(value) for name, value in self.settings.items()}
+        }
 
 
 def _finite(value: Any) -> Any:
@@ -148,7 +149,7 @@ def announce_runs(
             dense=unexpected(event.dense),
             rows=tuple(rows[step] for step in sorted(rows)),
             words=words,
-            cancelled_words=plain(cancelled_words(event.cancelled)) if event.cancelled else None,
+            cancelled_words=plain(event.cancelled) if event.cancelled else None,
         )
         runs.keep(run)
         send(EVENT, run.told())
@@ -181,11 +182,11 @@ def tail_error(report: RunReport) -> float | None:
 def settings_in_words(choices: Choices) -> dict[str, str]:
     """The preset, and everything that differs from the node's defaults."""
     default = Choices()
-    told = {"preset": choices.preset}
+    told: dict[str, str] = {"preset": choices.preset}
     for one in fields(choices):
         value = getattr(choices, one.name)
         if one.name in ("schedule", "profile"):
-            told |= {one.name: "connected"} if value is not None else {}
+            told |= {one.name: Words("run_connected")} if value is not None else {}
         elif value != getattr(default, one.name):
             words = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             told[one.name] = words[:MAX_VALUE]

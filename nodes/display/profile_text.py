@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ...draftattn_core.method.policy import TAILS
 from ...draftattn_core.run.budgets import Budgets, least_error
+from ...draftattn_core.run.fingerprint import prompts_in_words
 from ...draftattn_core.run.profile import Profile
 from ..words import LINES, LIST, Joined, Words
 
@@ -28,11 +29,11 @@ def profile_text(profile: Profile, budgets: Mapping[str, Budgets]) -> str:
         "tails": Joined(asked.tails, LIST),
     }
     lines: list[str] = [
-        Words("profile_of", model=str(profile.fingerprint), made_from=_made_from(profile)),
+        Words("profile_of", model=str(profile.fingerprint), made_from=profile.made_from()),
         Words("profile_measured_gains" if asked.gains else "profile_measured", **conditions),
     ]
     if profile.caveat:
-        lines.append(Words("profile_careful", prompts=_number("prompt", len(profile.prompts))))
+        lines.append(Words("profile_careful", prompts=prompts_in_words(len(profile.prompts))))
     for expert, found in budgets.items():
         measured = profile.experts[expert].measured
         lines.append(Words("profile_expert", expert=expert, share=f"{float(measured.float().mean()):.0%}"))
@@ -52,14 +53,3 @@ def profile_text(profile: Profile, budgets: Mapping[str, Budgets]) -> str:
     if profile.calibration is not None:
         lines.append(profile.calibration.made_from())
     return Joined(lines, LINES)
-
-
-def _made_from(profile: Profile) -> str:
-    """Prompts, runs, grids; as `Profile.made_from` has it."""
-    grids = Joined((f"{grid} ({runs})" for grid, runs in sorted(profile.grids.items())), LIST)
-    counts = {"prompts": _number("prompt", len(profile.prompts)), "runs": _number("run", profile.runs)}
-    return Words("profile_made_from_grids", **counts, grids=grids) if grids else Words("profile_made_from", **counts)
-
-
-def _number(what: str, count: int) -> str:
-    return Words(f"one_{what}") if count == 1 else Words(f"many_{what}s", count=count)

@@ -136,10 +136,8 @@ def _bits(report: RunReport) -> list[str]:
     means = [sum(each) / len(report.bits_errors) for each in zip(*report.bits_errors.values(), strict=True)]
     return [
         "",
-        f"INT8 scores: {heads.count(8)} of {len(heads)} heads lose so little by them that they may have them; "
-        f"{report.codes_share():.0%} of the sparse calls' heads had them.",
-        f"Attention error on sampled rows, mean over layers and heads: {error_text(means[0])} in 16 bits, "
-        f"{error_text(means[1])} in 8.",
+        Words("report_codes", may=heads.count(8), heads=len(heads), share=f"{report.codes_share():.0%}"),
+        Words("report_codes_errors", sixteen=error_text(means[0]), eight=error_text(means[1])),
     ]
 
 

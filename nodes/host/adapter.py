@@ -26,6 +26,7 @@ from ...draftattn_core.run.run import Run
 from ...draftattn_core.run.settings import Settings
 from ...draftattn_core.run.step_cache import StepCacheSettings
 from ..inputs.presets import Choices
+from ..words import Words
 from . import chain, skipping
 from .calls import HostCall, classify
 from .evaluations import evaluation_of
@@ -112,7 +113,7 @@ class Adapter:
             bypassed += attention_of_raylight(patcher.model.diffusion_model)
         except Exception:
             log.exception("DraftAttention does not understand this run and leaves it dense")
-            self._show(None, RunReport(notes=["this run was not understood and stayed dense, see the log"]))
+            self._show(None, RunReport(notes=[Words("run_not_understood")]))
             return None
         settings = Settings()
         if self.choices is not None:
@@ -128,7 +129,7 @@ class Adapter:
             settings = recording.settings(settings)
         run = Run(settings, self.handle.events, model=model_name(patcher, settings, recording))
         if why_not is not None:
-            run.note(f"DraftAttention {why_not}")
+            run.note(Words("skip_note", why=why_not))
             log.info("DraftAttention %s", why_not)
         if self.handle.new_step_cache is not None:
             run.step_cache = self.handle.new_step_cache()
@@ -218,7 +219,7 @@ class Adapter:
         try:
             tokens = describe(network, arguments)
         except Exception as error:
-            tokens = NoLayout(DenseReason.UNKNOWN_GRID, f"the token grid could not be derived: {error!r}")
+            tokens = NoLayout(DenseReason.UNKNOWN_GRID, Words("layout_failed", error=repr(error)))
         call = sampling.model_call(network, tokens, arguments, options, options.get(KEY), moment)
         options[KEY] = call
         if isinstance(tokens, NoLayout) and tokens.candidate is not None:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...draftattn_core.phrase import Text
 from ...draftattn_core.run.report import DenseReason, Position
+from ..words import Words
 from .layouts import NoLayout, Tokens, layer_of
 from .runs import ModelCall
 
@@ -65,7 +67,7 @@ class Place:
     tokens: Tokens | None = None
     position: Position | None = None
     bias: Tensor | None = None
-    explanation: str = ""
+    explanation: Text = Text()
 
 
 def classify(model: ModelCall, call: HostCall, options: Mapping[str, Any]) -> Place:
@@ -85,8 +87,8 @@ def classify(model: ModelCall, call: HostCall, options: Mapping[str, Any]) -> Pl
     if queries != tokens.total:
         if queries in model.lengths:
             return Place(DenseReason.CROSS_ATTENTION)
-        expected = f"{tokens.total} were expected: the model adds or drops tokens"
-        return Place(DenseReason.TOKENS, explanation=f"a self-attention of {queries} tokens where {expected}")
+        explanation = Words("call_other_length", tokens=queries, expected=tokens.total)
+        return Place(DenseReason.TOKENS, explanation=explanation)
     if queries in model.lengths:
         # Text as long as the video: only the first call of a block is surely the self-attention.
         index = options.get("block_index")
@@ -117,10 +119,8 @@ def _uneven(model: ModelCall, call: HostCall, tokens: Tokens | NoLayout, options
         model.part = 0
         model.counted += 1
     if call.mask is not None:
-        explanation = "the model masks a part of its video self-attention, as guides of a strength below 1 ask for"
-        return Place(DenseReason.MASK, tokens, position, explanation=explanation)
-    explanation = f"the model attends to its video in parts, here {queries} queries to {keys} keys"
-    return Place(DenseReason.TOKENS, tokens, position, explanation=explanation)
+        return Place(DenseReason.MASK, tokens, position, explanation=Words("call_part_masked"))
+    return Place(DenseReason.TOKENS, tokens, position, explanation=Words("call_parts", queries=queries, keys=keys))
 
 
 def with_published(
@@ -142,7 +142,7 @@ def with_published(
         grid = type(tokens.grid)(*(int(size) for size in published))
         return Tokens(grid, tokens.before, tokens.after)
     if image is not None and int(image[1]) == tokens.total and (int(image[0]) > 0) != (tokens.before > tokens.after):
-        return NoLayout(DenseReason.TOKENS, "the order of text and video is not what the host publishes")
+        return NoLayout(DenseReason.TOKENS, Words("layout_other_order"))
     return tokens
 
 

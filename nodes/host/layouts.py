@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...draftattn_core.geometry.grid import TokenGrid
+from ...draftattn_core.phrase import Text
 from ...draftattn_core.run.report import DenseReason
+from ..words import Words
 from .text_order import text_comes_first
 
 
@@ -39,7 +41,7 @@ class NoLayout:
     """
 
     reason: DenseReason
-    message: str
+    message: Text
     candidate: Tokens | None = None
 
 
@@ -65,7 +67,7 @@ def describe(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     family = family_of(network)
     if family is None:
         name = type(network).__name__
-        return NoLayout(DenseReason.UNKNOWN_GRID, f"the token grid of {name} is not known to DraftAttention")
+        return NoLayout(DenseReason.UNKNOWN_GRID, Words("layout_unknown", name=name))
     return family(network, arguments)
 
 
@@ -116,7 +118,7 @@ def _wan_causal(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     if (arguments.get("transformer_options") or {}).get("ar_state") is not None:
         return NoLayout(
             DenseReason.UNKNOWN_GRID,
-            "this model makes its frames one after another on cached keys and shows nodes no attention: it runs dense",
+            Words("layout_causal"),
         )
     return _wan(network, arguments)
 
@@ -159,7 +161,7 @@ def _hunyuan(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     """[text][reference][video] or [reference][video][text], as the host's own block has it."""
     patch = tuple(network.patch_size)
     if len(patch) != 3:
-        return NoLayout(DenseReason.UNKNOWN_GRID, "an image model has no token grid over time")
+        return NoLayout(DenseReason.UNKNOWN_GRID, Words("layout_image"))
     grid = TokenGrid(*_patches(latent(arguments), patch))
     text = int(arguments["context"].shape[1])
     if arguments.get("txt_byt5") is not None and getattr(network, "byt5_in", None) is not None:
@@ -169,8 +171,7 @@ def _hunyuan(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     reference = 0 if arguments.get("ref_latent") is None else _count(arguments["ref_latent"], patch)
     first = text_comes_first(network)
     if first is None:
-        message = "the order of text and video in this model's blocks is not known"
-        return NoLayout(DenseReason.UNKNOWN_GRID, message, Tokens(grid, text + reference, 0))
+        return NoLayout(DenseReason.UNKNOWN_GRID, Words("layout_order"), Tokens(grid, text + reference, 0))
     return Tokens(grid, text + reference, 0) if first else Tokens(grid, reference, text)
 
 
@@ -178,7 +179,7 @@ def _video_only(patch_of: Callable[[Any], tuple[int, int, int]]) -> Family:
     def family(network: Any, arguments: Arguments) -> Tokens | NoLayout:
         x = latent(arguments)
         if len(x.shape) != 5:
-            return NoLayout(DenseReason.UNKNOWN_GRID, "an image model has no token grid over time")
+            return NoLayout(DenseReason.UNKNOWN_GRID, Words("layout_image"))
         return Tokens(TokenGrid(*_patches(x, patch_of(network))))
 
     return family
@@ -205,8 +206,7 @@ def _cogvideox(network: Any, arguments: Arguments) -> Tokens | NoLayout:
 def _minimax(network: Any, arguments: Arguments) -> Tokens | NoLayout:
     return NoLayout(
         DenseReason.UNKNOWN_GRID,
-        "MiniMax-H3 runs dense here: ComfyUI's own node Model Sparse Attention (BlockSparseAttention, in versions of "
-        "September 2026 and newer) serves it",
+        Words("layout_minimax"),
     )
 
 

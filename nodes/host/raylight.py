@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..words import Words
+
 _REPLACED = ("forward", "attn_op")
 
 
 def attention_of_raylight(network: Any) -> tuple[str, ...]:
     """Names of the network's modules whose `forward` or attention raylight has replaced."""
     return tuple(
-        f"{name or 'the model'} (raylight, over several GPUs)"
+        Words("bypass_raylight", name=name or Words("bypass_model"))
         for name, module in network.named_modules()
         if any(_from_raylight(vars(module).get(replaced)) for replaced in _REPLACED)
     )

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...draftattn_core.phrase import said
 from ...draftattn_core.run.calibration_file import add_to_calibration, calibration_path
 from ...draftattn_core.run.fingerprint import ModelName, ProfileError, family_of, weights_identity
 from ...draftattn_core.run.profile import MAIN, expert_of
 from ...draftattn_core.run.profile_file import add_to_file
 from ...draftattn_core.run.run import Run
 from ...draftattn_core.run.settings import Settings
+from ..words import Words
 from .layouts import layer_count
 
 log = logging.getLogger(__name__)
@@ -101,15 +103,15 @@ def keep_recording(run: Run, recording: Recording | None) -> None:
     try:
         profile = run.profile(recording.prompt or None)
         if profile is None:
-            run.note("nothing was measured in this run, so the profile stays as it was")
+            run.note(Words("record_nothing"))
             return
         grown = add_to_file(profile, recording.path)
-        run.note(f"profile {recording.path.stem}: {grown.made_from()}")
+        run.note(Words("record_grown", name=recording.path.stem, made_from=grown.made_from()))
         votes = run.calibration(recording.prompt or None)
         if votes is not None:
             all_votes = add_to_calibration(votes, calibration_path(recording.path))
-            run.note(f"profile {recording.path.stem}: {all_votes.made_from()}")
+            run.note(Words("record_grown", name=recording.path.stem, made_from=all_votes.made_from()))
     except ProfileError as error:
-        run.note(f"the profile was not kept: {error}")
+        run.note(Words("record_not_kept", why=said(error)))
     except Exception:
         log.exception("DraftAttention: the profile of this run could not be kept")

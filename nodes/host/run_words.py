@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 
@@ -10,12 +9,10 @@ from ...draftattn_core.run import skips
 from ...draftattn_core.run.report import DenseReason, RunReport
 from ..words import CLAUSES, LIST, Joined, Words, term
 
-CANCELLED = re.compile(r"cancelled (after|in) step (\d+)(?: of (\d+))?")
-
 
 def run_words(report: RunReport) -> Words:
     """The line that tells the story of the run."""
-    clauses = [cancelled_words(report.cancelled)] if report.cancelled else []
+    clauses: list[str] = [report.cancelled] if report.cancelled else []
     told = _skips(report)
     if not report.calls and report.outcomes:
         clauses += told or [Words("run_all_evaluations", count=sum(report.outcomes.values()))]
@@ -26,7 +23,9 @@ def run_words(report: RunReport) -> Words:
     if sparse is None:
         clauses.append(Words("run_sparse", sparse=report.calls_sparse, calls=calls))
     else:
-        clauses.append(Words("run_sparse_at", sparse=report.calls_sparse, calls=calls, density=f"{sparse:.2f}"))
+        at = Words("run_sparse_at", sparse=report.calls_sparse, calls=calls, density=f"{sparse:.2f}")
+        codes = report.codes_share()
+        clauses.append(Words("run_with_codes", sparse=at, share=f"{codes:.0%}") if codes else at)
     dense = {name: n for name, n in report.calls_dense().items() if name != DenseReason.CROSS_ATTENTION.value}
     if dense:
         clauses.append(Words("run_dense", reasons=counted(dense, "reason")))
@@ -37,16 +36,6 @@ def run_words(report: RunReport) -> Words:
 
 def line_of(clauses: list[str]) -> Words:
     return Words("run_line", story=Joined(clauses, CLAUSES))
-
-
-def cancelled_words(text: str) -> str:
-    """How far a run came that ended early."""
-    found = CANCELLED.fullmatch(text)
-    if found is None:
-        return text
-    after, step, steps = found.groups()
-    key = ("cancelled_after" if after == "after" else "cancelled_in") + ("_of" if steps else "")
-    return Words(key, step=int(step), **({"steps": int(steps)} if steps else {}))
 
 
 def counted(counts: Mapping[str, int], kind: str) -> Joined:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...draftattn_core.phrase import Text
 from ...draftattn_core.run.evaluation import StepCache
 from ...draftattn_core.run.events import Events
 from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason, Position, RunReport
 from ...draftattn_core.run.run import Run
-from ..words import LINES, REMEDY, Joined, Words
+from ..words import LINES, LIST, REMEDY, Joined, Words
 from .layouts import NoLayout, Tokens, layer_count, other_lengths
-from .run_words import cancelled_words, counted, line_of, run_words
+from .run_words import counted, line_of, run_words
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ class Sampling:
     model: Any
     bypassed: tuple[str, ...] = ()
     attention: bool = True
-    _explanations: dict[str, str] = field(default_factory=dict)
+    _explanations: dict[str, Text] = field(default_factory=dict)
 
     def moment(self, options: Mapping[str, Any]) -> Moment:
         """Read an evaluation's sigma, which waits for the device: once per evaluation."""
@@ -201,7 +202,7 @@ class Sampling:
         branch = "both" if len(kinds) > 1 else next(iter(kinds), "")
         return ModelCall(network, tokens, lengths, moment.step, moment.progress, branch, conditional)
 
-    def explain(self, reason: DenseReason, message: str) -> None:
+    def explain(self, reason: DenseReason, message: Text) -> None:
         """Keep what a dense reason means in this run; the user is told at its end."""
         self.run.note(message)
         self._explanations.setdefault(reason.value, message)
@@ -230,7 +231,7 @@ class Sampling:
             log.info(line)
         else:
             verdict = self._verdict(report)
-            line = line_of([*([cancelled_words(report.cancelled)] if report.cancelled else []), verdict])
+            line = line_of([*([report.cancelled] if report.cancelled else []), verdict])
             log.warning(line)
             report.note(verdict)
         return Joined([line, *(note for note in report.notes if note not in line)], LINES)
@@ -240,7 +241,7 @@ class Sampling:
         dense = {DenseReason(name) for name in report.calls_dense()}
         return bool(self.bypassed or dense - EXPECTED_REASONS)
 
-    def _verdict(self, report: RunReport) -> str:
+    def _verdict(self, report: RunReport) -> Text:
         """What kept every call of the run dense, and what to do about it."""
         counts = {name: n for name, n in report.calls_dense().items() if name != DenseReason.CROSS_ATTENTION.value}
         unexpected = [name for name in counts if DenseReason(name) not in EXPECTED_REASONS]
@@ -249,11 +250,12 @@ class Sampling:
         happened = Words("run_nothing_sparse_but", dense=dense) if dense else Words("run_nothing_sparse")
         return Joined([happened, *filter(None, [self._explanations.get(reason)]), REMEDIES[reason]], REMEDY)
 
-    def _bypass(self, report: RunReport) -> str:
+    def _bypass(self, report: RunReport) -> Text:
         if any(call.position is not None for call in report.calls):
-            return f"another node replaces some of this model's attention: {self._names()}"
-        return f"another node replaces the model's attention, DraftAttention never saw it: {self._names()}"
+            return Words("bypass_some", names=self._names())
+        return Words("bypass_all", names=self._names())
 
-    def _names(self) -> str:
-        shown = ", ".join(self.bypassed[:3])
-        return shown if len(self.bypassed) <= 3 else f"{shown} and {len(self.bypassed) - 3} more"
+    def _names(self) -> Text:
+        shown = Joined(self.bypassed[:3], LIST)
+        more = len(self.bypassed) - 3
+        return shown if more <= 0 else Words("bypass_more", names=shown, count=more)

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...draftattn_core.phrase import Text
 from ...draftattn_core.run.step_cache import StepCacheSettings, nothing_to_gain
+from ..words import Words
 
 SKIP = "draft_attention_skip_steps"
 # What other nodes that answer evaluations themselves call their keys, wrappers and functions.
@@ -21,7 +23,7 @@ def chosen(options: Mapping[str, Any]) -> StepCacheSettings | None:
 
 def settle(
     settings: StepCacheSettings, steps: int, model_options: Mapping[str, Any], patcher: Any
-) -> tuple[StepCacheSettings, str | None]:
+) -> tuple[StepCacheSettings, Text | None]:
     """What a run of so many steps will do, and in a sentence why that is nothing, if it was to be something.
 
     Args:
@@ -31,9 +33,9 @@ def settle(
         return settings, None
     other = other_cache(model_options, patcher)
     if other is not None:
-        return StepCacheSettings(), f"skips no steps: another cache ({other}) is on this model; remove one of the two"
+        return StepCacheSettings(), Words("skip_other_cache", cache=other)
     reason = nothing_to_gain(settings, steps)
-    return (settings, None) if reason is None else (StepCacheSettings(), f"skips no steps: {reason}")
+    return (settings, None) if reason is None else (StepCacheSettings(), Words("skip_none", reason=reason))
 
 
 def other_cache(model_options: Mapping[str, Any], patcher: Any) -> str | None:

@@ -6,7 +6,9 @@ from typing import Any
 
 from ...draftattn_core.backends.call_kind import CallKind, traits_of, variants_of
 from ...draftattn_core.backends.registry import choose_backend, nearest_served
+from ...draftattn_core.phrase import said
 from ...draftattn_core.run.settings import Settings
+from ..words import CLAUSES, LIST, Joined, Words
 from .layouts import NoLayout, Tokens
 
 
@@ -32,15 +34,13 @@ def refuse_surprises(
     if isinstance(tokens, NoLayout):
         problems.append(tokens.message)
     elif tokens is None:
-        problems.append("the token grid of this latent could not be derived")
+        problems.append(Words("strict_no_grid"))
     elif tokens.grid.tokens < settings.min_tokens:
-        problems.append(
-            f"the video has {tokens.grid.tokens} tokens and min_tokens is {settings.min_tokens}: lower min_tokens"
-        )
+        problems.append(Words("strict_small", tokens=tokens.grid.tokens, least=settings.min_tokens))
     if bypassed:
-        problems.append(f"another node replaces the attention of {', '.join(bypassed[:3])}: remove that node")
+        problems.append(Words("strict_bypassed", names=Joined(bypassed[:3], LIST)))
     if other_cache is not None:
-        problems.append(f"another cache ({other_cache}) is on this model beside Skip Steps: remove one of the two")
+        problems.append(Words("strict_other_cache", cache=other_cache))
     if isinstance(tokens, Tokens):
         dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
         head_dim = _head_dim(patcher.model.diffusion_model)
@@ -53,12 +53,10 @@ def refuse_surprises(
                 if nearest_served(settings.backend, kind) is None:
                     choose_backend(settings.backend, kind)
             except ValueError as error:
-                problems.append(str(error))
+                problems.append(said(error))
                 break
     if problems:
-        raise ValueError(
-            "DraftAttention (strict): calls would run dense: " + "; ".join(problems) + ". Or switch strict off."
-        )
+        raise ValueError(Words("strict_refused", problems=Joined(problems, CLAUSES)))
 
 
 def _head_dim(network: Any) -> int:

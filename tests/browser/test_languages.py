@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,8 @@ from tests.browser.canvas import READY, START_TIMEOUT, Canvas
 from tools.comfyui.path import PACK_ROOT
 
 REPORT = "DraftAttentionReport"
+# Words that few English sentences do without.
+ENGLISH = re.compile(r"\b(the|is|are|was|with|not|no|its|this|for|dense|density|layer|skipped)\b")
 
 
 def texts(language: str) -> dict[str, str]:
@@ -109,3 +112,26 @@ def test_a_run_is_told_in_the_language(canvas: Canvas, speaking: Any) -> None:
     assert "稀疏调用精确计算了其 token 对的" in told and "按测得的误差" not in told
     map_text = canvas.text(apply, "live_map")
     assert "步用时" in map_text
+    words = "(id) => [...app.graph.getNodeById(id).widgets.find((one) => one.name === 'picture').element" + (
+        ".querySelectorAll('span')].map((one) => one.textContent)"
+    )
+    canvas.until(f"(id) => ({words})(id).length > 8", report)
+    on_picture = canvas.js(words, report)
+    assert texts("zh")["chart_density_map"] in on_picture and texts("zh")["chart_steps"] in on_picture
+    assert [text for text in on_picture if ENGLISH.search(text)] == []
+
+
+@pytest.mark.parametrize("language", ["zh", "ja", "ko"])
+def test_the_doctor_speaks_the_language(canvas: Canvas, speaking: Any, language: str) -> None:
+    speaking(language)
+    node = canvas.add("DraftAttentionDoctor")
+    assert canvas.run() == "execution_success"
+    canvas.until(
+        "(id) => app.graph.getNodeById(id).widgets.find((one) => one.name === 'text').element.innerText.length > 200",
+        node,
+    )
+    told = canvas.text(node, "text")
+    for key in ("fact_system", "fact_device", "doctor_backends"):
+        assert texts(language)[key] in told, told
+    assert filled(language, "doctor_auto", backend="torch", device="cpu") in told
+    assert [line for line in told.splitlines() if ENGLISH.search(line)] == []

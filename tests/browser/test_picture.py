@@ -81,8 +81,28 @@ def test_it_is_shown_once_and_fits_the_node_and_a_click_opens_it(canvas: Canvas)
     assert box[1] <= frame[1] + 2, "and whole"
     with canvas.page.expect_popup() as opened:
         canvas.page.locator(".draftattention-picture a").evaluate("(link) => link.click()")
-    assert opened.value.url == address
+    assert opened.value.url != address, "it has all its words"
     opened.value.close()
+
+
+def test_words_are_written_on_it_inside_its_frame(canvas: Canvas) -> None:
+    report, _ = run(canvas)
+    picture(canvas, report)
+    words = canvas.js(
+        """(id) => {
+            const { element } = app.graph.getNodeById(id).widgets.find((one) => one.name === 'picture')
+            const frame = element.querySelector('a').getBoundingClientRect()
+            return [...element.querySelectorAll('span')].map((one) => {
+                const box = one.getBoundingClientRect()
+                const inside = box.left >= frame.left - 2 && box.right <= frame.right + 2 && box.top >= frame.top - 2
+                return [one.textContent, inside && box.bottom <= frame.bottom + 2, getComputedStyle(one).color]
+            })
+        }""",
+        report,
+    )
+    assert {"Density by step and layer", "density", "step (noisy to clean)"} < {text for text, _, _ in words}
+    assert [text for text, inside, _ in words if not inside] == []
+    assert len({colour for _, _, colour in words}) > 1, "lesser words are fainter"
 
 
 def test_a_picture_is_there_again_when_its_tab_comes_back_and_is_not_saved(canvas: Canvas) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 from PIL import Image
 
 from draftattention.draftattn_core import RunReport
+from draftattention.draftattn_core.phrase import Foreign, Phrase
 from draftattention.draftattn_core.run.report import Call, DenseReason, Position
 from draftattention.draftattn_core.views.charts import report_sheet
 from draftattention.draftattn_core.views.charts.budgets import budget_map
+from draftattention.draftattn_core.views.charts.canvas import text_size
+from draftattention.draftattn_core.views.charts.labels import Label, labels_of
 from draftattention.draftattn_core.views.charts.look import DARK, LIGHT, NODE_WIDTH, Look, on_node
 from tests.core.test_chart_evaluations import skipping
 
@@ -26,7 +30,7 @@ def run(steps: int, layers: int) -> RunReport:
             density, reason = (0.2, None) if step else (None, DenseReason.SCHEDULE)
             report.add(Call(Position(step, step / steps, layer, layers), density, reason, 100.0, lambda: 0.5))
     report.tail_errors = dict.fromkeys(range(layers), {"none": 0.4, "mean": 0.3, "linear1": 0.1})
-    report.note("a note that stands beside the picture where there is one")
+    report.note(Foreign("a note that stands beside the picture where there is one"))
     return report
 
 
@@ -67,6 +71,32 @@ def test_nothing_is_cut_off_at_the_edge() -> None:
     for draw in (sheet(5, 3), sheet(50, 40), budgets(60, 40)):
         edge = np.asarray(draw(look))[:, -2:]
         assert (edge == DARK.paper).all()
+
+
+@DRAWN
+def test_on_a_node_words_stand_beside_the_picture_at_their_places_and_numbers_in_it(draw: Draw) -> None:
+    drawn, other = draw(on_node(LIGHT)), draw(on_node(DARK))
+    labels = labels_of(drawn)
+    assert [(one.text, one.x, one.y) for one in labels] == [(one.text, one.x, one.y) for one in labels_of(other)]
+    assert {one.fill for one in labels} <= {LIGHT.ink, LIGHT.faint, LIGHT.accent}
+    keys = {one.text.key for one in labels if isinstance(one.text, Phrase)}
+    assert len(labels) > 8 and {"chart_density"} < keys and not any(one.text.isdecimal() for one in labels)
+    for one in labels:
+        assert 0 <= one.x < drawn.width and 0 <= one.y < drawn.height
+    assert labels_of(draw(LIGHT)) == (), "the pictures that nodes hand on have their words in them"
+
+
+@DRAWN
+def test_labels_leave_each_other_room(draw: Draw) -> None:
+    def box(label: Label) -> tuple[float, float, float, float]:
+        width, height = text_size(label.text, round(label.size))
+        left = label.x - {"l": 0.0, "m": 0.5, "r": 1.0}[label.anchor[0]] * width
+        top = label.y - {"a": 0.0, "m": 0.5}[label.anchor[1]] * height
+        return left, top, left + width, top + height
+
+    boxes = [box(one) for one in labels_of(draw(on_node(LIGHT)))]
+    for (left, top, right, bottom), other in itertools.combinations(boxes, 2):
+        assert right <= other[0] or other[2] <= left or bottom <= other[1] + 2 or other[3] <= top + 2
 
 
 def test_much_stands_out_from_the_ground() -> None:

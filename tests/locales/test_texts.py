@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from draftattention.draftattn_core.method.policy import METHODS, TAILS
+from draftattention.draftattn_core.phrase import SEPARATORS
 from draftattention.draftattn_core.run.evaluation import Outcome
 from draftattention.draftattn_core.run.report import DenseReason
 from draftattention.draftattn_core.run.step_cache.log import Reason
+from tests.locales.phrases import core_texts, files_that_tell, keyless, phrases, said_by_core
 from tools.comfyui.path import PACK_ROOT
 
 LOCALES = PACK_ROOT / "locales"
@@ -26,11 +28,7 @@ FAMILIES = {
     "outcome": [one.value for one in Outcome],
     "source": ["profile", "this run"],
     "bucket": ["early", "middle", "late"],
-    "fact": ["system", "device"],
     "maps": ["frame", "step", "layer", "head"],
-    "one": ["prompt", "run"],
-    "many": ["prompts", "runs"],
-    "cancelled": ["after", "after_of", "in", "in_of"],
     "run": [
         *(f"{start}{unit}" for start in ("all_", "") for unit in ("steps", "evaluations")),
         *(f"{unit}_{pace}" for unit in ("step", "call") for pace in ("faster", "slower")),
@@ -53,6 +51,11 @@ def texts(language: str) -> dict[str, str]:
     assert set(found) == {SECTION}, "the host merges all packs' files: nothing of ours stands outside our section"
     section: dict[str, str] = found[SECTION]
     return section
+
+
+def english() -> dict[str, str]:
+    """English by key: of nodes and scripts from their file, of the core from its source."""
+    return {**texts("en"), **core_texts()}
 
 
 def places(text: str) -> list[str]:
@@ -91,26 +94,26 @@ def test_the_shipped_languages_are_those_that_were_written() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_language_has_every_text_with_its_places_and_none_left_over(language: str) -> None:
-    assert differences(texts("en"), texts(language)) == []
+    assert differences(english(), texts(language)) == []
 
 
 def test_each_fault_of_a_language_is_found() -> None:
-    english = {"a": "{count} steps", "b": "dense", "c": "two\nlines"}
-    assert differences(english, {"a": "{count} Schritte", "b": "dicht", "c": "zwei\nZeilen"}) == []
-    assert differences(english, {"b": "", "c": "eine", "d": "", "a": "{number} Schritte"}) == [
+    some = {"a": "{count} steps", "b": "dense", "c": "two\nlines"}
+    assert differences(some, {"a": "{count} Schritte", "b": "dicht", "c": "zwei\nZeilen"}) == []
+    assert differences(some, {"b": "", "c": "eine", "d": "", "a": "{number} Schritte"}) == [
         "a has other places for values",
         "b is empty",
         "c has other lines",
         "d is left over",
     ]
-    assert differences(english, {}) == ["a is missing", "b is missing", "c is missing"]
+    assert differences(some, {}) == ["a is missing", "b is missing", "c is missing"]
 
 
 def used_keys() -> set[str]:
     """Keys that the code names, whole or by their family."""
     code = sources("nodes", "*.py") + sources("web", "*.js")
     named = set(re.findall(r"""["'`]([a-z]+_[a-z_]+|[a-z]+)["'`]""", code))
-    return named | {f"{family}_{name}" for family, names in FAMILIES.items() for name in names}
+    return named | set(SEPARATORS) | {f"{family}_{name}" for family, names in FAMILIES.items() for name in names}
 
 
 def test_every_english_text_is_used() -> None:
@@ -120,12 +123,58 @@ def test_every_english_text_is_used() -> None:
 
 
 def test_every_text_that_the_code_asks_for_is_there() -> None:
-    english = texts("en")
+    known = texts("en")
     asked = set(re.findall(r'Words\(\s*"(\w+)"', sources("nodes", "*.py")))
     asked |= set(re.findall(r'\bsay\(\s*"(\w+)"', sources("web", "*.js")))
     asked |= {f"{family}_{name}" for family, names in FAMILIES.items() for name in names}
     assert len(asked) > 150
-    assert sorted(asked - english.keys()) == []
+    assert sorted(asked - known.keys()) == []
+
+
+def test_every_phrase_of_the_core_is_written_out_where_it_is_said() -> None:
+    found = said_by_core()
+    assert len(found) > 150
+    assert [fault for one in found if (fault := one.fault())] == []
+
+
+def test_a_key_of_the_core_has_one_english_and_is_none_of_the_nodes() -> None:
+    pairs = {(one.key, one.english) for one in said_by_core()}
+    assert len(pairs) == len({key for key, _ in pairs}), "the same key says two things"
+    assert core_texts().keys() & texts("en").keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ('Phrase("a", "step {step}", step=1)', None),
+        ('Phrase("a", "step {step}")', "other values than places"),
+        ('Phrase("a", "step", step=1)', "other values than places"),
+        ('Phrase("a", f"step {step}")', "write key, English and values out"),
+        ('Phrase(key, "step")', "write key, English and values out"),
+        ('Phrase("a", "step {step}", **values)', "write key, English and values out"),
+        ('Phrase("a")', "write key, English and values out"),
+    ],
+)
+def test_each_fault_of_a_phrase_is_found(source: str, fault: str | None) -> None:
+    (one,) = phrases(source, "a file")
+    found = one.fault()
+    assert found is None if fault is None else fault in (found or "")
+
+
+def test_nothing_is_told_in_a_run_without_a_key() -> None:
+    # What comes by a variable or a function is for the type check: `note` and its like take a `Text`.
+    assert [fault for source, where in files_that_tell() for fault in keyless(source, where)] == []
+
+
+@pytest.mark.parametrize(
+    "source", ['run.note("x")', 'self._tell(f"{x} y")', 'report.note("x" + y)', 'Foreign("x")', 'Text("x")']
+)
+def test_a_text_without_a_key_is_found(source: str) -> None:
+    assert len(list(keyless(source, "a file"))) == 1
+
+
+def test_what_stands_between_parts_is_the_same_in_the_core_and_in_the_browser() -> None:
+    assert {key: text for key, text in texts("en").items() if key.startswith("join_")} == SEPARATORS
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -185,6 +234,6 @@ def test_an_english_choice_is_its_value() -> None:
     assert all(key.split("_", 2)[2] == text for key, text in options.items())
 
 
-def test_files_are_sorted_as_the_english_one() -> None:
+def test_files_are_sorted_as_the_english_one_and_then_by_the_keys_of_the_core() -> None:
     for language in LANGUAGES:
-        assert list(texts(language)) == list(texts("en")), language
+        assert list(texts(language)) == list(english()), language

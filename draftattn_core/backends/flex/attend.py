@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 
 from ...geometry.blocks import statistics_dtype
 from ...geometry.layout import LayoutTables
+from ...phrase import Phrase, Text
 from ..call_kind import CallKind
 from ..request import AttendRequest, new_output
 from ..slots import key_slot_bias, query_slots, slot_tokens
@@ -36,29 +37,43 @@ _CHUNK_BYTES = 1 << 30
 Flex = Callable[..., Any]
 
 
-def flex_refuses(kind: CallKind) -> str | None:
+def flex_refuses(kind: CallKind) -> Text | None:
     """Why FlexAttention cannot serve a kind of call on this machine; None if it can."""
     device = kind.device.type
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7):
-        return f"FlexAttention is used from torch 2.7 on, this is {torch.__version__}"
+        text = torch.__version__
+        return Phrase("flex_torch", "FlexAttention is used from torch 2.7 on, this is {version}", version=text)
     if device not in ("cpu", "cuda", "xpu"):
-        return f"FlexAttention is used on cpu, cuda and xpu only, not on {device}"
+        return Phrase("flex_device", "FlexAttention is used on cpu, cuda and xpu only, not on {device}", device=device)
     if kind.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"FlexAttention does not compute in {kind.dtype}"
+        return Phrase("flex_type", "FlexAttention does not compute in {dtype}", dtype=str(kind.dtype))
     if not 16 <= kind.head_dim <= 256:
-        return f"FlexAttention takes head sizes from 16 to 256, this one is {kind.head_dim}"
+        return Phrase(
+            "flex_head_size", "FlexAttention takes head sizes from 16 to 256, this one is {size}", size=kind.head_dim
+        )
     if device == "cpu":
         if _compiler() is None:
-            return "torch.compile needs a C++ compiler on the CPU and none was found (g++, clang++, or $CXX)"
+            return Phrase(
+                "flex_compiler",
+                "torch.compile needs a C++ compiler on the CPU and none was found (g++, clang++, or $CXX)",
+            )
     elif kind.q_block % 64 or kind.k_block % 64:
-        return f"FlexAttention needs blocks that are multiples of 64, got {kind.q_block}/{kind.k_block}"
+        return Phrase(
+            "flex_blocks",
+            "FlexAttention needs blocks that are multiples of 64, got {blocks}",
+            blocks=f"{kind.q_block}/{kind.k_block}",
+        )
     elif importlib.util.find_spec("triton") is None:
-        return "torch.compile needs the package triton on this device"
+        return Phrase("flex_triton", "torch.compile needs the package triton on this device")
     # Last, because asking loads the compiler's front end, which takes seconds.
     from torch._dynamo.eval_frame import is_dynamo_supported
 
     if not is_dynamo_supported():
-        return f"torch.compile does not work with Python {sys.version.split()[0]} on this system"
+        return Phrase(
+            "flex_python",
+            "torch.compile does not work with Python {version} on this system",
+            version=sys.version.split()[0],
+        )
     return None
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...geometry.per_head import per_head
 from ...method.policy import TailName
 from ...method.rules.call import RuleCall
+from ...phrase import AND, LIST, Joined, Phrase, Text
 from ..call_kind import CallKind, Variant
 from ..nearest import Nearest
 from ..request import OUT_OF_MEMORY, AttendRequest, BackendFailure, new_output
@@ -38,38 +39,70 @@ class KitchenBackend:
     def __init__(self, trust: Trust) -> None:
         self.trust = trust
 
-    def unfit(self, kind: CallKind) -> str | None:
+    def unfit(self, kind: CallKind) -> Text | None:
         """Why no call on such a device, of such a type and size can be served; None if one can."""
         device = kind.device
         if device.type not in ("cpu", "cuda"):
-            return f"comfy-kitchen's sol_attn runs on NVIDIA and AMD GPUs, not on {device.type}"
+            return Phrase(
+                "kitchen_device",
+                "comfy-kitchen's sol_attn runs on NVIDIA and AMD GPUs, not on {device}",
+                device=device.type,
+            )
         reason = package.missing()
         if reason is not None:
             return reason
         if kind.head_dim > places.HEAD_DIM:
-            return f"comfy-kitchen's sol_attn takes head sizes up to {places.HEAD_DIM}, not {kind.head_dim}"
+            return Phrase(
+                "kitchen_head_size",
+                "comfy-kitchen's sol_attn takes head sizes up to {most}, not {size}",
+                most=places.HEAD_DIM,
+                size=kind.head_dim,
+            )
         halves = (torch.float16, torch.bfloat16)
         if device.type == "cpu":
-            known = kind.dtype in (*halves, torch.float32)
-            return None if known else f"comfy-kitchen's eager sol_attn does not take {kind.dtype}"
+            if kind.dtype in (*halves, torch.float32):
+                return None
+            return Phrase(
+                "kitchen_eager_type", "comfy-kitchen's eager sol_attn does not take {dtype}", dtype=str(kind.dtype)
+            )
         if kind.dtype not in halves:
-            return f"comfy-kitchen's sol_attn takes float16 and bfloat16, not {kind.dtype}"
+            return Phrase(
+                "kitchen_type",
+                "comfy-kitchen's sol_attn takes float16 and bfloat16, not {dtype}",
+                dtype=str(kind.dtype),
+            )
         if not package.compiled_for(device):
-            return "comfy-kitchen has no compiled sol_attn for this GPU (NVIDIA sm_80 or newer, AMD with WMMA)"
+            return Phrase(
+                "kitchen_not_compiled",
+                "comfy-kitchen has no compiled sol_attn for this GPU (NVIDIA sm_80 or newer, AMD with WMMA)",
+            )
         return None
 
-    def refuses(self, kind: CallKind) -> str | None:
+    def refuses(self, kind: CallKind) -> Text | None:
         """Why it cannot serve calls of a kind as they are, in words a user can act on; None if it can."""
         if (kind.q_block, kind.k_block) != (places.BLOCK, places.BLOCK):
-            blocks = f"{kind.q_block}/{kind.k_block}"
-            return f"comfy-kitchen's sol_attn takes query and key blocks of {places.BLOCK} tokens, not {blocks}"
+            return Phrase(
+                "kitchen_blocks",
+                "comfy-kitchen's sol_attn takes query and key blocks of {known} tokens, not {blocks}",
+                known=places.BLOCK,
+                blocks=f"{kind.q_block}/{kind.k_block}",
+            )
         for variant in kind.variants:
             if variant.method != "row":
-                return f"comfy-kitchen's sol_attn selects by the rule 'row', not {variant.method!r}"
+                return Phrase(
+                    "kitchen_rule",
+                    "comfy-kitchen's sol_attn selects by the rule 'row', not '{rule}'",
+                    rule=variant.method,
+                )
             if variant.tail not in TAILS:
-                return f"comfy-kitchen's sol_attn has the tails {' and '.join(TAILS)}, not {variant.tail}"
+                return Phrase(
+                    "kitchen_tails",
+                    "comfy-kitchen's sol_attn has the tails {known}, not {tail}",
+                    known=Joined(TAILS, AND),
+                    tail=variant.tail,
+                )
         if kind.anchored:
-            return "comfy-kitchen's sol_attn cannot keep the blocks of a frame"
+            return Phrase("kitchen_frames", "comfy-kitchen's sol_attn cannot keep the blocks of a frame")
         return self.unfit(kind) or self._distrust(kind)
 
     def nearest(self, kind: CallKind) -> Nearest | None:
@@ -92,12 +125,12 @@ class KitchenBackend:
         """Whether it is not checked before use: the eager form is what the compiled kernel is checked for."""
         return device.type == "cpu"
 
-    def warm_up(self, kind: CallKind, tails: Sequence[TailName], report: Callable[[str], None]) -> None:
+    def warm_up(self, kind: CallKind, tails: Sequence[TailName], report: Callable[[Text], None]) -> None:
         """Check the kernel before the first block of a run is computed; see `Backend.warm_up`. It compiles nothing."""
         for wanted in (kind, *(kind.with_tail(tail) for tail in tails if tail in TAILS)):
             self.refuses(wanted)
 
-    def _distrust(self, kind: CallKind) -> str | None:
+    def _distrust(self, kind: CallKind) -> Text | None:
         if self.under_test(kind.device):
             return None
         for variant in kind.variants:
@@ -209,19 +242,26 @@ def _index(heads: Sequence[int], device: torch.device) -> Tensor:
     return per_head(heads, device, torch.int64)
 
 
-def _lost(kind: CallKind, gains: bool) -> str:
+def _lost(kind: CallKind, gains: bool) -> Text:
     """What calls of `kind` lose here; follows "without"."""
-    lost = []
+    lost: list[Text] = []
     if any(variant.tail.startswith("linear") for variant in kind.variants):
-        lost.append("the linear term of the tail")
+        lost.append(Phrase("lost_linear", "the linear term of the tail"))
     if any(variant.method == "head" for variant in kind.variants):
-        lost.append("budgets that the rows of a head share")
+        lost.append(Phrase("lost_head_budget", "budgets that the rows of a head share"))
     if kind.q_block != places.BLOCK or kind.k_block != places.BLOCK:
-        lost.append(f"blocks of {kind.q_block}/{kind.k_block} tokens (it has {places.BLOCK}/{places.BLOCK})")
+        lost.append(
+            Phrase(
+                "lost_blocks",
+                "blocks of {blocks} tokens (it has {known}/{known})",
+                blocks=f"{kind.q_block}/{kind.k_block}",
+                known=places.BLOCK,
+            )
+        )
     if any(variant.tail != "none" for variant in kind.variants):
-        lost.append("a tail for each query (the queries of a block share one)")
-        lost += [] if gains else ["tail gains"]
-    return ", ".join([*lost, "16-bit products (it has INT8)"])
+        lost.append(Phrase("lost_query_tail", "a tail for each query (the queries of a block share one)"))
+        lost += [] if gains else [Phrase("lost_gains", "tail gains")]
+    return Joined([*lost, Phrase("lost_16_bits", "16-bit products (it has INT8)")], LIST)
 
 
-KITCHEN = KitchenBackend(Trust("comfy-kitchen's sol_attn"))
+KITCHEN = KitchenBackend(Trust(Phrase("kernels_kitchen", "comfy-kitchen's sol_attn")))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...phrase import LIST, Joined, Phrase, Text
 from ..triton.trust import in_short
 
 # What of `sol_attn` is used; older releases lack some of it.
@@ -16,21 +17,33 @@ _WANTED = ("scale", "sink_blocks", "sink_q", "key_bias", "topk_ratio", "tail", "
 
 
 @functools.cache
-def missing() -> str | None:
+def missing() -> Text | None:
     """Why comfy-kitchen's `sol_attn` cannot be called in this process, or None."""
     try:
         import comfy_kitchen
     except ModuleNotFoundError as error:
         if error.name == "comfy_kitchen":
-            return "comfy-kitchen is not installed (recent ComfyUI brings it: pip install comfy-kitchen)"
-        return f"comfy-kitchen is installed but broken: {in_short(error)}"
+            return Phrase(
+                "kitchen_none", "comfy-kitchen is not installed (recent ComfyUI brings it: pip install comfy-kitchen)"
+            )
+        return _broken(error)
     except Exception as error:
-        return f"comfy-kitchen is installed but broken: {in_short(error)}"
+        return _broken(error)
     found = getattr(comfy_kitchen, "sol_attn", None)
     if found is None or not hasattr(comfy_kitchen, "sol_attn_is_available"):
-        return "this comfy-kitchen has no sol_attn: 0.2.40 has"
+        return Phrase("kitchen_no_sol_attn", "this comfy-kitchen has no sol_attn: 0.2.40 has")
     lacking = [name for name in _WANTED if name not in inspect.signature(found).parameters]
-    return f"sol_attn of this comfy-kitchen does not take {', '.join(lacking)}: 0.2.40 does" if lacking else None
+    if not lacking:
+        return None
+    return Phrase(
+        "kitchen_lacks",
+        "sol_attn of this comfy-kitchen does not take {names}: 0.2.40 does",
+        names=Joined(lacking, LIST),
+    )
+
+
+def _broken(error: Exception) -> Text:
+    return Phrase("kitchen_broken", "comfy-kitchen is installed but broken: {error}", error=in_short(error))
 
 
 def compiled_for(device: torch.device) -> bool:

@@ -18,7 +18,8 @@ from ...geometry.grid import TokenGrid
 from ...geometry.layout import Layout, LayoutTables, build_tables
 from ...method.policy import Policy
 from ...method.rules.call import RuleCall
-from ..call_kind import CallKind, Variant
+from ...phrase import LIST, Joined, Phrase, Text
+from ..call_kind import CallKind, Variant, bias_in_words
 from ..reference import attend_reference
 from ..request import OUT_OF_MEMORY, AttendRequest
 from ..triton.trust import in_short, short_of_memory
@@ -68,7 +69,7 @@ def _tokens(tables: LayoutTables, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def check(
     run: Callable[[RuleCall], tuple[Tensor, AttendRequest]], kind: CallKind, variant: Variant, gain: bool
-) -> str | None:
+) -> Text | None:
     """Compute a small call and judge it; what is wrong, or None.
 
     Args:
@@ -78,7 +79,10 @@ def check(
     Raises:
         OUT_OF_MEMORY: where memory is short: that says nothing about the kernel.
     """
-    what = f"tail {variant.tail}{' with a gain' if gain else ''}, {'a' if variant.biased else 'no'} key bias"
+    tail = Phrase("variant_tail", "tail {tail}", tail=variant.tail)
+    if gain:
+        tail = Phrase("variant_tail_gain", "tail {tail} with a gain", tail=variant.tail)
+    what = Joined((tail, bias_in_words(variant.biased)), LIST)
     try:
         # Not as the caller of the first call has it: the verdict is for all of them.
         with without_autocast(kind.device), torch.no_grad():
@@ -88,9 +92,21 @@ def check(
         if short_of_memory(failure):
             raise OUT_OF_MEMORY(str(failure)) from failure
         log.debug("DraftAttention's check of sol_attn, %s", what, exc_info=failure)
-        return f"it does not run on {kind.device}: {in_short(failure)} ({what})"
+        return Phrase(
+            "kitchen_fails",
+            "it does not run on {device}: {error} ({call})",
+            device=str(kind.device),
+            error=in_short(failure),
+            call=what,
+        )
     if not error < LIMIT:
-        return f"its output is off by {error:.1e} from the reference on {kind.device} ({what})"
+        return Phrase(
+            "kitchen_off",
+            "its output is off by {error} from the reference on {device} ({call})",
+            error=f"{error:.1e}",
+            device=str(kind.device),
+            call=what,
+        )
     return None
 
 

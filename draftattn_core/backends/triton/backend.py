@@ -21,6 +21,7 @@ from ...method.policy import Bits, Policy, TailName
 from ...method.rules.call import RuleCall
 from ...method.selection import forced_blocks, ranking_of
 from ...method.tail.formula import name_of
+from ...phrase import Phrase, Text
 from ..call_kind import CallKind, Variant
 from ..request import AttendRequest, new_output
 from . import head_groups, launch, self_check
@@ -46,21 +47,21 @@ class TritonBackend(ABC):
         self.launch = launch.LAUNCHES[name]
 
     @abstractmethod
-    def unfit(self, kind: CallKind) -> str | None:
+    def unfit(self, kind: CallKind) -> Text | None:
         """Why no kernel is made for calls of a kind, without trying any; None if one is."""
 
     @abstractmethod
     def key(self, kind: CallKind) -> tuple[Hashable, ...]:
         """What verdicts on the kernels of a kind of call go by, beside the variant."""
 
-    def refuses(self, kind: CallKind) -> str | None:
+    def refuses(self, kind: CallKind) -> Text | None:
         """Why the kernels cannot serve calls of a kind, in words a user can act on; None if they can."""
         reason = self.unfit(kind)
         return reason if reason is not None else self._distrust(self.key(kind), kind, self.check)
 
     def _distrust(
-        self, kernel: tuple[Hashable, ...], kind: CallKind, check: Callable[[CallKind, Variant], str | None]
-    ) -> str | None:
+        self, kernel: tuple[Hashable, ...], kind: CallKind, check: Callable[[CallKind, Variant], Text | None]
+    ) -> Text | None:
         """The first reason against one of the variants of a kernel; each is checked on first use."""
         unchecked = self.under_test(kind.device)
         for variant in kind.variants:
@@ -74,7 +75,7 @@ class TritonBackend(ABC):
         """Whether kernels are not checked before use: where Triton interprets them they are what is being tested."""
         return device.type == "cpu"
 
-    def warm_up(self, kind: CallKind, tails: Sequence[TailName], report: Callable[[str], None]) -> None:
+    def warm_up(self, kind: CallKind, tails: Sequence[TailName], report: Callable[[Text], None]) -> None:
         """Compile and check the kernels of a run before its first block is computed; see `Backend.warm_up`.
 
         Triton compiles a kernel when it is first launched, and keeps the binary on disk: seconds in the first run on a
@@ -90,13 +91,22 @@ class TritonBackend(ABC):
         for variant in wanted:
             if variant in missing:
                 number = missing.index(variant) + 1
-                what = f"{self.trust.name}, {number} of {len(missing)} (tail {variant.tail})"
-                report(f"DraftAttention compiles and checks {what}; once per machine")
+                report(
+                    Phrase(
+                        "wait_compiles",
+                        "DraftAttention compiles and checks {kernels}, {number} of {count} (tail {tail}); "
+                        "once per machine",
+                        kernels=self.trust.name,
+                        number=number,
+                        count=len(missing),
+                        tail=variant.tail,
+                    )
+                )
             reason = self.trust.reason_against((*self.key(kind), variant), partial(self.check, kind, variant))
             if reason is not None and variant in kind.variants:
                 return
 
-    def check(self, kind: CallKind, variant: Variant) -> str | None:
+    def check(self, kind: CallKind, variant: Variant) -> Text | None:
         """What is wrong with the kernels of a whole call, or None; see `self_check.check`."""
         return self_check.check(self.group, kind, variant)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from ...phrase import Phrase, Text
 from ..call_kind import CallKind
 from . import hopper
 from .trust import Trust
@@ -16,15 +17,15 @@ from .trust import Trust
 class GluonBackend(hopper.HopperBackend):
     """`attend` in the Gluon form."""
 
-    def unfit(self, kind: CallKind) -> str | None:
+    def unfit(self, kind: CallKind) -> Text | None:
         return lacking(kind.device, kind.head_dim) or super().unfit(kind)
 
 
-def lacking(device: torch.device, head_dim: int) -> str | None:
+def lacking(device: torch.device, head_dim: int) -> Text | None:
     """Why a device cannot run the kernel at a head size."""
     if device.type == "cpu":
-        return f"its kernel runs on Hopper GPUs ({hopper.ARCHITECTURE}), not on cpu"
+        return hopper.not_there("cpu")
     return hopper.lacking(device, head_dim)
 
 
-GLUON = GluonBackend("triton_gluon", Trust("its Gluon kernel for Hopper"))
+GLUON = GluonBackend("triton_gluon", Trust(Phrase("kernels_gluon", "its Gluon kernel for Hopper")))

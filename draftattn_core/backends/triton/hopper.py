@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ...method.rules.call import RuleCall
+from ...phrase import Foreign, Phrase, Text
 from ..call_kind import CallKind, Variant
 from . import machine, self_check
 from .backend import TritonBackend
 from .computed import Computed
-from .pointer import HEAD_DIMS
-from .trust import Trust, in_short, kernel_key
+from .pointer import HEAD_DIMS, wrong_head_size, wrong_type
+from .trust import Trust, kernel_key
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +34,32 @@ K_BLOCKS = (64, 128)
 class HopperBackend(TritonBackend):
     """`attend` in the warp-specialised form. A request made elsewhere takes the kernels of whole calls."""
 
-    def unfit(self, kind: CallKind) -> str | None:
+    def unfit(self, kind: CallKind) -> Text | None:
         why = lacking(kind.device, kind.head_dim)
         if why is not None or kind.device.type == "cpu":
             return why
         if kind.dtype not in (torch.float16, torch.bfloat16):
-            return f"its kernels take float16 and bfloat16, not {kind.dtype}"
+            return wrong_type(kind)
         if kind.q_block != Q_BLOCK or kind.k_block not in K_BLOCKS:
-            blocks = f"{kind.q_block}/{kind.k_block}"
-            return f"its kernels take query blocks of {Q_BLOCK} and key blocks of {K_BLOCKS} tokens, not {blocks}"
+            return Phrase(
+                "hopper_blocks",
+                "its kernels take query blocks of {q} and key blocks of {k} tokens, not {blocks}",
+                q=Q_BLOCK,
+                k=str(K_BLOCKS),
+                blocks=f"{kind.q_block}/{kind.k_block}",
+            )
         return None
 
     def key(self, kind: CallKind) -> tuple[Hashable, ...]:
         return kernel_key(kind.device, kind.dtype, kind.head_dim, kind.k_block)
 
-    def refuses(self, kind: CallKind) -> str | None:
+    def refuses(self, kind: CallKind) -> Text | None:
         reason = super().refuses(kind)
         if reason is None and not self.under_test(kind.device):
             self.trust.reason_against(kernel_key(kind.device, UNPROVEN), partial(_caution, self.name))
         return reason
 
-    def check(self, kind: CallKind, variant: Variant) -> str | None:
+    def check(self, kind: CallKind, variant: Variant) -> Text | None:
         """What is wrong with the kernels of a whole call, or None: with their results, or with their warps."""
         from ....kernels.attend_hopper import SPECIALISED_WARPS
 
@@ -66,7 +72,12 @@ class HopperBackend(TritonBackend):
 
         wrong = self_check.check(group, kind, variant)
         if wrong is None and any(found not in (None, SPECIALISED_WARPS) for found in warps):
-            return f"Triton compiled it for {kind.device} without specialising its warps ({variant})"
+            return Phrase(
+                "hopper_warps",
+                "Triton compiled it for {device} without specialising its warps ({variant})",
+                device=str(kind.device),
+                variant=variant.text(),
+            )
         return wrong
 
 
@@ -75,26 +86,42 @@ def _caution(name: str) -> None:
     log.warning("DraftAttention: %s", UNPROVEN.format(name))
 
 
-def lacking(device: torch.device, head_dim: int) -> str | None:
+def lacking(device: torch.device, head_dim: int) -> Text | None:
     """Why a device cannot run the kernels at a head size. On the CPU they run only where Triton interprets them."""
     missing = machine.triton_missing()
     if device.type == "cpu" and missing is None and machine.interpreted():
         return None
     if device.type != "cuda":
-        return f"its kernels run on Hopper GPUs ({ARCHITECTURE}), not on {device.type}"
+        return not_there(device.type)
     if missing is not None:
         return missing
     name = machine.architecture(device)
     if name != ARCHITECTURE:
-        return f"its kernels run on Hopper GPUs ({ARCHITECTURE}), this is {name}: use backend 'triton'"
+        return Phrase(
+            "hopper_only",
+            "its kernels run on Hopper GPUs ({known}), this is {found}: use backend 'triton'",
+            known=ARCHITECTURE,
+            found=name,
+        )
     if head_dim not in HEAD_DIMS:
-        return f"its kernels take head sizes {HEAD_DIMS}, not {head_dim}"
+        return wrong_head_size(head_dim)
     try:
         from ....kernels import attend_hopper
 
-        return attend_hopper.lacking()
+        missing_there = attend_hopper.lacking()
+        return None if missing_there is None else Foreign(missing_there)
     except Exception as error:
-        return f"the kernels cannot be imported: {in_short(error)}"
+        return machine.not_imported(error)
 
 
-HOPPER = HopperBackend("triton_hopper", Trust("its kernels for Hopper"))
+def not_there(device: str) -> Text:
+    """Why kernels for Hopper do not run on another kind of device."""
+    return Phrase(
+        "hopper_device",
+        "its kernels run on Hopper GPUs ({known}), not on {device}",
+        known=ARCHITECTURE,
+        device=device,
+    )
+
+
+HOPPER = HopperBackend("triton_hopper", Trust(Phrase("kernels_hopper", "its kernels for Hopper")))

@@ -8,13 +8,14 @@ import re
 import torch
 from torch import Tensor
 
+from ...phrase import Phrase, Text
 from .trust import in_short
 
 OLDEST_TRITON = (3, 3)
 
 
 @functools.cache
-def triton_missing() -> str | None:
+def triton_missing() -> Text | None:
     """Why Triton cannot be used in this process, or None."""
     try:
         import triton
@@ -22,17 +23,31 @@ def triton_missing() -> str | None:
         version = str(triton.__version__)
     except ModuleNotFoundError as error:
         if error.name == "triton":
-            return "Triton is not installed (on Windows: pip install triton-windows)"
-        return f"Triton is installed but broken: {in_short(error)}"
+            return Phrase("triton_none", "Triton is not installed (on Windows: pip install triton-windows)")
+        return _broken(error)
     except Exception as error:
-        return f"Triton is installed but broken: {in_short(error)}"
+        return _broken(error)
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON:
-        return f"Triton {version} is too old: {'.'.join(map(str, OLDEST_TRITON))} or newer is needed"
+        return Phrase(
+            "triton_old",
+            "Triton {version} is too old: {oldest} or newer is needed",
+            version=version,
+            oldest=".".join(map(str, OLDEST_TRITON)),
+        )
     try:
         from ....kernels import attend_pointer  # noqa: F401
     except Exception as error:
-        return f"the kernels cannot be imported: {in_short(error)}"
+        return not_imported(error)
     return None
+
+
+def _broken(error: Exception) -> Text:
+    return Phrase("triton_broken", "Triton is installed but broken: {error}", error=in_short(error))
+
+
+def not_imported(error: Exception) -> Text:
+    """What is said of kernels whose file raises."""
+    return Phrase("triton_no_kernels", "the kernels cannot be imported: {error}", error=in_short(error))
 
 
 def interpreted() -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from ...phrase import Foreign, Phrase, Text
 from ..call_kind import CallKind, Variant
 from ..request import AttendRequest, BackendFailure
 from . import machine, self_check
@@ -22,32 +23,41 @@ class PointerBackend(TritonBackend):
 
     bits = (16, 8)
 
-    def unfit(self, kind: CallKind) -> str | None:
+    def unfit(self, kind: CallKind) -> Text | None:
         if kind.device.type != "cuda":
             if kind.device.type != "cpu" or machine.triton_missing() is not None or not machine.interpreted():
-                return f"its kernels run on NVIDIA and AMD GPUs, not on {kind.device.type}"
+                return Phrase(
+                    "kernels_device",
+                    "its kernels run on NVIDIA and AMD GPUs, not on {device}",
+                    device=kind.device.type,
+                )
             return None
         missing = machine.triton_missing()
         if missing is not None:
             return missing
         if kind.dtype not in (torch.float16, torch.bfloat16):
-            return f"its kernels take float16 and bfloat16, not {kind.dtype}"
+            return wrong_type(kind)
         if kind.head_dim not in HEAD_DIMS:
-            return f"its kernels take head sizes {HEAD_DIMS}, not {kind.head_dim}"
+            return wrong_head_size(kind.head_dim)
         if kind.q_block not in BLOCKS or kind.k_block not in BLOCKS:
-            return f"its kernels take blocks of {BLOCKS} tokens, not {kind.q_block}/{kind.k_block}"
+            return Phrase(
+                "kernels_blocks",
+                "its kernels take blocks of {known} tokens, not {blocks}",
+                known=str(BLOCKS),
+                blocks=f"{kind.q_block}/{kind.k_block}",
+            )
         from ....kernels.configs import attend_config
 
         try:
             attend_config(machine.architecture(kind.device), kind.head_dim, 0)
         except ValueError as error:
-            return str(error)
+            return Foreign(error)
         return None
 
     def key(self, kind: CallKind) -> tuple[Hashable, ...]:
         return kernel_key(kind.device, kind.dtype, kind.head_dim, kind.q_block, kind.k_block)
 
-    def check_gathered(self, kind: CallKind, variant: Variant) -> str | None:
+    def check_gathered(self, kind: CallKind, variant: Variant) -> Text | None:
         """What is wrong with the kernels of a request made elsewhere, or None."""
         return self_check.check_gathered(super().attend, kind, variant)
 
@@ -64,4 +74,15 @@ class PointerBackend(TritonBackend):
         return super().attend(request)
 
 
-POINTER = PointerBackend("triton", Trust("its Triton kernels"))
+def wrong_type(kind: CallKind) -> Text:
+    """Why kernels do not serve a kind of call that is neither in float16 nor in bfloat16."""
+    return Phrase("kernels_type", "its kernels take float16 and bfloat16, not {dtype}", dtype=str(kind.dtype))
+
+
+def wrong_head_size(head_dim: int) -> Text:
+    """Why kernels do not serve a head size that is none of `HEAD_DIMS`."""
+    sizes = str(HEAD_DIMS)
+    return Phrase("kernels_head_size", "its kernels take head sizes {sizes}, not {size}", sizes=sizes, size=head_dim)
+
+
+POINTER = PointerBackend("triton", Trust(Phrase("kernels_triton", "its Triton kernels")))

@@ -18,6 +18,7 @@ from ...method.rules import rule_of
 from ...method.rules.call import RuleCall
 from ...method.selection import select_from_draft
 from ...method.tail.expand import expand_blocks
+from ...phrase import Phrase, Text
 from ..call_kind import GIVEN, CallKind, Variant
 from ..reference import attend_reference
 from ..request import OUT_OF_MEMORY, AttendRequest, new_output
@@ -32,7 +33,7 @@ LIMIT = 2e-2
 _SEED = 2
 
 
-def check(group: Callable[..., Computed], kind: CallKind, variant: Variant) -> str | None:
+def check(group: Callable[..., Computed], kind: CallKind, variant: Variant) -> Text | None:
     """Compute a small call with the kernels of `variant` and judge it; what is wrong, or None.
 
     `group` computes a call into an output, with the selection where kernels do not select (`TritonBackend.group`).
@@ -42,7 +43,7 @@ def check(group: Callable[..., Computed], kind: CallKind, variant: Variant) -> s
     """
     policy = small_policy(variant)
 
-    def compute() -> str | None:
+    def compute() -> Text | None:
         call = small_call(kind, variant)
         out, given = new_output(call.q), variant.method == GIVEN
         done = group(call, out, rule_of(policy.method).select(call)) if given else group(call, out)
@@ -51,10 +52,10 @@ def check(group: Callable[..., Computed], kind: CallKind, variant: Variant) -> s
     return _verdict(compute, kind, variant)
 
 
-def check_gathered(attend: Callable[[AttendRequest], Tensor], kind: CallKind, variant: Variant) -> str | None:
+def check_gathered(attend: Callable[[AttendRequest], Tensor], kind: CallKind, variant: Variant) -> Text | None:
     """The same for kernels that take a request made elsewhere; the method of `variant` does not matter."""
 
-    def compute() -> str | None:
+    def compute() -> Text | None:
         request = small_request(kind, variant)
         return _off_by([_off(attend(request), attend_reference(request))])
 
@@ -89,7 +90,7 @@ def small_request(kind: CallKind, variant: Variant) -> AttendRequest:
     return AttendRequest.of(call, rule_of(call.policy.method).select(call), call.tail)
 
 
-def judge(out: Tensor, request: AttendRequest, draft: Draft, policy: Policy) -> str | None:
+def judge(out: Tensor, request: AttendRequest, draft: Draft, policy: Policy) -> Text | None:
     """What is wrong with a call that kernels computed, or None. Each stage is checked on the previous one's own output.
 
     Args:
@@ -98,12 +99,14 @@ def judge(out: Tensor, request: AttendRequest, draft: Draft, policy: Policy) -> 
     """
     pairs = int((request.keep ^ select_from_draft(draft, request.tables, policy, request.scale)).sum())
     if pairs:
-        return f"its selection differs from the reference's in {pairs} block pairs"
+        return Phrase(
+            "kernel_selection", "its selection differs from the reference's in {pairs} block pairs", pairs=pairs
+        )
     off = _off(out, attend_reference(request))
     return _off_by([off, *_draft_errors(request, draft, policy), *_tail_errors(request, policy)])
 
 
-def _verdict(compute: Callable[[], str | None], kind: CallKind, variant: Variant) -> str | None:
+def _verdict(compute: Callable[[], Text | None], kind: CallKind, variant: Variant) -> Text | None:
     try:
         # Not as the caller of the first call has it: the verdict is for all of them.
         with without_autocast(kind.device), torch.no_grad():
@@ -112,14 +115,30 @@ def _verdict(compute: Callable[[], str | None], kind: CallKind, variant: Variant
         if short_of_memory(error):
             raise OUT_OF_MEMORY(str(error)) from error
         log.debug("DraftAttention's check of %s", variant, exc_info=error)
-        return f"a kernel does not run on {kind.device}: {in_short(error)} ({variant})"
-    return None if wrong is None else f"{wrong} on {kind.device} ({variant})"
+        return Phrase(
+            "kernel_fails_at",
+            "a kernel does not run on {device}: {error} ({variant})",
+            device=str(kind.device),
+            error=in_short(error),
+            variant=variant.text(),
+        )
+    if wrong is None:
+        return None
+    return Phrase(
+        "kernel_wrong_at",
+        "{wrong} on {device} ({variant})",
+        wrong=wrong,
+        device=str(kind.device),
+        variant=variant.text(),
+    )
 
 
-def _off_by(errors: list[float]) -> str | None:
+def _off_by(errors: list[float]) -> Text | None:
     # Not by their maximum, which may hide one that is not a number.
     wrong = [error for error in errors if not error < LIMIT]
-    return f"its output is off by {wrong[0]:.1e} from the reference" if wrong else None
+    if not wrong:
+        return None
+    return Phrase("kernel_off", "its output is off by {error} from the reference", error=f"{wrong[0]:.1e}")
 
 
 def _off(found: Tensor, expected: Tensor) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...phrase import Phrase, Text
 from ..request import OUT_OF_MEMORY, BackendFailure
 
 log = logging.getLogger(__name__)
@@ -23,11 +24,11 @@ class Trust:
         verdicts: per kernel, None for one that passed its check, or what is wrong with it.
     """
 
-    name: str
-    verdicts: dict[Hashable, str | None] = field(default_factory=dict)
+    name: Text
+    verdicts: dict[Hashable, Text | None] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def reason_against(self, kernel: Hashable, check: Callable[[], str | None]) -> str | None:
+    def reason_against(self, kernel: Hashable, check: Callable[[], Text | None]) -> Text | None:
         """Why a kernel cannot be used. The first call per kernel runs its check; other threads wait for the verdict.
 
         A check that raises leaves no verdict: memory that is short now says nothing about the kernel.
@@ -42,7 +43,7 @@ class Trust:
         with self._lock:
             return kernel in self.verdicts
 
-    def withdraw(self, kernel: Hashable, reason: str) -> None:
+    def withdraw(self, kernel: Hashable, reason: Text) -> None:
         """Stop using a kernel; says so once."""
         with self._lock:
             if self.verdicts.get(kernel) is None:
@@ -52,11 +53,13 @@ class Trust:
         """What to raise for an error of a launch: short memory as torch says it, or the end of trust in `kernel`."""
         if short_of_memory(error):
             return OUT_OF_MEMORY(str(error))
-        reason = f"a kernel does not run on {device}: {in_short(error)}"
+        reason = Phrase(
+            "kernel_fails", "a kernel does not run on {device}: {error}", device=str(device), error=in_short(error)
+        )
         self.withdraw(kernel, reason)
         return BackendFailure(reason)
 
-    def _pass(self, kernel: Hashable, reason: str | None) -> None:
+    def _pass(self, kernel: Hashable, reason: Text | None) -> None:
         self.verdicts[kernel] = reason
         if reason is not None:
             log.warning("DraftAttention does without %s: %s", self.name, reason)

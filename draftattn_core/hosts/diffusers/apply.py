@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...geometry.grid import TokenGrid
+from ...phrase import Phrase
 from ...run.evaluation import Branch, Evaluation, StepCache
 from ...run.events import Events
 from ...run.fingerprint import ModelName, check_name, family_of, weights_identity
@@ -268,9 +269,19 @@ class DraftAttentionHandle:
             self._branches = Branches()
             self.run.start(tick.steps, tick.progress)
         if not self._clock.knows_length:
-            self.run.note("progress was read from the noise level alone: pass scheduler, timesteps or steps")
+            self.run.note(
+                Phrase(
+                    "note_noise_alone",
+                    "progress was read from the noise level alone: pass scheduler, timesteps or steps",
+                )
+            )
         elif not tick.listed:
-            self.run.note("a timestep is not among the given ones: its progress was read from the noise level alone")
+            self.run.note(
+                Phrase(
+                    "note_unknown_timestep",
+                    "a timestep is not among the given ones: its progress was read from the noise level alone",
+                )
+            )
         return tick
 
     def _read(self, call: ForwardCall, tick: Tick) -> ModelCall:

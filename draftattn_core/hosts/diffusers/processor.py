@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...geometry.grid import TokenGrid
+from ...phrase import Phrase
 from ...run.report import DenseReason, Position
 from ...run.run import Run
 from .clock import Tick
@@ -24,7 +25,9 @@ from .parallel import HeadExchange, RankHeads
 from .text_mask import TextMask, read_text_mask
 
 _DISPATCH = "dispatch_attention_fn"
-NO_BACKWARD = "sparse attention has no backward pass, so calls that record gradients ran dense"
+NO_BACKWARD = Phrase(
+    "note_no_backward", "sparse attention has no backward pass, so calls that record gradients ran dense"
+)
 
 
 @dataclass

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.layout import Layout, LayoutTables
+from ...phrase import Phrase, Text
 from ..calibatt.displacement import DisplacementMask
 from ..calibatt.intervals import Intervals
 from ..calibatt.portable import PortableVolume
@@ -213,13 +214,16 @@ class CalibratedMasks:
     densities: Mapping[tuple[int, int], tuple[float, ...]]
     _on_device: dict[torch.device, Calibrated] = field(default_factory=dict, repr=False)
 
-    def remark(self, layout: Layout) -> str | None:
+    def remark(self, layout: Layout) -> Text | None:
         """What to tell the user of a run with that layout; None where the masks are its own."""
         if layout.grid == self.exact.layout.grid:
             return None
-        return (
-            f"the masks were calibrated on the grid {self.exact.layout.grid} and the run has {layout.grid}: their "
-            "portable form is used, by displacement; calibrate on this grid for the published one"
+        return Phrase(
+            "masks_portable",
+            "the masks were calibrated on the grid {masks} and the run has {run}: their portable form is used, by "
+            "displacement; calibrate on this grid for the published one",
+            masks=str(self.exact.layout.grid),
+            run=str(layout.grid),
         )
 
     def select(self, call: RuleCall) -> Tensor:

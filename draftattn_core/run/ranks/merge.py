@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...phrase import Foreign, Phrase
 from ..report import Call, RunReport
 from .ranks import About, Ranks
 
@@ -43,9 +44,17 @@ def _told(report: RunReport) -> dict[str, Any]:
 
 def merge(own: RunReport, heard: Sequence[dict[str, Any]]) -> RunReport:
     """`merged_report`, from what each rank said of its report (`heard`, in order of ranks)."""
-    own.notes[:] = dict.fromkeys(note for said in heard for note in said["notes"])
+    # Those of this rank keep their keys; the others' came as plain texts.
+    mine = {str(note): note for note in own.notes}
+    told = dict.fromkeys(note for said in heard for note in said["notes"])
+    own.notes[:] = [mine.get(note) or Foreign(note) for note in told]
     if len({len(said["calls"]) for said in heard}) > 1 or len({len(said["evaluations"]) for said in heard}) > 1:
-        own.note("the ranks counted different numbers of calls: what is reported is of this rank's heads alone")
+        own.note(
+            Phrase(
+                "note_ranks_differ",
+                "the ranks counted different numbers of calls: what is reported is of this rank's heads alone",
+            )
+        )
         return own
     own.calls[:] = [_merged(call, [said["calls"][i] for said in heard]) for i, call in enumerate(own.calls)]
     own.evaluations[:] = [

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ...phrase import Phrase, Text
 from .spread import planned_steps
 
 Rule = Literal["off", "easycache", "forecast", "spread"]
@@ -132,15 +133,24 @@ class StepCacheSettings:
         return any(start - REACHED <= progress <= end + REACHED for start, end in self.windows)
 
 
-def nothing_to_gain(settings: StepCacheSettings, steps: int) -> str | None:
+def nothing_to_gain(settings: StepCacheSettings, steps: int) -> Text | None:
     """Why a run of so many steps is better left alone, in a sentence; None if there is something to gain."""
     if settings.rule == "off":
         return None
     if settings.rule == "spread":
         planned = len(planned_steps(steps, settings.share))
-        return None if planned < steps else f"nothing to gain at {steps} steps: all of them would be computed"
+        if planned < steps:
+            return None
+        return Phrase(
+            "skip_all_computed", "nothing to gain at {steps} steps: all of them would be computed", steps=steps
+        )
     first = max(settings.first_of(steps), NEEDED[settings.rule])
     could = max(0, steps - first - 1)
     if could > LEAST_GAIN * steps:
         return None
-    return f"nothing to gain at {steps} steps: the first {min(first, steps)} and the last are computed"
+    return Phrase(
+        "skip_no_gain",
+        "nothing to gain at {steps} steps: the first {first} and the last are computed",
+        steps=steps,
+        first=min(first, steps),
+    )

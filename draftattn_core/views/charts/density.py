@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from ...phrase import Phrase
 from ...run.report import EXPECTED_REASONS, DenseReason, RunReport
 from .canvas import Colour, on, wrapped
-from .evaluations import evaluations
+from .evaluations import evaluations, skipped_in_words
 from .look import LIGHT, Look, Pen
 
 REASON_COLOURS: dict[DenseReason, Colour] = {
@@ -93,11 +94,14 @@ def density_map(report: RunReport, title: str = "Density of every attention call
     if not table:
         picture, pen = look.blank(look.width or 420, 90)
         pen.write((look.margin, look.margin), title, size=16)
-        pen.write((look.margin, 44), "No attention call of this run was seen.", fill=look.faint)
+        pen.write(
+            (look.margin, 44), Phrase("chart_no_call", "No attention call of this run was seen."), fill=look.faint
+        )
         return picture
     top = scale_top(table)
     plot = _plot(table, top, look)
-    body = look.stack([plot, look.colour_bar(top, max(60, look.size(plot)[1] - 70), "density")], across=True, gap=16)
+    bar = look.colour_bar(top, max(60, look.size(plot)[1] - 70), Phrase("chart_density", "density"))
+    body = look.stack([plot, bar], across=True, gap=16)
     width = look.width or max(look.size(body)[0], 380)
     parts = [_heading(report, title, width, look), body, _legend(table, width, look)]
     return look.framed(look.stack(parts, gap=6))
@@ -131,9 +135,10 @@ def _plot(table: list[list[Cell]], top: float, look: Look) -> Image.Image:
         pen.write((left - 6, above + (layer + 0.5) * cell_h), str(layer), size=11, anchor="rm")
     for step in range(0, steps, every_step):
         pen.write((left + (step + 0.5) * cell_w, above + layers * cell_h + 4), str(step + 1), size=11, anchor="ma")
-    pen.write((0, above + layers * cell_h + 4), "layer", size=11, fill=look.faint)
+    pen.write((0, above + layers * cell_h + 4), Phrase("chart_layers", "layer"), size=11, fill=look.faint)
     centre = left + steps * cell_w / 2
-    pen.write((centre, above + layers * cell_h + 20), "step (noisy to clean)", size=11, fill=look.faint, anchor="ma")
+    steps_text = Phrase("chart_steps", "step (noisy to clean)")
+    pen.write((centre, above + layers * cell_h + 20), steps_text, size=11, fill=look.faint, anchor="ma")
     return picture
 
 
@@ -172,11 +177,14 @@ def _legend(table: list[list[Cell]], width: int, look: Look) -> Image.Image:
         for cell in row:
             counts += cell.reasons
             unseen |= cell.density is None and cell.reason is None and cell.answered is None
-    entries = [(REASON_COLOURS[reason], f"dense: {reason} ({number})") for reason, number in counts.most_common()]
+    entries: list[tuple[Colour, str]] = [
+        (REASON_COLOURS[reason], Phrase("chart_dense", "dense: {reason} ({count})", reason=reason, count=number))
+        for reason, number in counts.most_common()
+    ]
     skipped = Counter(row[0].answered for row in table if row[0].answered and not any(map(_has_calls, row)))
-    entries += [(look.skipped, f"skipped: {answered} ({number})") for answered, number in skipped.most_common()]
+    entries += [(look.skipped, skipped_in_words(answered, number)) for answered, number in skipped.most_common()]
     if unseen:
-        entries.append((look.unseen, "no call seen"))
+        entries.append((look.unseen, Phrase("chart_unseen", "no call seen")))
     return look.legend(entries, width)
 
 
@@ -194,7 +202,11 @@ def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) ->
     height, left = 110, 46
     whole = report.step_seconds()
     picture, pen = look.blank(width, height + 50)
-    title = "Seconds per step: attention before the whole model" if whole else "Attention seconds per step"
+    title = (
+        Phrase("chart_seconds_model", "Seconds per step: attention before the whole model")
+        if whole
+        else Phrase("chart_seconds", "Attention seconds per step")
+    )
     pen.write((0, 0), title, size=13)
     if not table:
         return picture
@@ -219,7 +231,10 @@ def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) ->
     for index in range(0, len(totals), _stride(len(totals), max(1, int(step_w)), 24)):
         pen.write((left + (index + 0.5) * step_w, base + 4), str(index + 1), size=11, anchor="ma")
     right = left + len(totals) * step_w
-    for measured, colour, label in ((level, look.accent, "all calls dense"), (dense_step, look.faint, "dense step")):
+    for measured, colour, label in (
+        (level, look.accent, Phrase("chart_all_dense", "all calls dense")),
+        (dense_step, look.faint, Phrase("chart_dense_step", "dense step")),
+    ):
         if measured is not None:
             y = base - measured / highest * height
             pen.line((left, y, right, y), fill=colour)
@@ -234,9 +249,10 @@ def tails_per_layer(report: RunReport, look: Look = LIGHT) -> Image.Image | None
         return None
     names = list(next(iter(report.tail_errors.values())))
     label_w, column, row_h, width = 190, 72, 18, max(190 + 72 * len(names), 480)  # wide enough for the heading
-    heading = "Error of each tail, measured on this model (relative L2, lower is better)"
+    heading: str = "Error of each tail, measured on this model (relative L2, lower is better)"
     if look.width is not None:
-        label_w, width, heading = 120, look.width, "Error of each tail (relative L2, lower is better)"
+        label_w, width = 120, look.width
+        heading = Phrase("chart_tails", "Error of each tail (relative L2, lower is better)")
         column, row_h = (width - label_w) // len(names), int(np.clip(216 // len(report.tail_errors), 4, 18))
     picture, pen = look.blank(width, 40 + row_h * len(report.tail_errors))
     pen.write((0, 0), heading, size=13)
@@ -247,10 +263,11 @@ def tails_per_layer(report: RunReport, look: Look = LIGHT) -> Image.Image | None
         y = 40 + row_h * row
         heads = report.tails.get(layer, ())
         chosen = Counter(heads).most_common(1)
-        label = f"layer {layer}"
+        label: str = Phrase("chart_layer", "layer {layer}", layer=layer)
         if chosen:
-            share = f" ({chosen[0][1]} of {len(heads)} heads)" if look.width is None else ""
-            label += f": {chosen[0][0]}{share}"
+            label = Phrase("chart_layer_tail", "layer {layer}: {tail}", layer=layer, tail=chosen[0][0])
+            if look.width is None:
+                label += f" ({chosen[0][1]} of {len(heads)} heads)"
         if row % _stride(len(report.tail_errors), row_h, 14) == 0:
             pen.write((0, y + row_h / 2 - 1), label, size=11, anchor="lm")
         for index, name in enumerate(names):
@@ -274,7 +291,8 @@ def report_sheet(report: RunReport, title: str = "DraftAttention report", look: 
     seen, skipping = bool(cells(report)), bool(report.decisions)
     parts, width = [], look.width or 420
     if seen or not skipping:
-        parts.append(density_map(report, title if look.width is None else "Density by step and layer", look))
+        on_node = Phrase("chart_density_map", "Density by step and layer")
+        parts.append(density_map(report, title if look.width is None else on_node, look))
     elif look.width is None:
         parts.append(look.framed(_heading(report, title, 640, look)))
     if parts:

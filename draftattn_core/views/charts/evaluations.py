@@ -8,7 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
+from ...phrase import Phrase, Text
 from ...run import skips
+from ...run.evaluation import Outcome
 from ...run.report import RunReport
 from ...run.step_cache.log import Decision
 from .look import LIGHT, Look
@@ -40,7 +42,7 @@ def evaluations(report: RunReport, width: int = 640, look: Look = LIGHT) -> Imag
         highest = max(highest, threshold)
     top, measured = above(look), look.ramp_colour(MEASURED)
     picture, pen = look.blank(width, top + HEIGHT + 34)
-    pen.write((0, 0), "Evaluations: skipped, expected and measured error", size=13)
+    pen.write((0, 0), Phrase("chart_evaluations", "Evaluations: skipped, expected and measured error"), size=13)
     pen.paste(_legend(decided, width, look), (0, 20))
     base, count = top + HEIGHT, 1 + max(decided)
     column = (width - LEFT - 80) / count
@@ -59,14 +61,15 @@ def evaluations(report: RunReport, width: int = 640, look: Look = LIGHT) -> Imag
     if 0.0 < threshold <= highest:
         y = base - threshold / highest * HEIGHT
         pen.line((LEFT, y, right, y), fill=look.accent)
-        pen.write((right + 6, y), "threshold", size=11, fill=look.accent, anchor="lm")
+        pen.write((right + 6, y), Phrase("chart_threshold", "threshold"), size=11, fill=look.accent, anchor="lm")
     pen.write((LEFT - 6, top), f"{highest:.2g}", size=11, anchor="rm")
     pen.write((LEFT - 6, base), "0", size=11, anchor="rm")
     every = next((step for step in (1, 2, 5, 10, 20, 50) if step * column >= 24), count)
     for index in range(0, count, every):
         pen.write((LEFT + (index + 0.5) * column, base + 4), str(index + 1), size=11, anchor="ma")
     centre = LEFT + count * column / 2
-    pen.write((centre, base + 20), "evaluation (noisy to clean)", size=11, fill=look.faint, anchor="ma")
+    axis = Phrase("chart_evaluation_axis", "evaluation (noisy to clean)")
+    pen.write((centre, base + 20), axis, size=11, fill=look.faint, anchor="ma")
     return picture
 
 
@@ -90,6 +93,12 @@ def _expected(decisions: Iterable[Decision]) -> dict[int, float]:
 
 def _legend(decided: dict[int, str], width: int, look: Look) -> Image.Image:
     skipped = Counter(outcome for outcome in decided.values() if outcome != "computed")
-    entries = [(look.skipped, f"skipped: {outcome} ({number})") for outcome, number in skipped.items()]
-    entries += [(look.ramp_colour(MEASURED), "measured error"), (look.ink, "expected, summed")]
+    entries = [(look.skipped, skipped_in_words(outcome, number)) for outcome, number in skipped.items()]
+    entries.append((look.ramp_colour(MEASURED), Phrase("chart_measured", "measured error")))
+    entries.append((look.ink, Phrase("chart_expected", "expected, summed")))
     return look.legend(entries, width)
+
+
+def skipped_in_words(outcome: str, count: int) -> Text:
+    """So many evaluations or steps that were answered without the model, by what they were answered with."""
+    return Phrase("chart_skipped", "skipped: {outcome} ({count})", outcome=Outcome(outcome), count=count)

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from ...phrase import Text
 from . import canvas
 from .canvas import ACCENT, FAINT, INK, LINES, PAPER, RAMP, Colour, font, text_size
+from .labels import Label, put_label, take_labels
 
 # What a node of its first width has room for.
 NODE_WIDTH = 384
@@ -26,6 +28,7 @@ class Look:
         stops: colours from little to much; much stands out from the paper.
         width: of the contents in units; None for as much as they take, with all their words.
         scale: pixels per unit.
+        labels: whether words are kept beside the picture (`labels_of`) instead of drawn; numbers and names are drawn.
     """
 
     paper: Colour = PAPER
@@ -38,6 +41,7 @@ class Look:
     stops: tuple[Colour, ...] = RAMP
     width: int | None = None
     scale: int = 1
+    labels: bool = False
 
     @property
     def margin(self) -> int:
@@ -61,7 +65,12 @@ class Look:
 
     def stack(self, pictures: Sequence[Image.Image], *, gap: int = 12, across: bool = False) -> Image.Image:
         """See `canvas.stack`; the gap is in units."""
-        return canvas.stack(pictures, gap=gap * self.scale, across=across, colour=self.paper)
+        sheet = canvas.stack(pictures, gap=gap * self.scale, across=across, colour=self.paper)
+        at = 0
+        for picture in pictures:
+            take_labels(sheet, picture, (at, 0) if across else (0, at))
+            at += (picture.width if across else picture.height) + gap * self.scale
+        return sheet
 
     def framed(self, picture: Image.Image) -> Image.Image:
         """A picture with the margin around it."""
@@ -89,6 +98,8 @@ class Look:
         used = 0
         for colour, label in entries:
             needed = 20 + text_size(label, 12)[0] + 16
+            if self.labels:  # how long a word is in another language is not known here
+                needed = -(-width // 2) if needed <= width // 2 else width
             if used and used + needed > width:
                 rows.append([])
                 used = 0
@@ -139,13 +150,18 @@ class Pen:
         anchor: str = "la",
     ) -> None:
         """Text of one line; see `canvas.write`."""
-        scale = self.look.scale
-        at = (place[0] * scale, place[1] * scale)
-        self.draw.text(at, text, fill=fill or self.look.ink, font=font(size * scale), anchor=anchor)
+        scale, colour = self.look.scale, fill or self.look.ink
+        x, y = place[0] * scale, place[1] * scale
+        if self.look.labels and isinstance(text, Text):
+            put_label(self.picture, Label(text, x, y, size * scale, anchor, colour))
+        else:
+            self.draw.text((x, y), text, fill=colour, font=font(size * scale), anchor=anchor)
 
     def paste(self, part: Image.Image, place: tuple[int, int]) -> None:
         """Put a picture of this look there."""
-        self.picture.paste(part, (place[0] * self.look.scale, place[1] * self.look.scale))
+        at = (place[0] * self.look.scale, place[1] * self.look.scale)
+        self.picture.paste(part, at)
+        take_labels(self.picture, part, at)
 
     def cells(self, colours: NDArray[np.uint8], place: tuple[int, int]) -> None:
         """Put (height, width, 3) colours there, one unit each."""
@@ -167,5 +183,5 @@ DARK = Look(
 
 
 def on_node(look: Look) -> Look:
-    """The same colours, with what a node has room for and pixels enough for a closer look."""
-    return replace(look, width=NODE_WIDTH, scale=2)
+    """The same colours, with what a node has room for, pixels enough for a closer look, and words in any language."""
+    return replace(look, width=NODE_WIDTH, scale=2, labels=True)
