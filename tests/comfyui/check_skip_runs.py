@@ -117,13 +117,14 @@ def _() -> None:
         patched, handle = skipping(model, **SPREAD, correct=correct)
         if sampler == "churn":
             sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
-            chosen = comfy.samplers.ksampler("euler", {"s_churn": 0.5})
+            chosen = comfy.samplers.ksampler("euler", {"s_churn": 0.5, "s_tmax": 0.9})
             out = comfy.samplers.sample(
-                patched, host.noise_like(LATENT), TEXT, SHORT_TEXT, 3.0, torch.device("cpu"), chosen, sigmas,
+                patched, host.noise_like(LATENT), TEXT, TEXT, 1.0, torch.device("cpu"), chosen, sigmas,
                 latent_image=LATENT, disable_pbar=True, seed=7,
             )  # fmt: skip
         else:
-            out = run(patched, steps=STEPS, sampler=sampler, negative=SHORT_TEXT, cfg=3.0)
+            guided = {"negative": SHORT_TEXT, "cfg": 3.0} if sampler == "euler" else {}
+            out = run(patched, steps=STEPS, sampler=sampler, **guided)
         report = handle.report
         assert report.skipped > 0 and torch.isfinite(out).all(), (sampler, report.summary())
         assert not any(made.corrected for made in report.decisions), sampler
@@ -170,7 +171,7 @@ def _() -> None:
             patched, handle = skipping(change(calm(wan())), **SPREAD, correct=correct)
             off.append(difference(run(patched, **given), plain))
             assert any(made.corrected for made in handle.report.decisions) == (correct and corrects)
-        assert off[0] < 0.6 * off[1] if corrects else off[0] == off[1], (change, off)
+        assert off[0] < 0.75 * off[1] if corrects else off[0] == off[1], (change, off)
 
 
 @check("Skip Steps in both halves of a run under KSamplerAdvanced")
