@@ -117,6 +117,7 @@ def _() -> None:
         patched, handle = skipping(model, **SPREAD, correct=correct)
         if sampler == "churn":
             sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
+            torch.manual_seed(0)
             chosen = comfy.samplers.ksampler("euler", {"s_churn": 0.5, "s_tmax": 0.9})
             out = comfy.samplers.sample(
                 patched, host.noise_like(LATENT), TEXT, TEXT, 1.0, torch.device("cpu"), chosen, sigmas,
