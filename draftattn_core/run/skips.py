@@ -62,7 +62,7 @@ def told(outcomes: Mapping[str, int], decisions: Sequence[Decision], steps: int 
     error, made_good = mean_error(decisions), corrected(decisions)
     if error is not None:
         line += f"; {ERRORS.get(rule, 'error of the rule')} {percent(error)}"
-    return f"{line}; corrected {made_good} times" if made_good else line
+    return f"{line}; corrections: {made_good}" if made_good else line
 
 
 def percent(share: float) -> str:
