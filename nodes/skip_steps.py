@@ -14,9 +14,10 @@ from .apply import CATEGORY, Report
 from .browser.live_text import live_text
 from .browser.server import instance
 from .host.adapter import apply_skip_steps
+from .inputs.overruled import by_rule
 
 AS_PUBLISHED: Mapping[str, PublishedModel] = {f"easycache, published for {model}": model for model in PUBLISHED}
-RULES = ["forecast", "easycache", *AS_PUBLISHED]
+RULES = ["spread", "forecast", "easycache", *AS_PUBLISHED]
 
 
 class DraftAttentionSkipSteps(io.ComfyNode):
@@ -29,9 +30,10 @@ class DraftAttentionSkipSteps(io.ComfyNode):
             display_name="Skip Steps (EasyCache / forecast)",
             category=CATEGORY,
             description=(
-                "Answers steps of the sampler without the model where their neighbours tell enough. forecast takes the "
-                "first-order expansion of the last two computed steps and measures its own error; easycache is the "
-                "published rule. Works alone and together with Apply DraftAttention, before or after it."
+                "Answers steps of the sampler without the model where their neighbours tell enough. spread computes an "
+                "even share of the steps and predicts those between; forecast predicts as long as its measured error "
+                "allows; easycache is the published rule. Works alone and together with Apply DraftAttention, before "
+                "or after it."
             ),
             search_aliases=["easycache", "step cache", "skip steps", "teacache", "speed up video"],
             inputs=[
@@ -39,11 +41,14 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                 io.Combo.Input(
                     "rule",
                     options=RULES,
-                    default="forecast",
-                    tooltip="forecast: first-order prediction in the noise level. easycache: constant difference, as "
-                    "published. published for a model: EasyCache with its threshold and first steps, the latter as "
-                    "their share of the 50 steps they were published for; threshold, first_steps and max_in_a_row "
-                    "then count for nothing.",
+                    default="spread",
+                    tooltip="spread: a share of the steps is computed, evenly over the run, and those between are "
+                    "predicted to first order in the noise level; with the sampler euler the next computed step makes "
+                    "good what they missed. forecast: predicts while the measured error stays below the threshold. "
+                    "easycache: constant difference, as published. published for a model: EasyCache with its threshold "
+                    "and first steps, the latter as their share of the 50 steps they were published for. Inputs that a "
+                    "rule does not read are greyed out.",
+                    extra_dict={"draftattention": {"by_rule": by_rule(RULES)}},
                 ),
                 io.Float.Input(
                     "threshold",
@@ -51,17 +56,17 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.005,
-                    tooltip="What skipped steps in a row may add up to, relative to the model's output. Smaller is "
-                    "closer to the video without skipping; 0 computes everything. EasyCache's published value for Wan "
-                    "2.1 is 0.05.",
+                    tooltip="For forecast and easycache: what skipped steps in a row may add up to, relative to the "
+                    "model's output. Smaller is closer to the video without skipping; 0 computes everything. "
+                    "EasyCache's published value for Wan 2.1 is 0.05.",
                 ),
                 io.Int.Input(
                     "first_steps",
                     default=3,
                     min=0,
                     max=1000,
-                    tooltip="So many evaluations from the start are always computed. EasyCache is published with 10 of "
-                    "50 for Wan 2.1, 5 of 50 for HunyuanVideo.",
+                    tooltip="For forecast and easycache: so many evaluations from the start are always computed. "
+                    "EasyCache is published with 10 of 50 for Wan 2.1, 5 of 50 for HunyuanVideo.",
                 ),
                 io.Int.Input(
                     "max_in_a_row",
@@ -69,7 +74,8 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     min=0,
                     max=1000,
                     advanced=True,
-                    tooltip="At most so many evaluations in a row are skipped; 0 for no limit, as published.",
+                    tooltip="For forecast and easycache: at most so many evaluations in a row are skipped; 0 for no "
+                    "limit, as published.",
                 ),
                 io.Float.Input(
                     "start",
@@ -95,6 +101,16 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     advanced=True,
                     tooltip="Keep the two remembered latents of each condition in main memory instead of the GPU's.",
                 ),
+                io.Float.Input(
+                    "share",
+                    default=0.4,
+                    min=0.05,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="For spread: share of the steps that are computed. 0.4 computes 8 of 20 steps, the first "
+                    "and the last among them; 1 computes all of them.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
@@ -118,8 +134,9 @@ class DraftAttentionSkipSteps(io.ComfyNode):
         start: float = 0.0,
         end: float = 1.0,
         offload: bool = False,
+        share: float = 0.4,
     ) -> io.NodeOutput:
-        settings = _settings(rule, threshold, first_steps, max_in_a_row, (start, end), offload)
+        settings = _settings(rule, threshold, first_steps, max_in_a_row, (start, end), offload, share)
         node_id = cls.hidden.unique_id
         server = None if node_id is None else instance()
         if server is None:
@@ -128,15 +145,23 @@ class DraftAttentionSkipSteps(io.ComfyNode):
 
 
 def _settings(
-    rule: str, threshold: float, first: int, max_skips: int, window: tuple[float, float], offload: bool
+    rule: str,
+    threshold: float,
+    first: int,
+    max_skips: int,
+    window: tuple[float, float],
+    offload: bool,
+    share: float = 0.4,
 ) -> StepCacheSettings:
-    """What the node's inputs ask for; published values win over threshold, first steps and skips in a row.
+    """What the node's inputs ask for; what a rule does not read stays at its default.
 
     Raises:
         ValueError: if a value is out of range.
     """
     if rule in AS_PUBLISHED:
         settings = StepCacheSettings.published(AS_PUBLISHED[rule], as_share=True)
+    elif rule == "spread":
+        settings = StepCacheSettings("spread", share=share)
     else:
         settings = StepCacheSettings(rule, threshold, first, max_skips=max_skips or None)  # type: ignore[arg-type]
     return replace(settings, windows=(window,), offload=offload)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from draftattention.draftattn_core import Schedule, Settings
@@ -22,6 +22,7 @@ from draftattention.draftattn_core.run.evaluation import Answer, Evaluation, Out
 from draftattention.draftattn_core.run.events import EvaluationDone, RunDone, RunStarted
 from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 from draftattention.draftattn_core.run.step_cache.settings import Rule
+from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 from tests.diffusers_models import MODELS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -195,6 +196,67 @@ def test_settings_skip_steps_of_a_guided_batch_and_a_threshold_of_zero_is_the_mo
     assert near.shape == plain.shape and torch.isfinite(near).all() and not torch.equal(near, plain)
     assert computed == outcomes.pop("computed") < 20
     assert outcomes == {"forecast" if rule == "forecast" else "reused": 20 - computed}
+
+
+def put_right(model: Any, scheduler: Any, inputs: dict[str, Any], steps: int, share: float) -> Tensor:
+    """`guided` by Euler's rule, where planned steps ask the model and first put the latent right, and those between go
+    on by a line through what is known."""
+    text, x = inputs["encoder_hidden_states"], inputs["hidden_states"]
+    scheduler.set_timesteps(steps)
+    planned = planned_steps(steps, share)
+    known: list[tuple[float, Tensor]] = []
+    answered: list[tuple[float, float, Tensor]] = []
+
+    def line(s: float, a: tuple[float, Tensor], b: tuple[float, Tensor]) -> Tensor:
+        return b[1] + (a[1] - b[1]) * (s - b[0]) / (a[0] - b[0])
+
+    for index, t in enumerate(scheduler.timesteps):
+        s, after = float(scheduler.sigmas[index]), float(scheduler.sigmas[index + 1])
+        if index in planned:
+            here = {**inputs, "hidden_states": x, "timestep": t.expand(x.shape[0])}
+            velocity, uncond = (model(**{**here, "encoder_hidden_states": text * sign})[0] for sign in (1, -1))
+            velocity = uncond + 2.0 * (velocity - uncond)
+            now = (s, velocity - x)
+            off = sum((end - start) * (line(start, now, known[-1]) - guess) for start, end, guess in answered)
+            known, answered = [*known, now], []
+            x = x + off + velocity * (after - s)
+        else:
+            guess = known[-1][1] if len(known) == 1 else line(s, known[-1], known[-2])
+            answered.append((s, after, guess))
+            x = x + (x + guess) * (after - s)
+    return x
+
+
+def test_a_plan_under_flow_match_euler_ends_where_a_latent_put_right_at_each_computed_step_does() -> None:
+    model, inputs, skip = build("wan"), MODELS["wan"].inputs(2), StepCacheSettings("spread", share=0.4)
+    with torch.no_grad():
+        expected = put_right(model, FlowMatchEulerDiscreteScheduler(shift=5.0), inputs, 12, skip.share)
+        plain = guided(model, FlowMatchEulerDiscreteScheduler(shift=5.0), inputs, 12)
+        handle, scheduler = applied(model, None, replace(DENSE, skip=skip))
+        with handle:
+            found = guided(model, scheduler, inputs, 12)
+    assert [made.corrected for made in handle.report.decisions].count(True) == 4
+    assert handle.report.outcomes == {"computed": 10, "forecast": 14}
+    off, apart = ((one - expected).norm() / expected.norm() for one in (found, plain))
+    assert off < 1e-4 and off < 0.02 * apart
+
+
+def test_under_other_schedulers_a_plan_skips_and_corrects_nothing() -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    noisy = FlowMatchEulerDiscreteScheduler(shift=5.0, stochastic_sampling=True)
+    for scheduler in (UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True), noisy):
+        ends = []
+        for correct in (True, False):
+            skip = StepCacheSettings("spread", share=0.4, correct=correct)
+            torch.manual_seed(0)
+            with (
+                torch.no_grad(),
+                apply_draft_attention(model, replace(DENSE, skip=skip), scheduler=scheduler) as handle,
+            ):
+                ends.append(guided(model, scheduler, inputs, 12))
+            assert handle.report.outcomes == {"computed": 10, "forecast": 14}
+            assert not any(made.corrected for made in handle.report.decisions)
+        assert torch.equal(*ends)
 
 
 def test_every_run_has_a_life_of_its_own() -> None:

@@ -6,6 +6,7 @@ import { say } from "./words.js"
 
 const APPLY = "ApplyDraftAttention"
 const SCHEDULER = "SparsityScheduler"
+const SKIP = "DraftAttentionSkipSteps"
 /** @type {WeakMap<object, Map<string, string>>} why inputs of a node are greyed out, by input */
 const greyed = new WeakMap()
 const sheet = addSheet()
@@ -48,9 +49,23 @@ function overruledOnScheduler(node) {
   return found
 }
 
+/** Why inputs of Skip Steps count for nothing, by input. */
+function overruledOnSkip(node) {
+  const rule = widgetOf(node, "rule")?.value
+  const names = hints(SKIP, "rule").by_rule?.[rule] ?? []
+  return new Map(names.map((name) => [name, say("by_rule", { rule })]))
+}
+
+/** What finds them, by class of node. */
+const OVERRULED = new Map([
+  [APPLY, overruledOnApply],
+  [SCHEDULER, overruledOnScheduler],
+  [SKIP, overruledOnSkip],
+])
+
 /** Grey out what is overruled and bring back what no longer is. */
 function update(node) {
-  const found = node.comfyClass === APPLY ? overruledOnApply(node) : overruledOnScheduler(node)
+  const found = OVERRULED.get(node.comfyClass)(node)
   const before = greyed.get(node) ?? new Map()
   for (const widget of node.widgets ?? []) {
     const reason = found.get(widget.name)
@@ -60,7 +75,7 @@ function update(node) {
   }
   greyed.set(node, found)
   if (node.comfyClass === APPLY) labelPreset(node)
-  else takeSteps(node)
+  else if (node.comfyClass === SCHEDULER) takeSteps(node)
   app.canvas?.setDirty(true, true)
 }
 
@@ -89,7 +104,7 @@ function takeSteps(node) {
 
 /** Everything again: a node elsewhere may have changed. */
 function updateAll() {
-  for (const node of allNodes()) if ([APPLY, SCHEDULER].includes(node.comfyClass)) update(node)
+  for (const node of allNodes()) if (OVERRULED.has(node.comfyClass)) update(node)
   sheet.textContent = widgetRules((node) => greyed.get(node)?.keys() ?? [], "opacity: 0.5;")
 }
 
@@ -99,7 +114,7 @@ app.registerExtension({
     api.addEventListener("graphChanged", updateAll)
   },
   nodeCreated(node) {
-    if (![APPLY, SCHEDULER].includes(node.comfyClass)) return
+    if (!OVERRULED.has(node.comfyClass)) return
     onChange(node, updateAll)
     // The front end calls this before it reads the values for the server.
     const first = node.widgets?.[0]

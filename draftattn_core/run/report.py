@@ -373,7 +373,7 @@ class RunReport:
             "work_density": self.work_density(),
             "attention_seconds": self.attention_seconds(),
             "evaluations": dict(self.outcomes),
-            "skip": {"rule": self.skip.rule, "threshold": self.skip.threshold},
+            "skip": {"rule": self.skip.rule, "threshold": self.skip.threshold, "share": self.skip.share},
             "skip_error": self.skip_error(),
             "decisions": skips.plain(self.decisions),
             "work": self.work(),

@@ -7,6 +7,8 @@ from ...draftattn_core.run.report import RunReport
 from ..host.run_words import counted
 from ..words import LIST, Joined, Words
 
+_ERRORS = {"forecast": "skips_forecast_error", "spread": "skips_gap_error"}
+
 
 def skips_text(report: RunReport) -> list[str]:
     """Lines on what was computed and why, the work of the run, and the errors measured; none where nobody was to skip
@@ -21,7 +23,11 @@ def skips_text(report: RunReport) -> list[str]:
     work = report.work()
     if work is not None:
         lines.append(Words("skips_work", work=f"{work:.0%}"))
-    return [*lines, _errors(report)]
+    lines.append(_errors(report))
+    if report.skip.rule == "spread" and report.skipped:
+        corrected = skips.corrected(report.decisions)
+        lines.append(Words("skips_corrected", count=corrected) if corrected else Words("skips_uncorrected"))
+    return lines
 
 
 def _errors(report: RunReport) -> str:
@@ -29,4 +35,4 @@ def _errors(report: RunReport) -> str:
     if not errors:
         return Words("skips_no_error")
     by_evaluation = Joined((f"{index + 1}: {skips.percent(error)}" for index, error in sorted(errors.items())), LIST)
-    return Words("skips_forecast_error" if report.skip.rule == "forecast" else "skips_rule_error", errors=by_evaluation)
+    return Words(_ERRORS.get(report.skip.rule, "skips_rule_error"), errors=by_evaluation)

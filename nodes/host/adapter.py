@@ -77,7 +77,8 @@ class Adapter:
             ValueError: before sampling starts, if a choice is out of range or `strict` finds a reason for dense calls.
         """
         guider = executor.class_obj
-        opened = self._open(guider, noise, sampler, sigmas, kwargs.get("latent_shapes"))
+        mask = args[0] if args else kwargs.get("denoise_mask")
+        opened = self._open(guider, noise, sampler, sigmas, kwargs.get("latent_shapes"), mask)
         options = guider.model_options.setdefault("transformer_options", {})
         outer, found = self.sampling, None if self.choices is None else chain.install(options, self.serve)
         self.sampling = opened
@@ -100,13 +101,15 @@ class Adapter:
                 keep_recording(opened.run, None if cancelled else recording_of(guider.model_options))
             forget()
 
-    def _open(self, guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, shapes: Any) -> Sampling | None:
+    def _open(
+        self, guider: Any, noise: Tensor, sampler: Any, sigmas: Tensor, shapes: Any, mask: Any
+    ) -> Sampling | None:
         """A run, or None if this host is not what we know: sampling then goes on without us."""
         patcher = guider.model_patcher
         try:
             sampling = patcher.get_model_object("model_sampling")
             schedule = tuple(float(sigma) for sigma in sigmas)
-            trajectory = Trajectory(sampling.percent_to_sigma, schedule, takes_euler_steps(sampler))
+            trajectory = Trajectory(sampling.percent_to_sigma, schedule, takes_euler_steps(sampler, guider, mask))
             steps = trajectory.whole_steps()
             tokens = _expected(patcher.model.diffusion_model, tuple(shapes[0]) if shapes else tuple(noise.shape))
             bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))

@@ -9,6 +9,8 @@ from ...draftattn_core.run import skips
 from ...draftattn_core.run.report import DenseReason, RunReport
 from ..words import CLAUSES, LIST, Joined, Words, term
 
+_ERRORS = {"forecast": "run_forecast_error", "spread": "run_gap_error"}
+
 
 def run_words(report: RunReport) -> Words:
     """The line that tells the story of the run."""
@@ -56,11 +58,13 @@ def _skips(report: RunReport) -> list[str]:
     else:
         found = {name: count for name, count in sorted(counts.items()) if count}
         words = Words(f"run_{unit}", count=every, counts=counted(found, "outcome"))
-    error = skips.mean_error(report.decisions)
-    if error is None:
-        return [words]
-    key = "run_forecast_error" if report.skip.rule == "forecast" else "run_rule_error"
-    return [words, Words(key, error=skips.percent(error))]
+    clauses: list[str] = [words]
+    error, corrected = skips.mean_error(report.decisions), skips.corrected(report.decisions)
+    if error is not None:
+        clauses.append(Words(_ERRORS.get(report.skip.rule, "run_rule_error"), error=skips.percent(error)))
+    if corrected:
+        clauses.append(Words("run_corrected", count=corrected))
+    return clauses
 
 
 def _speed_up(report: RunReport) -> list[str]:

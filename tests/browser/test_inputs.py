@@ -96,6 +96,21 @@ def test_a_speed_overrules_budgets_and_a_preset_that_is_only_a_curve(canvas: Can
     assert grey(canvas, node) == set()
 
 
+def test_a_rule_of_skip_steps_greys_out_what_it_does_not_read(canvas: Canvas) -> None:
+    node = canvas.add("DraftAttentionSkipSteps")
+    threshold = {"threshold", "first_steps", "max_in_a_row"}
+    assert canvas.widget(node, "rule", "value") == "spread"
+    assert grey(canvas, node) == threshold
+    assert canvas.tooltip(node, "threshold") == "Not used: the rule spread does not read this."
+    canvas.set(node, rule="easycache")
+    assert grey(canvas, node) == {"share"}
+    canvas.set(node, rule="easycache, published for wan2.1")
+    assert grey(canvas, node) == {*threshold, "share"}
+    canvas.set(node, rule="spread")
+    assert grey(canvas, node) == threshold
+    assert canvas.tooltip(node, "share").startswith("For spread: share of the steps")
+
+
 def test_an_error_that_is_asked_for_overrules_the_sparsity(canvas: Canvas) -> None:
     node = canvas.add(APPLY)
     canvas.set(node, preset="custom", max_error=0.05)

@@ -170,10 +170,10 @@ def _() -> None:
 
     if not hasattr(helpers, "prepare_model_patcher_multigpu_clones"):
         raise host.Absent("this ComfyUI has no multi-GPU sampling")
-    skip = host.pack("draftattn_core.run.step_cache").StepCacheSettings("forecast", 100.0, 3)
+    settings = host.pack("draftattn_core.run.step_cache").StepCacheSettings
     negative = [[torch.zeros(1, 5, 64), {}]]
 
-    def sampled(devices: int, late: int | None = None) -> tuple[torch.Tensor, list[Any]]:
+    def sampled(skip: Any, devices: int, late: int | None = None) -> tuple[torch.Tensor, list[Any]]:
         sparse, handle = host.apply(wan(), schedule=almost_dense())
         patched = host.pack("nodes.host.adapter").apply_skip_steps(sparse, skip)[0]
 
@@ -188,17 +188,18 @@ def _() -> None:
             out = run(patched, negative=negative, cfg=3.0, steps=12)
         assert not any("error" in note for note in handle.report.notes), handle.report.notes
         return out, [
-            (d.index, str(d.outcome), str(d.reason), d.branches_computed, d.branches_skipped)
+            (d.index, str(d.outcome), str(d.reason), d.branches_computed, d.branches_skipped, d.corrected)
             for d in handle.report.decisions
         ]
 
-    alone, decided = sampled(1)
-    assert len(decided) == 12 and any(outcome != "computed" for _, outcome, *_ in decided), decided
-    # Whichever device asks first: the condition's decides for both.
-    for late in (0, 1):
-        split, decided_split = sampled(2, late)
-        assert decided_split == decided, (decided, decided_split)
-        assert difference(split, alone) < 1e-4
+    for skip in (settings("forecast", 100.0, 3), settings("spread")):
+        alone, decided = sampled(skip, 1)
+        assert len(decided) == 12 and any(outcome != "computed" for _, outcome, *_ in decided), decided
+        # Whichever device asks first: the condition's decides for both.
+        for late in (0, 1):
+            split, decided_split = sampled(skip, 2, late)
+            assert decided_split == decided, (decided, decided_split)
+            assert difference(split, alone) < 1e-4
 
 
 @check("conditions computed in several threads at once")

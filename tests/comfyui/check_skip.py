@@ -176,5 +176,17 @@ def _() -> None:
     assert skip_steps._settings("easycache", 0.5, 1, 0, (0.2, 1.0), True) == cache.StepCacheSettings(
         "easycache", 0.5, 1, max_skips=None, windows=((0.2, 1.0),), offload=True
     )
-    options = skip_steps.DraftAttentionSkipSteps.define_schema().inputs[1].options
-    assert set(skip_steps.AS_PUBLISHED) < set(options), options
+    inputs = {item.id: item for item in skip_steps.DraftAttentionSkipSteps.define_schema().inputs}
+    assert set(skip_steps.AS_PUBLISHED) < set(inputs["rule"].options)
+    # The rule of new nodes, and the inputs that each rule is said not to read: they change nothing, the others do.
+    assert inputs["rule"].default == "spread" == inputs["rule"].options[0] and list(inputs)[-1] == "share"
+    given = {"threshold": 0.5, "first": 1, "max_skips": 2, "share": 0.4}
+    other = {"threshold": 0.6, "first": 2, "max_skips": 3, "share": 0.7}
+    named = {"first": "first_steps", "max_skips": "max_in_a_row"}
+    for rule, ignored in inputs["rule"].extra_dict["draftattention"]["by_rule"].items():
+        made = [
+            skip_steps._settings(rule, window=(0.0, 1.0), offload=False, **{**given, **change})
+            for change in ({}, *({name: value} for name, value in other.items()))
+        ]
+        same = {named.get(name, name) for name, changed in zip(other, made[1:], strict=True) if changed == made[0]}
+        assert same == set(ignored), (rule, same)

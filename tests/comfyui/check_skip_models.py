@@ -46,10 +46,11 @@ def as_one(model: Any, **more: Any) -> torch.Tensor:
 @check("Skip Steps on LTX-2: one decision for video and audio, both answered, both near the run without it")
 def _() -> None:
     for negative, cfg in ((None, 1.0), ([[torch.zeros(1, 5, 128), dict(LTX2.cond)]], 3.0)):
-        for rule, threshold, most in (("forecast", 0.1, 0.05), ("easycache", 0.2, 0.3)):
+        for rule, threshold, most in (("forecast", 0.1, 0.05), ("easycache", 0.2, 0.3), ("spread", 0.0, 0.05)):
             given = {"rule": rule, "threshold": threshold}
             found = compared(ltx2(), sample=as_one, negative=negative, cfg=cfg, **given)
             assert 0 < found.off < most, (rule, cfg, found.off)
+            assert any(made.corrected for made in found.report.decisions) == (rule == "spread")
             patched, _ = skipping(ltx2(), **given)
             pairs = zip(
                 sampled(patched, negative=negative, cfg=cfg), sampled(ltx2(), negative=negative, cfg=cfg), strict=True

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import host
 import torch
-from skipped_runs import STEPS, compared, counted, skipping
-from toy_runs import LATENT, TEXT, calm, node, run, wan
+from skipped_runs import STEPS, compared, counted, put_right, skipping
+from toy_runs import LATENT, TEXT, calm, difference, node, run, wan
 
 CHECKS, check = host.registry()
 OTHER_TEXT = [[torch.zeros(1, 7, 64), {}]]
@@ -16,13 +17,15 @@ SHORT_TEXT = [[torch.zeros(1, 5, 64), {}]]
 SMOOTH = ("euler", "dpmpp_2m", "uni_pc", "heun", "dpm_2")
 NOISY = ("euler_ancestral", "dpmpp_2s_ancestral", "dpm_2_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde")
 ALL = {"threshold": 1e9, "first": 2, "max_skips": None}
+FORECAST = {"rule": "forecast", "threshold": 0.1}
+SPREAD = {"rule": "spread", "share": 0.4}
 
 
 @check("Skip Steps with guidance stacked, split and none: near the run without it, one decision for all conditions")
 def _() -> None:
     for negative, cfg, each in ((SHORT_TEXT, 3.0, 1), (OTHER_TEXT, 3.0, 2), (TEXT, 1.0, 1)):
-        for rule, threshold, most in (("forecast", 0.1, 0.04), ("easycache", 0.2, 0.2)):
-            found = compared(calm(wan()), each=each, negative=negative, cfg=cfg, rule=rule, threshold=threshold)
+        for rule, most in ((FORECAST, 0.04), ({"rule": "easycache", "threshold": 0.2}, 0.2), (SPREAD, 0.04)):
+            found = compared(calm(wan()), each=each, negative=negative, cfg=cfg, **rule)
             assert 0 < found.off < most, (cfg, rule, found.off)
             assert {(made.branches_computed, made.branches_skipped) for made in found.report.decisions} == (
                 {(1, 0), (0, 1)} if cfg == 1.0 else {(2, 0), (0, 2)}
@@ -43,9 +46,9 @@ def _() -> None:
 
 @check("Skip Steps under second-order and multistep samplers: near the run without it")
 def _() -> None:
-    for sampler in SMOOTH:
-        found = compared(calm(wan()), sampler=sampler)
-        assert 0 < found.off < 0.04, (sampler, found.off)
+    for sampler, rule, most in product(SMOOTH, (FORECAST, SPREAD), (0.04,)):
+        found = compared(calm(wan()), sampler=sampler, **rule)
+        assert 0 < found.off < most, (sampler, rule, found.off)
         steps = {"heun": 2 * STEPS - 1, "dpm_2": 2 * STEPS - 1}.get(sampler, len(found.report.decisions))
         assert len(found.report.decisions) == steps
 
@@ -65,9 +68,111 @@ def _() -> None:
 @check("Skip Steps from an image or video (denoise below 1)")
 def _() -> None:
     started = 0.5 * host.noise_like(LATENT, seed=3)
-    found = compared(calm(wan()), latent=started, denoise=0.6, negative=SHORT_TEXT, cfg=3.0)
-    assert 0 < found.off < 0.04, found.off
-    assert found.report.decisions[0].progress > 0.3, "the run begins in the middle"
+    for rule in (FORECAST, SPREAD):
+        found = compared(calm(wan()), latent=started, denoise=0.6, negative=SHORT_TEXT, cfg=3.0, **rule)
+        assert 0 < found.off < 0.04, found.off
+        assert found.report.decisions[0].progress > 0.3, "the run begins in the middle"
+
+
+@check("Skip Steps by a plan under euler: where a latent put right at each computed step ends")
+def _() -> None:
+    windows = node("nodes_context_windows", "WanContextWindowsManualNode")
+    started = 0.5 * host.noise_like(LATENT, seed=3)
+    two = LATENT.repeat(2, 1, 1, 1, 1)
+    for given in (
+        {"negative": SHORT_TEXT, "cfg": 3.0},
+        {"negative": OTHER_TEXT, "cfg": 3.0},
+        {"cfg": 1.0, "sampler": "ddim"},
+        {"latent": two, "noise": host.noise_like(two), "negative": SHORT_TEXT, "cfg": 3.0},
+        {"latent": started, "denoise": 0.5, "negative": SHORT_TEXT, "cfg": 3.0},
+        {"start_step": 0, "last_step": STEPS, "steps": 2 * STEPS},
+        {"latent": torch.zeros(1, 16, 9, 6, 10), "windows": True},
+    ):
+
+        def made(model: Any = None, windowed: bool = "windows" in given) -> Any:
+            if not windowed:
+                return calm(wan())
+            return windows.execute(calm(wan()), 21, 8, "standard_static", 1, False, "pyramid", False).args[0]
+
+        more = {"steps": STEPS, **{name: value for name, value in given.items() if name != "windows"}}
+        plain = run(made(), **more)
+        with put_right(SPREAD["share"]):
+            expected = run(made(), **more)
+        patched, handle = skipping(made(), **SPREAD)
+        found = run(patched, **more)
+        off, apart = difference(found, expected), difference(expected, plain)
+        assert off < 2e-5 and off < 0.01 * apart, (given, off, apart)
+        computed = [made for made in handle.report.decisions if str(made.outcome) == "computed"]
+        assert sum(made.corrected for made in computed) == len(computed) - len({made.window for made in computed})
+        assert {str(made.reason) for made in handle.report.decisions} == {"planned"}
+        loose, _ = skipping(made(), **SPREAD, correct=False)
+        assert apart < 0.6 * difference(run(loose, **more), plain), "the correction gains little"
+
+
+@check("Skip Steps by a plan: samplers and guidance that a correction would mislead are given the model's own outputs")
+def _() -> None:
+    import comfy.samplers
+
+    def sample(model: Any, sampler: str, correct: bool) -> torch.Tensor:
+        patched, handle = skipping(model, **SPREAD, correct=correct)
+        if sampler == "churn":
+            sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
+            torch.manual_seed(0)
+            chosen = comfy.samplers.ksampler("euler", {"s_churn": 0.5, "s_tmax": 0.9})
+            out = comfy.samplers.sample(
+                patched, host.noise_like(LATENT), TEXT, TEXT, 1.0, torch.device("cpu"), chosen, sigmas,
+                latent_image=LATENT, disable_pbar=True, seed=7,
+            )  # fmt: skip
+        else:
+            guided = {"negative": SHORT_TEXT, "cfg": 3.0} if sampler == "euler" else {}
+            out = run(patched, steps=STEPS, sampler=sampler, **guided)
+        report = handle.report
+        assert report.skipped > 0 and torch.isfinite(out).all(), (sampler, report.summary())
+        assert not any(made.corrected for made in report.decisions), sampler
+        if sampler not in ("churn", "heun"):
+            planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
+            assert {made.index for made in report.decisions if str(made.outcome) == "computed"} == planned, sampler
+        return out
+
+    for sampler in (*SMOOTH[1:4], "euler_ancestral", "dpmpp_2m_sde", "churn"):
+        assert torch.equal(sample(calm(wan()), sampler, True), sample(calm(wan()), sampler, False)), sampler
+
+    for module, name, given in (
+        ("nodes_apg", "APG", (1.0, 5.0, -0.5)),
+        ("nodes_cfg", "CFGZeroStar", ()),
+    ):
+        models = [node(module, name).execute(calm(wan()), *given).args[0] for _ in range(2)]
+        corrected, loose = (sample(model, "euler", correct) for model, correct in zip(models, (True, False)))
+        assert torch.equal(corrected, loose), name
+
+
+@check("Skip Steps by a plan with guidance and masks that pass a correction on: nearer than without it")
+def _() -> None:
+    def rescaled(model: Any) -> Any:
+        return node("nodes_model_advanced", "RescaleCFG")().patch(model, 0.7)[0]
+
+    def skip_layer(model: Any) -> Any:
+        return node("nodes_slg", "SkipLayerGuidanceDiT").execute(model, 3.0, 0.1, 0.6, "1", "1", 0.0).args[0]
+
+    half = torch.zeros(1, 1, *LATENT.shape[2:])
+    half[..., 5:] = 1.0
+    soft = torch.linspace(0, 1, 10).expand_as(half).clone()
+    started = 0.5 * host.noise_like(LATENT, seed=3)
+    for change, mask, corrects in (
+        (rescaled, None, True),
+        (skip_layer, None, True),
+        (lambda model: model, half, True),
+        (lambda model: model, soft, False),
+    ):
+        given = {"steps": STEPS, "negative": SHORT_TEXT, "cfg": 3.0}
+        if mask is not None:
+            given |= {"latent": started, "noise_mask": mask}
+        plain, off = run(change(calm(wan())), **given), []
+        for correct in (True, False):
+            patched, handle = skipping(change(calm(wan())), **SPREAD, correct=correct)
+            off.append(difference(run(patched, **given), plain))
+            assert any(made.corrected for made in handle.report.decisions) == (correct and corrects)
+        assert off[0] < 0.75 * off[1] if corrects else off[0] == off[1], (change, off)
 
 
 @check("Skip Steps in both halves of a run under KSamplerAdvanced")
@@ -105,7 +210,10 @@ def _() -> None:
 def _() -> None:
     windows = node("nodes_context_windows", "WanContextWindowsManualNode")
     model = windows.execute(calm(wan()), 21, 8, "standard_static", 1, False, "pyramid", False).args[0]
-    found = compared(model, windows=True, latent=torch.zeros(1, 16, 9, 6, 10))
+    latent = torch.zeros(1, 16, 9, 6, 10)
+    planned = compared(model, windows=True, latent=latent, **SPREAD)
+    assert 0 < planned.off < 0.04 and any(made.corrected for made in planned.report.decisions), planned.off
+    found = compared(model, windows=True, latent=latent)
     assert 0 < found.off < 0.04, found.off
     seen = {made.window for made in found.report.decisions}
     assert len(seen) > 1 and None not in seen and len(found.report.decisions) == STEPS * len(seen)
@@ -128,8 +236,9 @@ def _() -> None:
     hooked = comfy.hooks.set_hooks_for_conditioning(TEXT, hook)
     model = calm(wan())
     before = run(model, steps=STEPS, negative=SHORT_TEXT, cfg=3.0)
-    found = compared(model, each=2, positive=hooked, negative=SHORT_TEXT, cfg=3.0)
-    assert 0 < found.off < 0.04, found.off
+    for rule in (FORECAST, SPREAD):
+        found = compared(model, each=2, positive=hooked, negative=SHORT_TEXT, cfg=3.0, **rule)
+        assert 0 < found.off < 0.04, found.off
     assert torch.equal(run(model, steps=STEPS, negative=SHORT_TEXT, cfg=3.0), before), "the hook outlived its run"
 
 
@@ -163,7 +272,7 @@ def _() -> None:
 
 @check("Skip Steps holds three latents of the condition and two of every other at most, and none after the run")
 def _() -> None:
-    for rule, held_most in (("easycache", 5), ("forecast", 4)):
+    for rule, held_most in (("easycache", 5), ("forecast", 4), ("spread", 4)):
         for negative in (SHORT_TEXT, OTHER_TEXT):
             patched, handle = skipping(calm(wan()), rule=rule, threshold=0.1)
             held: list[int] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,22 +66,22 @@ class Compared:
 def compared(
     model: Any, *, each: int = 1, windows: bool = False, sample: Callable[..., torch.Tensor] = run, **given: Any
 ) -> Compared:
-    """Sample a model with and without Skip Steps, having checked what must hold for every run: threshold 0 is the model
-    to the bit; some calls are answered without the network, and every call is counted; there is one decision per
-    evaluation (and context window), in order.
+    """Sample a model with and without Skip Steps, having checked what must hold for every run: threshold 0, and a plan
+    of all steps, is the model to the bit; some calls are answered without the network, and every call is counted; there
+    is one decision per evaluation (and context window), in order.
 
     Args:
         each: calls of the network per evaluation. windows: whether the run has context windows.
         sample: runs a model, by default as `run` does.
-        given: for `sample`, but for rule, threshold, first and max_skips, which are for Skip Steps.
+        given: for `sample`, but for rule, threshold, first, max_skips and share, which are for Skip Steps.
     """
-    skip = {name: given.pop(name) for name in ("rule", "threshold", "first", "max_skips") if name in given}
+    skip = {name: given.pop(name) for name in ("rule", "threshold", "first", "max_skips", "share") if name in given}
     more = {"steps": STEPS, **given}
     bare, every = counted(model)
     plain = sample(bare, **more)
-    exact, handle = skipping(model, **{**skip, "threshold": 0.0})
+    exact, handle = skipping(model, **{**skip, "threshold": 0.0, "share": 1.0})
     exact, calls = counted(exact)
-    assert torch.equal(sample(exact, **more), plain), "threshold 0 is not the model to the bit"
+    assert torch.equal(sample(exact, **more), plain), "computing everything is not the model to the bit"
     assert calls == every and handle.report.outcomes == {"computed": len(every)}, handle.report.outcomes
     patched, handle = skipping(model, **skip)
     patched, calls = counted(patched)
@@ -97,3 +98,38 @@ def compared(
     )
     assert torch.isfinite(out).all() and out.shape == plain.shape
     return Compared(difference(out, plain), calls, report)
+
+
+@contextmanager
+def put_right(share: float) -> Iterator[None]:
+    """The host's euler, as long as this lasts, is a naive restatement of `spread`: planned steps ask the model, those
+    between go on by a line through what is known, and a planned step first puts the latent itself right."""
+    import comfy.k_diffusion.sampling as sampling
+
+    planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps
+
+    def line(s: float, a: tuple[float, Any], b: tuple[float, Any]) -> Any:
+        return b[1] + (a[1] - b[1]) * (s - b[0]) / (a[0] - b[0])
+
+    def sample_euler(model: Any, x: Any, sigmas: Any, extra_args: Any = None, **_: Any) -> Any:
+        computed = planned(len(sigmas) - 1, share)
+        known: list[tuple[float, Any]] = []
+        answered: list[tuple[float, float, Any]] = []
+        for step, (s, after) in enumerate(zip(sigmas.tolist(), sigmas.tolist()[1:], strict=False)):
+            if step in computed:
+                velocity = (x - model(x, sigmas[step] * x.new_ones(x.shape[0]), **extra_args)) / s
+                here = (s, velocity - x)
+                off = sum((end - start) * (line(start, here, known[-1]) - guess) for start, end, guess in answered)
+                known, answered = [*known, here], []
+                x = x + off + velocity * (after - s)
+            else:
+                guess = known[-1][1] if len(known) == 1 else line(s, known[-1], known[-2])
+                answered.append((s, after, guess))
+                x = x + (x + guess) * (after - s)
+        return x
+
+    original, sampling.sample_euler = sampling.sample_euler, sample_euler
+    try:
+        yield
+    finally:
+        sampling.sample_euler = original

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from PIL import Image
 
 from draftattention.draftattn_core import RunReport
@@ -67,6 +69,19 @@ def test_the_tick_stands_at_what_was_expected_and_the_line_at_the_threshold() ->
     assert abs(ticks[2][0] - HEIGHT * (1 - 0.08 / 0.2)) <= 2 and abs(ticks[3][0] - HEIGHT * (1 - 0.15 / 0.2)) <= 2
     assert all(abs(column.index(ACCENT) - HEIGHT / 2) <= 2 for column in columns)
     assert ACCENT not in column(drawn(skipping(threshold=5.0)), 0), "a threshold far off would flatten the rest"
+
+
+def test_a_plan_has_no_threshold_and_marks_below_the_axis_what_was_corrected() -> None:
+    report = skipping()
+    report.skip = StepCacheSettings("spread")
+    report.decisions = tuple(
+        replace(made, estimate=None, corrected=index in (1, 3)) for index, made in enumerate(report.decisions)
+    )
+    picture = drawn(report)
+    assert all(ACCENT not in column(picture, index) for index in range(4))
+    below = above(LIGHT) + HEIGHT + 2
+    marks = [picture.getpixel((int(LEFT + (index + 0.4) * (WIDTH - LEFT - 80) / 4), below)) for index in range(4)]
+    assert [colour == ACCENT for colour in marks] == [False, True, False, True]
 
 
 def test_where_nobody_was_to_skip_anything_there_is_no_such_picture() -> None:

@@ -239,6 +239,24 @@ def test_a_run_of_unknown_length_is_computed() -> None:
     assert set(reasons(host.cache)) == {Reason.LENGTH} and len(host.calls) == 12
 
 
+def test_a_latent_asked_for_piece_by_piece_under_one_name_is_computed() -> None:
+    """No history fits: the last piece is another part of the video."""
+    host = Host(spread(), steps=12, schedule=SCHEDULE)
+    for i, s in enumerate(SCHEDULE[:-1]):
+        for piece in range(3):
+            host.ask(smooth_model(0), noise(10 * piece + i), s)
+    assert len(host.calls) == 36 and not any(decision.corrected for decision in host.cache.decisions)
+    assert set(reasons(host.cache)[1:]) == {Reason.SAME_LEVEL}
+
+
+def test_a_sampler_that_asks_twice_at_a_level_as_heun_does_is_planned_as_any_other() -> None:
+    host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False)
+    for i, s in enumerate(SCHEDULE[:-1]):
+        for _ in range(1 + (i > 0)):
+            host.ask(smooth_model(0), noise(i), s)
+    assert outcomes(host.cache.decisions) == "CffffffCCffffCCffffffCC"
+
+
 def test_outside_its_windows_everything_is_computed() -> None:
     host = Host(spread(windows=((0.0, 0.4),)), steps=12, schedule=SCHEDULE)
     run(host, smooth_model(0), SCHEDULE)

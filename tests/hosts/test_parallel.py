@@ -163,7 +163,10 @@ def test_a_profile_gives_every_head_its_own_budget_on_whatever_rank_it_is(two):
     assert told["budgets"], "the profile was not used"
 
 
-@pytest.mark.parametrize("skip", [{"rule": "easycache", "threshold": 2.0}, {"rule": "forecast", "threshold": 2.0}])
+@pytest.mark.parametrize(
+    "skip",
+    [{"rule": "easycache", "threshold": 2.0}, {"rule": "forecast", "threshold": 2.0}, {"rule": "spread", "share": 0.5}],
+)
 def test_the_decision_to_skip_a_step_is_one_decision_equal_to_that_of_one_process(two, skip):
     told = is_one_run(two.call("sample_both_ways", skip={**skip, "first": 1}))
     assert len([outcome for _, outcome, *_ in told["decisions"] if outcome != "computed"]) > 1

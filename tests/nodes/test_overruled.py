@@ -84,3 +84,11 @@ def test_a_speed_overrules_budgets_and_the_presets_that_bring_only_a_curve(part,
         assert same == (inputs == ("budgets",)), speed
     replaced = {name for name in presets.PRESET_NAMES if made(preset=name, speed="fast") == made(speed="fast")}
     assert replaced == set(overruled.SPEED_REPLACES)
+
+
+def test_a_rule_of_skip_steps_overrules_what_only_others_read(part) -> None:
+    found = part("nodes.inputs.overruled").by_rule(
+        ["spread", "forecast", "easycache", "easycache, published for wan2.1"]
+    )
+    threshold = ("threshold", "first_steps", "max_in_a_row")
+    assert list(found.values()) == [threshold, ("share",), ("share",), (*threshold, "share")]

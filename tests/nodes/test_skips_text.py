@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 
@@ -15,7 +17,7 @@ def skipping(part):
         told = ((outcome.COMPUTED, cache.Reason.FIRST, None), (outcome.COMPUTED, cache.Reason.LAST, 0.0123))
         report = core.RunReport(skip=cache.StepCacheSettings(rule), steps=3)
         made = [(*row, index) for index, row in enumerate(told)]
-        skipped = outcome.FORECAST if rule == "forecast" else outcome.REUSED
+        skipped = outcome.REUSED if rule == "easycache" else outcome.FORECAST
         made.insert(1, (skipped, cache.Reason.BELOW, None, 5))
         report.decisions = tuple(
             cache.Decision(index, "m", None, 0.5, 0.5, kind, reason, 0.04, error, 1, 0)
@@ -49,6 +51,28 @@ def test_easycache_speaks_of_reuse_and_of_the_error_of_the_rule(skipping) -> Non
     text = skipping("easycache")
     assert "2 computed, 1 reused; error of the rule 1.2%" in text and "Error of the rule" in text
     assert "orecast" not in text
+
+
+def test_a_plan_speaks_of_the_error_across_a_gap_and_of_what_was_corrected(skipping, part) -> None:
+    told: list = []
+
+    def planned(corrected: bool):
+        def fill(report) -> None:
+            report.decisions = tuple(
+                replace(made, reason=type(made.reason).PLANNED, corrected=corrected and made.error is not None)
+                for made in report.decisions
+            )
+            told.append(report)
+
+        return skipping("spread", fill)
+
+    text = planned(corrected=True)
+    assert "2 computed, 1 forecast; forecast error across a whole gap 1.2%; corrections: 1" in text
+    assert "Computed because: 2 planned." in text and "make good what the forecasts before them missed: 1." in text
+    assert "inside the gap it is smaller. By evaluation: 2: 1.2%." in text
+    assert part("nodes.host.run_words").run_words(told[0]) == told[0].summary()
+    text = planned(corrected=False)
+    assert "corrections" not in text and "that needs the sampler euler" in text
 
 
 def test_notes_are_told_and_what_was_not_measured_is_said(skipping) -> None:

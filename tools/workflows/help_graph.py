@@ -42,7 +42,7 @@ def skips_and_maps(info: dict[str, Any]) -> Graph:
     graph = Graph("help_skips_and_maps", info)
     loaded = graph.add("UNETLoader", 0, models=[WEIGHTS], unet_name=WEIGHTS["name"]).out()
     applied = graph.add("ApplyDraftAttention", 0, model=loaded, preset="custom", min_tokens=0, box=(340, 900))
-    skipping = graph.add("DraftAttentionSkipSteps", 1, model=applied.out("model"), threshold=0.03).out("model")
+    skipping = graph.add("DraftAttentionSkipSteps", 1, model=applied.out("model")).out("model")
     captured = graph.add(
         "DraftAttentionCapture", 1, model=skipping, report=applied.out("report"), step=-1, layer=1, box=(340, None)
     )

@@ -294,6 +294,7 @@ class RunStepCache:
             # Threads bring several conditions in any order: the one that decides goes on deciding.
             stream.decider = stream.decider if stream.decider in able else able[0]
             stream.branches = {key: branch for key, branch in stream.branches.items() if key in served}
+        stream.visit(level)
         if before is None or not before.skips:
             stream.skipped = []
         rose = before is not None and level > before.level
@@ -339,7 +340,7 @@ class RunStepCache:
         """Why an evaluation is computed whatever its estimate."""
         settings = self.settings
         if settings.rule == "spread":
-            return _planned(settings, evaluation)
+            return Reason.SAME_LEVEL if stream.in_parts else _planned(settings, evaluation)
         if evaluation.is_last:
             return Reason.LAST
         if settings.in_first(self._index, evaluation.steps, evaluation.progress):

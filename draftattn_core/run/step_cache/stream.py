@@ -56,6 +56,7 @@ class Stream:
         served: branches answered in that evaluation, in order, and whether each is the condition itself.
         in_a_row: evaluations skipped since the last computed one.
         skipped: Euler steps that were skipped since the last computed evaluation; None if another kind of step was.
+        in_parts: whether the host asks for the latent piece by piece under one name, so that no history fits.
     """
 
     branches: dict[Hashable, BranchState] = field(default_factory=dict)
@@ -64,6 +65,21 @@ class Stream:
     served: dict[Hashable, bool] = field(default_factory=dict)
     in_a_row: int = 0
     skipped: list[Skipped] | None = field(default_factory=list)
+    in_parts: bool = False
+    _first_level: float | None = None
+    _repeats: int = 0
+
+    def visit(self, level: float) -> None:
+        """Take note of an evaluation at this level, before it is decided.
+
+        No sampler asks twice at its first level, or three times at any: Heun's second evaluation of a step shares its
+        level with the first of the next. Nodes that cut a latent into tiles do.
+        """
+        self._repeats = self._repeats + 1 if self.decision is not None and self.decision.level == level else 0
+        if self._first_level is None:
+            self._first_level = level
+        if self._repeats > (0 if level == self._first_level else 1):
+            self.in_parts = True
 
     def add_skipped(self, level: float, next_level: float | None) -> None:
         """Take note of a step that is skipped; `next_level` is None if it is no Euler step."""

@@ -13,6 +13,7 @@ from ...run import skips
 from ...run.evaluation import Outcome
 from ...run.report import RunReport
 from ...run.step_cache.log import Decision
+from ...run.step_cache.settings import Rule
 from .look import LIGHT, Look
 
 HEIGHT, LEFT = 110, 46
@@ -30,20 +31,26 @@ def evaluations(report: RunReport, width: int = 640, look: Look = LIGHT) -> Imag
     Skipped ones are tinted over their whole height. A bar is the error of the prediction that would have stood in for a
     computed one, a tick what the rule expected of it and its predecessors and held against the threshold, which is the
     line across. Bars and ticks of the forecast are one quantity (relative L2 of the model's output); EasyCache's ticks
-    are changes of the output (mean absolute value).
+    are changes of the output (mean absolute value). A plan expects nothing; a mark below the axis says that an
+    evaluation made good what the forecasts before it missed.
     """
     decided = _by_evaluation(report.decisions)
     if not decided:
         return None
     errors, expected = skips.measured_errors(report.decisions), _expected(report.decisions)
-    threshold = report.skip.threshold
+    threshold = 0.0 if report.skip.rule == "spread" else report.skip.threshold
     highest = max([*errors.values(), *expected.values(), 1e-9])
     if 0.0 < threshold <= 3.0 * highest:
         highest = max(highest, threshold)
     top, measured = above(look), look.ramp_colour(MEASURED)
     picture, pen = look.blank(width, top + HEIGHT + 34)
-    pen.write((0, 0), Phrase("chart_evaluations", "Evaluations: skipped, expected and measured error"), size=13)
-    pen.paste(_legend(decided, width, look), (0, 20))
+    corrected = {made.index for made in report.decisions if made.corrected}
+    if report.skip.rule == "spread":
+        title = Phrase("chart_evaluations_planned", "Evaluations: skipped and measured error")
+    else:
+        title = Phrase("chart_evaluations", "Evaluations: skipped, expected and measured error")
+    pen.write((0, 0), title, size=13)
+    pen.paste(_legend(decided, len(corrected), report.skip.rule, width, look), (0, 20))
     base, count = top + HEIGHT, 1 + max(decided)
     column = (width - LEFT - 80) / count
     for index, outcome in decided.items():
@@ -53,6 +60,8 @@ def evaluations(report: RunReport, width: int = 640, look: Look = LIGHT) -> Imag
             pen.rectangle((x, top, last, base), fill=look.skipped)
         if index in errors:
             pen.rectangle((x, base - errors[index] / highest * HEIGHT, last, base), fill=measured)
+        if index in corrected:
+            pen.rectangle((x, base + 1, last, base + 3), fill=look.accent)
         if index in expected:
             y = base - expected[index] / highest * HEIGHT
             pen.line((x, y, last, y), fill=look.ink, width=2)
@@ -91,11 +100,14 @@ def _expected(decisions: Iterable[Decision]) -> dict[int, float]:
     return found
 
 
-def _legend(decided: dict[int, str], width: int, look: Look) -> Image.Image:
+def _legend(decided: dict[int, str], corrected: int, rule: Rule, width: int, look: Look) -> Image.Image:
     skipped = Counter(outcome for outcome in decided.values() if outcome != "computed")
     entries = [(look.skipped, skipped_in_words(outcome, number)) for outcome, number in skipped.items()]
     entries.append((look.ramp_colour(MEASURED), Phrase("chart_measured", "measured error")))
-    entries.append((look.ink, Phrase("chart_expected", "expected, summed")))
+    if rule != "spread":
+        entries.append((look.ink, Phrase("chart_expected", "expected, summed")))
+    elif corrected:
+        entries.append((look.accent, Phrase("chart_corrected", "corrected ({count})", count=corrected)))
     return look.legend(entries, width)
 
 
