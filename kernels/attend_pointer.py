@@ -125,6 +125,9 @@ def attend_kernel(
     factor = scale * LOG2E
     list_row = pair * q_total + row
 
+    if EIGHT and HALF_SUMS:
+        # Before the pooled keys: Q's own numbers then leave the registers (sm_120: 16 B of stack otherwise).
+        codes, q_scale = row_codes(q.to(tl.float32))
     if TAIL:
         # A tile's address is a scalar, to which threads add offsets that do not change.
         first = pair * k_video
@@ -182,11 +185,13 @@ def attend_kernel(
     tail_top = top
     skipped = total
     if EIGHT:
-        # Of the two, one number a row rests over the loop: with both, sm_120 parks 16 B on the stack.
-        tail_top += tl.math.log2(skipped)
-        # After the pooled keys, which met Q itself.
-        q, q_scale = row_codes(q.to(tl.float32))
-        row_factor = q_scale * factor
+        if HALF_SUMS:
+            q = codes
+        else:
+            # After them: gfx1100 has no room for codes beside Q.
+            q, q_scale = row_codes(q.to(tl.float32))
+        # Always true, but of the layout that sums have: else the factor goes through shared memory at every step.
+        row_factor = tl.where(top > -2.0e30, q_scale * factor, 0.0)
         block_scales = k_scale_ptr + pair * k_total
     if HALF_SUMS:
         exponents = v_exponent_ptr + pair * k_total
@@ -258,10 +263,7 @@ def attend_kernel(
     if COV:
         # The average matrix enters once per row, by the share of the softmax that went to skipped blocks. In slices of
         # the head size: whole, Q and the matrix would not fit beside the accumulator.
-        if EIGHT:
-            share = tl.math.exp2(tail_top - top) / divisor * scale
-        else:
-            share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
+        share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
         q_slices = q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None]
         # DIM or nothing, written so that the compiler does not see it: unrolled, the loop would spill.
         for start in tl.range(0, tl.minimum((q_video - row) * DIM, DIM), 2 * COV_SLICE, num_stages=1):

@@ -85,7 +85,7 @@ ATTEND: dict[tuple[str, int], AttendConfig] = {
     ("gfx942", 64): AttendConfig(128, 64, 32, 8, 2, 1),
     ("gfx942", 128): AttendConfig(128, 64, 32, 8, 2, 1),
     ("gfx1100", 64): AttendConfig(128, 32, 16, 16, 2, 1),
-    ("gfx1100", 128): AttendConfig(128, 32, 16, 16, 2, 1),
+    ("gfx1100", 128): AttendConfig(64, 64, 16, 16, 2, 1),
     ("gfx1201", 64): AttendConfig(128, 32, 16, 16, 2, 1),
     ("gfx1201", 128): AttendConfig(128, 32, 16, 16, 2, 1),
 }
