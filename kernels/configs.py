@@ -169,6 +169,11 @@ def sums_in_half(architecture: str) -> bool:
     return _SIBLINGS.get(architecture, architecture) in _HALF_SUMS
 
 
+def fp8_sums(architecture: str) -> bool:
+    """Whether FP8 products summed in float16 are twice as fast there as 16-bit ones, by published rates."""
+    return _SIBLINGS.get(architecture, architecture) in ("sm_89", "sm_120")
+
+
 def architecture_of(capability: tuple[int, int], gcn: str | None = None) -> str:
     """Name of a device's row: from its compute capability, or on ROCm from its gcnArchName ("gfx942:sramecc+")."""
     return gcn.split(":")[0] if gcn else f"sm_{capability[0]}{capability[1]}"

@@ -22,16 +22,19 @@ class Variant:
         tail: of all heads.
         biased: whether extra tokens have a key bias.
         bits: of the scores.
+        fp8: whether weights and values are multiplied in FP8; with 8 bits only.
     """
 
     method: Method = "head"
     tail: TailName = "linear1"
     biased: bool = False
     bits: Bits = 16
+    fp8: bool = False
 
     def __str__(self) -> str:
         words = f"method {self.method}, tail {self.tail}, {'a' if self.biased else 'no'} key bias"
-        return words if self.bits == 16 else f"{words}, {self.bits}-bit scores"
+        words = words if self.bits == 16 else f"{words}, {self.bits}-bit scores"
+        return f"{words}, FP8 values" if self.fp8 else words
 
 
 def variants_of(policy: Policy, biased: bool) -> tuple[Variant, ...]:
@@ -79,6 +82,7 @@ class CallKind:
         """The same with one tail for all heads."""
         return replace(self, variants=(replace(self.variants[0], tail=tail),))
 
-    def with_bits(self, bits: Bits) -> CallKind:
-        """The same with scores of so many bits for all heads."""
-        return replace(self, variants=tuple(replace(variant, bits=bits) for variant in self.variants))
+    def with_bits(self, bits: Bits, fp8: bool = False) -> CallKind:
+        """The same with scores of so many bits for all heads, and with 8 perhaps values in FP8."""
+        fp8 = fp8 and bits == 8
+        return replace(self, variants=tuple(replace(variant, bits=bits, fp8=fp8) for variant in self.variants))

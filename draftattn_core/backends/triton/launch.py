@@ -102,7 +102,8 @@ def prepare_copies(
         copy=copy,
         iterations=POWER_ITERATIONS[values.ranks],
         shift=shift,
-        half_sums=configs.sums_in_half(architecture),
+        half_sums=configs.sums_in_half(architecture) or call.policy.fp8_values,
+        fp8=call.policy.fp8_values,
     )
     q_mean = prepare.prepare_queries(call.q, geometry, config)
     draft = Draft(q_mean, keys.k_mean, spread_of_heads(keys.spread, values.spreads))
