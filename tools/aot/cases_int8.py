@@ -15,7 +15,7 @@ def int8_attend(target: str, dim: int, *, fp8: bool = False, **options: object) 
     """`attend` as a target launches it: sums in float16 where those are faster, of values in FP8 if asked for."""
     half = sums_in_half(target)
     claims = frozenset({INT8_MATRIX[target]} | ({FP8_SUMS if fp8 else HALF_SUMS} if half else set()))
-    config = attend_config(target, dim, TAILS[str(options.get("tail", "linear1"))])
+    config = attend_config(target, dim, TAILS[str(options.get("tail", "linear1"))], codes=True)
     return attend_case(config, dim, codes=True, half_sums=half, fp8=fp8, claims=claims, **options)  # type: ignore[arg-type]
 
 

@@ -30,7 +30,8 @@ def launch_pointer(inputs: AttendInputs, out: Tensor) -> Warps:
     from ....kernels import attend_pointer, configs
 
     name, ranks = machine.architecture(inputs.q.device), 0 if inputs.tail is None else inputs.tail.ranks
-    attend_pointer.attend_pointer(inputs, configs.attend_config(name, inputs.q.shape[3], ranks), out)
+    config = configs.attend_config(name, inputs.q.shape[3], ranks, codes=inputs.codes is not None)
+    attend_pointer.attend_pointer(inputs, config, out)
     return ()
 
 

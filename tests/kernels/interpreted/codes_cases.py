@@ -86,12 +86,20 @@ def run(problem: Problem, keys: PreparedKeys, config: AttendConfig = TINY, lse: 
 
 
 CASES: list[dict[str, Any]] = [
-    {"heads": 1},
+    {"grid": (2, 4, 7), "heads": 1},
     {"grid": (2, 4, 7), "after": 20, "bias": "one", "tail": "mean", "batch": 2, "heads": 1, "outliers": 30.0},
     {"grid": (2, 4, 7), "before": 5, "after": 9, "bias": "per_batch", "batch": 2, "tail": "linear0", "scattered": True},
-    {"tail": "linear2", "dtype": torch.float16, "before": 9, "outliers": 30.0, "heads": 1},
+    {"grid": (2, 4, 7), "tail": "linear2", "dtype": torch.float16, "before": 9, "outliers": 30.0, "heads": 1},
     {"grid": (2, 4, 7), "tail": ("none", "linear2"), "after": 1, "dim": 128},
-    {"tail": "linear1", "dtype": torch.bfloat16, "before": 7, "after": 20, "bias": "one", "interleaved": True},
+    {
+        "grid": (2, 4, 7),
+        "tail": "linear1",
+        "dtype": torch.bfloat16,
+        "before": 7,
+        "after": 20,
+        "bias": "one",
+        "interleaved": True,
+    },
     {"tail": "linear1", "density": 0.0, "heads": 1},
     {"tail": "linear1", "density": 1.0, "after": 4, "heads": 1},
     {"grid": (1, 3, 5), "k_block": 32, "tail": "linear1"},
@@ -218,12 +226,13 @@ def test_sums_of_the_largest_values_stay_within_float16() -> None:
     assert torch.equal(out, torch.full_like(out, 65504.0))
 
 
-def test_so_do_those_of_fp8() -> None:
-    problem = eight_bits(heads=1, q_block=64, k_block=64, density=1.0, grid=(4, 4, 8))
+def test_so_do_those_of_fp8_in_tiles_that_would_be_too_wide() -> None:
+    """128 keys of 8 with weights of 2^6 would be 2^16."""
+    problem = eight_bits(heads=1, q_block=64, k_block=128, density=1.0, grid=(4, 4, 8))
     problem.request.q.zero_()
-    problem.request.v.fill_(7.5 * 2.0**10)
+    problem.request.v.fill_(7.9 * 2.0**10)
     out = run(problem, prepared(problem, fp8=True), AttendConfig(64, 128, 16, 4, 2, 1))
-    assert torch.equal(out, torch.full_like(out, 7.5 * 2.0**10))
+    assert torch.equal(out, torch.full_like(out, 8.0 * 2.0**10))
 
 
 def test_there_is_no_lse_of_shifted_keys_and_nothing_to_gather() -> None:
