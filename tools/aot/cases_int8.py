@@ -30,7 +30,7 @@ def shipped(target: str) -> Iterator[Case]:
     variants: list[dict[str, object]] = [{"tail": tail} for tail in TAILS]
     variants += [{"k_block": 128}, {"q_block": 64}, {"bias": False}, {"dtype": "fp16"}]
     for dim in (64, 128):
-        yield from (int8_attend(target, dim, **options) for options in variants)
+        yield from (int8_attend(target, dim, **options) for options in variants)  # type: ignore[arg-type]
         for block in (64, 128):
             yield from (int8_prepare(target, dim, block, tail=tail) for tail in ("none", "mean", "linear1"))
         if fp8_sums(target):
