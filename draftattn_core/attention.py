@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .backends.call_kind import CallKind
-from .backends.registry import Backend, NoBackendError, choose_backend, without_codes
+from .backends.registry import Backend, NoBackendError, choose_backend, without_codes, without_fp8
 from .backends.request import AttendRequest, BackendFailure
 from .geometry.blocks import without_autocast
 from .geometry.layout import Layout, TableCache, build_tables
@@ -122,6 +122,8 @@ def attend(
     if policy.has_codes and without_codes(chosen, kind) is not None:
         policy = replace(policy, bits=16)
         values = policy.of(q.shape[1])
+    if policy.fp8_values and without_fp8(chosen, kind) is not None:
+        policy = replace(policy, fp8_values=False)
     tables = cache.get(layout, q.device) if cache is not None else build_tables(layout, q.device)
     call = RuleCall(q, k, v, tables, policy, values, scale, key_bias, position, {} if state is None else state)
     with without_autocast(q.device):

@@ -11,11 +11,12 @@ dtype. A row without any key gives 0 and LSE -inf. Listed keys may be INT8, and 
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .codes import row_codes
+from .codes import FP8_LIFT, row_codes
 from .configs import AttendConfig
 from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
@@ -89,14 +90,17 @@ def attend_kernel(
     """IN_ORDER: k and v hold tokens in block order already; otherwise their rows are gathered through `perm`.
 
     EIGHT: scores are products of INT8 codes (`codes.py`), k being those of shifted keys with a scale per block; Q gets
-    its codes here. HALF_SUMS: v is float16 in a power of two per block, a tile's sums are float16 and those of tiles
-    float32, in the power of two of the block at hand.
+    its codes here. HALF_SUMS: v is float16, or FP8 (e4m3), in a power of two per block, a tile's sums are float16 and
+    those of tiles float32, in the power of two of the block at hand.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     LN2: tl.constexpr = 0.6931471805599453
     M_SUB: tl.constexpr = Q_BLOCK // BLOCK_M
     N_SUB: tl.constexpr = K_BLOCK // BLOCK_N
     COV_SLICE: tl.constexpr = 16
+    FP8: tl.constexpr = v_ptr.dtype.element_ty == tl.float8e4nv
+    # FP8 has no numbers as small as most weights are: theirs are 2^LIFT times as large.
+    LIFT: tl.constexpr = FP8_LIFT if FP8 else 0
 
     # Rows of extra tokens attend to everything: they start first, or they would finish last.
     index = tl.program_id(0) // M_SUB
@@ -125,6 +129,9 @@ def attend_kernel(
     factor = scale * LOG2E
     list_row = pair * q_total + row
 
+    if EIGHT and HALF_SUMS:
+        # Before the pooled keys: Q's own numbers then leave the registers (sm_120: 16 B of stack otherwise).
+        codes, q_scale = row_codes(q.to(tl.float32))
     if TAIL:
         # A tile's address is a scalar, to which threads add offsets that do not change.
         first = pair * k_video
@@ -182,11 +189,13 @@ def attend_kernel(
     tail_top = top
     skipped = total
     if EIGHT:
-        # Of the two, one number a row rests over the loop: with both, sm_120 parks 16 B on the stack.
-        tail_top += tl.math.log2(skipped)
-        # After the pooled keys, which met Q itself.
-        q, q_scale = row_codes(q.to(tl.float32))
-        row_factor = q_scale * factor
+        if HALF_SUMS:
+            q = codes
+        else:
+            # After them: gfx1100 has no room for codes beside Q.
+            q, q_scale = row_codes(q.to(tl.float32))
+        # Always true, but of the layout that sums have: else the factor goes through shared memory at every step.
+        row_factor = tl.where(top > -2.0e30, q_scale * factor, 0.0)
         block_scales = k_scale_ptr + pair * k_total
     if HALF_SUMS:
         exponents = v_exponent_ptr + pair * k_total
@@ -231,19 +240,22 @@ def attend_kernel(
         # The scale is positive, so it may wait until after the maximum: with the subtraction it is one FFMA.
         if EIGHT:
             new_top = tl.maximum(top, tl.max(scores, 1) * unit)
-            weights = tl.math.exp2(scores * unit[:, None] - new_top[:, None])
+            weights = tl.math.exp2(scores * unit[:, None] - (new_top - LIFT)[:, None])
         else:
             new_top = tl.maximum(top, tl.max(scores, 1) * factor)
             weights = tl.math.exp2(scores * factor - new_top[:, None])
         shrink = tl.math.exp2(top - new_top)
-        total = total * shrink + tl.sum(weights, 1)
+        if FP8:
+            total = total * shrink + tl.sum(weights, 1) * 2.0**-LIFT
+        else:
+            total = total * shrink + tl.sum(weights, 1)
         top = new_top
         v = tl.load(v_base + row_offsets(rows, v_n)[:, None] + dims[None, :] * v_d, mask=valid[:, None], other=0.0)
         if HALF_SUMS:
-            next_exponent = tl.load(exponents + block)
+            next_exponent = tl.load(exponents + block) - LIFT
             shrink *= tl.math.exp2(exponent - next_exponent)
             exponent = next_exponent
-            sums = tl.dot(weights.to(tl.float16), v, out_dtype=tl.float16)
+            sums = tl.dot(weights.to(v.dtype), v, out_dtype=tl.float16)
             acc = acc * shrink[:, None] + sums.to(tl.float32)
         else:
             acc = acc * shrink[:, None]
@@ -258,10 +270,7 @@ def attend_kernel(
     if COV:
         # The average matrix enters once per row, by the share of the softmax that went to skipped blocks. In slices of
         # the head size: whole, Q and the matrix would not fit beside the accumulator.
-        if EIGHT:
-            share = tl.math.exp2(tail_top - top) / divisor * scale
-        else:
-            share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
+        share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
         q_slices = q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None]
         # DIM or nothing, written so that the compiler does not see it: unrolled, the loop would spill.
         for start in tl.range(0, tl.minimum((q_video - row) * DIM, DIM), 2 * COV_SLICE, num_stages=1):
@@ -307,7 +316,9 @@ def attend_pointer(inputs: AttendInputs, config: AttendConfig, out: Tensor, lse:
         raise ValueError(f"a pooled tile reads two words of the packed map, too few for {config.block_g} blocks")
     if inputs.codes is not None and (lse is not None or not inputs.in_order):
         raise ValueError("INT8 keys are shifted and in block order: there is no LSE of them, and nothing to gather")
-    config = config.within(geometry.q_block, geometry.k_block)
+    # More keys in FP8 could add up to more than float16 holds.
+    most = 64 if v.dtype == torch.float8_e4m3fn else geometry.k_block
+    config = config.within(geometry.q_block, min(geometry.k_block, most))
     constants = constexprs(inputs, config, lse is not None)
     unused = q
     bias = unused if inputs.key_bias is None else inputs.key_bias.float().contiguous()

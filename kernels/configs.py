@@ -90,6 +90,10 @@ ATTEND: dict[tuple[str, int], AttendConfig] = {
     ("gfx1201", 128): AttendConfig(128, 32, 16, 16, 2, 1),
 }
 
+# Rows of their own for INT8 scores. Here: as many products a pair as with the tile above, and no stack instead of 60 B;
+# but K and V are read for 64 query rows at a time instead of 128.
+_ATTEND_CODES = {("gfx1100", 128): AttendConfig(64, 64, 16, 16, 2, 1)}
+
 # RDNA has half the registers per thread for these tiles: more threads share them.
 _PREPARE = dict.fromkeys(("gfx1100", "gfx1201"), PrepareConfig(warps=16))
 # 254 registers of 255: elsewhere, or with larger tiles, two tiles at a time spill. Smaller ones leave room for two
@@ -114,13 +118,17 @@ _SIBLINGS = {
 }
 
 
-def attend_config(architecture: str, dim: int, ranks: int) -> AttendConfig:
-    """The configuration of the pointer kernel.
+def attend_config(architecture: str, dim: int, ranks: int, codes: bool = False) -> AttendConfig:
+    """The configuration of the pointer kernel; `codes` for scores of INT8 codes.
 
     Raises:
         ValueError: if there is none for this architecture or head size; the message says which there are.
     """
-    config = tuned_attend(architecture).get(dim) or fixed_attend(architecture, dim)
+    config = tuned_attend(architecture).get(dim)
+    if config is None:
+        config = fixed_attend(architecture, dim)
+        if codes:
+            config = _ATTEND_CODES.get((_SIBLINGS.get(architecture, architecture), dim), config)
     # The second rank's products take the registers of half a tile.
     return replace(config, block_g=max(16, config.block_g // 2)) if ranks > 1 else config
 
@@ -167,6 +175,11 @@ def codes_first(architecture: str) -> bool:
 def sums_in_half(architecture: str) -> bool:
     """Whether 16-bit products summed in float16 are twice as fast there as summed in float32, by published rates."""
     return _SIBLINGS.get(architecture, architecture) in _HALF_SUMS
+
+
+def fp8_sums(architecture: str) -> bool:
+    """Whether FP8 products summed in float16 are twice as fast there as 16-bit ones, by published rates."""
+    return _SIBLINGS.get(architecture, architecture) in ("sm_89", "sm_120")
 
 
 def architecture_of(capability: tuple[int, int], gcn: str | None = None) -> str:

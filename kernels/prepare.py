@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .codes import block_codes, half_values
+from .codes import block_codes, scaled_values
 from .configs import PrepareConfig
 from .geometry import block_span, row_offsets
 from .runtime import FUSED, on_device, strides
@@ -128,8 +128,8 @@ def prepare_keys_kernel(
 ):
     """One program: `per_program` neighbouring key blocks of one head.
 
-    EIGHT: keys lose the head's `shift`, and are copied as INT8 codes. HALVES: values are copied as float16 in a power
-    of two per block.
+    EIGHT: keys lose the head's `shift`, and are copied as INT8 codes. HALVES: values are copied as float16, or
+    FP8, in a power of two per block.
     """
     pair = tl.program_id(1).to(tl.int64)
     batch = pair // heads
@@ -180,8 +180,9 @@ def prepare_keys_kernel(
             else:
                 tl.store(k_copy_ptr + copied + cells, k, mask=valid[:, None])
             if HALVES:
-                halves, exponent = half_values(v.to(tl.float32))
-                tl.store(v_copy_ptr + copied + cells, halves, mask=valid[:, None])
+                FP8: tl.constexpr = v_copy_ptr.dtype.element_ty == tl.float8e4nv
+                scaled, exponent = scaled_values(v.to(tl.float32), FP8)
+                tl.store(v_copy_ptr + copied + cells, scaled, mask=valid[:, None])
                 tl.store(v_exponent_ptr + pair * k_total + block, exponent)
             else:
                 tl.store(v_copy_ptr + copied + cells, v, mask=valid[:, None])
@@ -307,6 +308,7 @@ def prepare_keys(
     iterations: int,
     shift: Tensor | None = None,
     half_sums: bool = False,
+    fp8: bool = False,
 ) -> PreparedKeys:
     """One pass over k and v (B, H, L, D), any strides.
 
@@ -319,6 +321,7 @@ def prepare_keys(
         shift: (B, H, D) float32 contiguous, to be subtracted from the keys, which are then copied as INT8; None copies
             them as they are.
         half_sums: copy V as float16 in powers of two, for sums in float16; with a shift only.
+        fp8: copy it as FP8 (e4m3) instead, for the same sums.
     """
     batch, heads, tokens, dim = k.shape
     linear = ranks is not None and log_weight is not None
@@ -331,7 +334,9 @@ def prepare_keys(
     eight, halves = copy and shift is not None, copy and shift is not None and half_sums
     copies = codes = None
     if copy:
-        k_type, v_type = torch.int8 if eight else k.dtype, torch.float16 if halves else k.dtype
+        k_type, v_type = torch.int8 if eight else k.dtype, k.dtype
+        if halves:
+            v_type = torch.float8_e4m3fn if fp8 else torch.float16
         copies = new(tokens, dim, dtype=k_type), new(tokens, dim, dtype=v_type)
     if eight:
         exponent = new(geometry.k_total, dtype=torch.float32) if halves else None

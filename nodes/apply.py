@@ -225,7 +225,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     advanced=True,
                     tooltip="Precision of the scores. auto = INT8 on GeForce RTX 30 to 50, head by head, where a "
                     "measurement on your model says that it costs next to nothing. 8 = the same on any GPU that can. "
-                    "16 = never. The Report node counts it. Its speed has not been measured yet.",
+                    "fp8 = 8, with values in FP8 on GeForce RTX 40 and 50. 16 = never. The Report node counts it. Its "
+                    "speed has not been measured yet.",
                 ),
             ],
             outputs=[

@@ -23,12 +23,14 @@ class Variant:
         tail: of all heads.
         biased: whether extra tokens have a key bias.
         bits: of the scores.
+        fp8: whether weights and values are multiplied in FP8; with 8 bits only.
     """
 
     method: Method = "head"
     tail: TailName = "linear1"
     biased: bool = False
     bits: Bits = 16
+    fp8: bool = False
 
     def text(self) -> Text:
         """The variant in words."""
@@ -39,6 +41,8 @@ class Variant:
         ]
         if self.bits != 16:
             parts.append(Phrase("variant_bits", "{bits}-bit scores", bits=self.bits))
+        if self.fp8:
+            parts.append(Phrase("variant_fp8", "FP8 values"))
         return Joined(parts, LIST)
 
     def __str__(self) -> str:
@@ -95,6 +99,7 @@ class CallKind:
         """The same with one tail for all heads."""
         return replace(self, variants=(replace(self.variants[0], tail=tail),))
 
-    def with_bits(self, bits: Bits) -> CallKind:
-        """The same with scores of so many bits for all heads."""
-        return replace(self, variants=tuple(replace(variant, bits=bits) for variant in self.variants))
+    def with_bits(self, bits: Bits, fp8: bool = False) -> CallKind:
+        """The same with scores of so many bits for all heads, and with 8 perhaps values in FP8."""
+        fp8 = fp8 and bits == 8
+        return replace(self, variants=tuple(replace(variant, bits=bits, fp8=fp8) for variant in self.variants))

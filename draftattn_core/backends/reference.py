@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..method.codes import key_codes, key_shift, query_codes
+from ..method.codes import fp8_values, key_codes, key_shift, query_codes
 from .request import AttendRequest, new_output
 
 
 def attend_reference(request: AttendRequest, dtype: torch.dtype = torch.float64) -> Tensor:
     """Output (B, H, L, D) in the dtype of q, computed in `dtype`; needs memory for several (B, H, L, L) maps.
 
-    Heads with 8 bits have the scores of their codes, which are made in float32 as kernels make them.
+    Heads with 8 bits have the scores of their codes, which are made in float32 as kernels make them, and with
+    `fp8_values` such values; their weights stay as they are, since kernels round them beside a maximum of the moment.
     """
     q, k, v = (x.to(dtype) for x in (request.q, request.k, request.v))
     tables, tail = request.tables, request.tail
@@ -27,6 +28,9 @@ def attend_reference(request: AttendRequest, dtype: torch.dtype = torch.float64)
         rows, unit = query_codes(request.q[:, eight])
         products = torch.matmul(rows.to(dtype), codes.to(dtype).transpose(-1, -2))
         logits[:, eight] = request.scale * products * unit.to(dtype) * scale.to(dtype).transpose(-1, -2)
+        if request.fp8_values:
+            v = v.clone()
+            v[:, eight] = fp8_values(request.v[:, eight], tables).to(dtype)
     if request.key_bias is not None:
         before, video = tables.layout.extra_before, tables.layout.grid.tokens
         bias = request.key_bias.to(dtype)[:, None, None, :]

@@ -156,7 +156,8 @@ def prepare_backend(
         name: of the backend the calls will ask for, or "auto".
         kind: of the run as its policy asks for it.
         tails: what heads may take beside the policy's own.
-        codes: "8" or "auto" where heads may have scores of INT8 codes, wherever possible or where they are faster.
+        codes: "8", "fp8" or "auto" where heads may have scores of INT8 codes: wherever possible, that with values in
+            FP8, or where they are faster.
         report: called with a message before anything is compiled.
     """
     for backend in backends():
@@ -164,8 +165,9 @@ def prepare_backend(
             continue
         if backend.warm_up is not None:
             backend.warm_up(kind, tails, report)
-            if 8 in backend.bits and (codes == "8" or (codes == "auto" and machine.codes_first(kind.device))):
-                backend.warm_up(kind.with_bits(8), tails, report)
+            if 8 in backend.bits and (codes in ("8", "fp8") or (codes == "auto" and machine.codes_first(kind.device))):
+                fp8 = codes == "fp8" and machine.fp8_sums(kind.device)
+                backend.warm_up(kind.with_bits(8, fp8), tails, report)
         if name != "auto" or backend.refuses(kind) is None:
             return
 
@@ -192,6 +194,21 @@ def without_codes(backend: Backend, kind: CallKind) -> Text | None:
     if 8 not in backend.bits:
         return Phrase("codes_none", "backend {name} has no INT8 scores", name=backend.name)
     return backend.refuses(kind.with_bits(8))
+
+
+def without_fp8(backend: Backend, kind: CallKind) -> Text | None:
+    """Why a backend does not multiply values of a kind of call in FP8, in words; None if it can. The reference can on
+    every device, in torch."""
+    if 8 not in backend.bits:
+        return Phrase("codes_none", "backend {name} has no INT8 scores", name=backend.name)
+    if backend.run is not None and not machine.fp8_sums(kind.device):
+        return Phrase("fp8_none", "this {device} device has no FP8 products summed in float16", device=kind.device.type)
+    return backend.refuses(kind.with_bits(8, fp8=True))
+
+
+def fp8_unwanted(name: str, kind: CallKind) -> Text | None:
+    """`without_fp8` of the backend called `name`."""
+    return without_fp8(next(backend for backend in backends() if backend.name == name), kind)
 
 
 def codes_unwanted(name: str, kind: CallKind, *, everywhere: bool) -> Text | None:

@@ -36,6 +36,7 @@ class AttendRequest:
         bits: of the scores of each head (`method.codes`); () for 16 throughout.
         shift: (B, H, D) float32, what the tail's mean keys are without already, and the keys of heads with 8 bits are
             to lose; 0 for heads with 16. None where the tail's are as they come, and `key_shift` says what to subtract.
+        fp8_values: whether weights and values of heads with 8 bits are multiplied in FP8.
         shared_tail: whether the rows of a query block share the weights of its tail (`backends.shared_tail`). Only a
             backend that makes its own requests computes that (`backends.kitchen`), and the reference.
     """
@@ -51,6 +52,7 @@ class AttendRequest:
     counts: Tensor | None = None
     bits: tuple[Bits, ...] = ()
     shift: Tensor | None = None
+    fp8_values: bool = False
     shared_tail: bool = False
 
     @classmethod
@@ -63,7 +65,8 @@ class AttendRequest:
         shift: Tensor | None = None,
     ) -> AttendRequest:
         """What a call amounts to once its pairs are chosen."""
-        common = call.key_bias, call.scale, counts, call.heads.bits, shift
+        fp8 = call.policy.fp8_values and 8 in call.heads.bits
+        common = call.key_bias, call.scale, counts, call.heads.bits, shift, fp8
         return cls(call.q, call.k, call.v, call.tables, keep, tail, *common)
 
 

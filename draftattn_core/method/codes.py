@@ -17,6 +17,9 @@ SAMPLED_KEYS = 1024
 _LARGEST_CODE = 127.0
 # What counts as the largest |x| at least: kernels divide by scales.
 _SMALLEST = 1e-6
+# `kernels/codes.py` says why.
+_FP8_VALUE_BITS, _LEAST_EXPONENT = 3, -20
+_FP8_WEIGHT = 2.0**6
 
 
 def key_shift(k: Tensor) -> Tensor:
@@ -38,6 +41,28 @@ def query_codes(q: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (B, H, rows, D) float32 of queries q (B, H, rows, D), and each row's scale (B, H, rows, 1)."""
     wide = q.float()
     return _codes(wide, wide.abs().amax(-1, keepdim=True))
+
+
+def fp8_values(v: Tensor, tables: LayoutTables) -> Tensor:
+    """Values v (B, H, L, D) as kernels multiply them in FP8 (e4m3): float32, rounded in a power of two that puts the
+    largest of each key block below 2^3. What is not finite is NaN."""
+    wide = v.float()
+    block = tables.k.of_token[tables.inverse].expand(wide.shape[:3])
+    size = wide.abs().where(wide.isfinite(), 0.0).amax(-1)
+    largest = size.new_zeros(*size.shape[:2], tables.k.total).scatter_reduce_(2, block, size, "amax")
+    exponent = (torch.frexp(largest).exponent - _FP8_VALUE_BITS).clamp_min(_LEAST_EXPONENT)
+    unit = torch.exp2(exponent.float()).gather(2, block).unsqueeze(-1)
+    return rounded_to_fp8(wide.where(wide.isfinite(), torch.nan) / unit) * unit
+
+
+def fp8_weights(weights: Tensor) -> Tensor:
+    """Weights of at most 1, float32 rounded as kernels do it: to FP8 (e4m3) after a factor of 2^6."""
+    return rounded_to_fp8(weights.float() * _FP8_WEIGHT) / _FP8_WEIGHT
+
+
+def rounded_to_fp8(x: Tensor) -> Tensor:
+    """x float32 to the nearest number of FP8 (e4m3), which reaches to 448, as float32."""
+    return x.to(torch.float8_e4m3fn).float()
 
 
 def _codes(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:

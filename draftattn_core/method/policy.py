@@ -92,6 +92,7 @@ class Policy:
         top_p: mass for the `top_p` method, 0..1.
         bits: 8 for scores of INT8 codes (`method.codes`) where the backend has them, 16 for those of Q and K as they
             are; a tuple gives one per head.
+        fp8_values: multiply weights and values of heads with 8 bits in FP8 where kernels have that (sm_89, sm_120).
 
     Raises:
         ValueError: if a value is out of range or a name unknown.
@@ -108,6 +109,7 @@ class Policy:
     keep_last_frame: bool = False
     top_p: float = 0.9
     bits: Bits | tuple[Bits, ...] = 16
+    fp8_values: bool = False
 
     def __post_init__(self) -> None:
         check_density(self.density)

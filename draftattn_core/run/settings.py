@@ -17,7 +17,7 @@ from .schedule import Schedule
 from .step_cache.settings import StepCacheSettings
 
 BUDGETS = ("off", "error")
-BITS = ("16", "auto", "8")
+BITS = ("16", "auto", "8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Settings:
         profile: figures of an earlier run of this model, for budgets from the first sparse call on; None for none.
         bits: "16" computes scores of Q and K as they are. "8" measures at the first sparse call of every layer which of
             its heads lose little by INT8 codes (`run.bits`), and computes their scores by them wherever the backend
-            can; "auto" does so on GPUs where that is faster by published rates (`kernels.configs.codes_first`).
+            can; "auto" does so on GPUs where that is faster by published rates (`kernels.configs.codes_first`). "fp8"
+            is "8" with weights and values in FP8 (`Policy.fp8_values`) where the backend has them, which is measured.
         record: measure every layer once per bucket of progress, dense or sparse, for a profile (`Run.profile`).
         record_masks: let dense calls vote for CalibAtt's masks (`Run.calibration`), with blocks of `mask_block` tokens.
 
@@ -78,6 +79,8 @@ class Settings:
             raise ValueError(f"unknown budgets {self.budgets!r}: choose one of {', '.join(BUDGETS)}")
         if self.bits not in BITS:
             raise ValueError(f"unknown bits {self.bits!r}: choose one of {', '.join(BITS)}")
+        if self.bits == "fp8":
+            object.__setattr__(self, "policy", replace(self.policy, fp8_values=True))
         if not 0.0 <= self.max_error < 1.0:
             raise ValueError(f"max_error is a relative error from 0 (off) to below 1, got {self.max_error}: try 0.05")
         if self.policy.method == "tail_error" and not self.policy.has_tail:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attention import Attention, attend
 from ..backends.call_kind import CallKind
-from ..backends.registry import codes_unwanted, tails_served
+from ..backends.registry import codes_unwanted, fp8_unwanted, tails_served
 from ..geometry.grid import TokenGrid
 from ..geometry.layout import Layout, TableCache
 from ..method.policy import TAILS, Bits, Policy, head_bits
@@ -138,12 +138,16 @@ class SparseCalls:
         biased = request.key_bias is not None
         kind = CallKind.of(request.q, self.settings.q_block, self.settings.k_block, policy, biased=biased)
         bits: tuple[Bits, ...] = head_bits(16, heads)
-        why = codes_unwanted(result.backend, kind, everywhere=self.settings.bits == "8")
+        why = codes_unwanted(result.backend, kind, everywhere=self.settings.bits in ("8", "fp8"))
         if rule.order is not None or rule.attend is not None:
             why = Phrase("codes_method", "the method {method} has no measure of what they cost", method=policy.method)
         if why is None:
             try:
-                errors = bits_errors(request, seed=position.layer)
+                no_fp8 = fp8_unwanted(result.backend, kind) if policy.fp8_values else None
+                if no_fp8 is not None:
+                    self.report.note(Phrase("fp8_stayed", "values stayed in 16 bits: {reason}", reason=no_fp8))
+                fp8 = policy.fp8_values and no_fp8 is None
+                errors = bits_errors(request, seed=position.layer, fp8_values=fp8)
                 bits = errors.bits()
                 self.report.keep_bits(position, bits, (float(errors.sixteen.mean()), float(errors.eight.mean())))
             except Exception as error:

@@ -15,7 +15,14 @@ from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import DEFAULT_TILES, build_tables
-from draftattention.draftattn_core.method.codes import SAMPLED_KEYS, key_codes, key_shift, query_codes
+from draftattention.draftattn_core.method.codes import (
+    SAMPLED_KEYS,
+    fp8_values,
+    fp8_weights,
+    key_codes,
+    key_shift,
+    query_codes,
+)
 from draftattention.draftattn_core.method.policy import Policy, WrongHeadsError
 from draftattention.draftattn_core.run import sparse_calls
 from draftattention.draftattn_core.run.bits import BitsErrors, bits_errors
@@ -80,6 +87,66 @@ class TestCodes:
         assert torch.allclose(key_shift(k), k[:, :, ::3].mean(2), atol=1e-6)
         k[0, 0, 0] = torch.nan
         assert (key_shift(k)[0, 0] == 0).all() and key_shift(k)[0, 1].any()
+
+
+class TestValuesInFP8:
+    def test_keep_four_bits_of_what_is_not_far_below_the_largest_of_the_block(self) -> None:
+        _, _, v = inputs()
+        v = v * torch.logspace(-3, 5, LAYOUT.tokens)[:, None]
+        tables = build_tables(LAYOUT)
+        found = fp8_values(v, tables)
+        for block in range(tables.k.total):
+            tokens = tables.perm[tables.k.bounds[block] : tables.k.bounds[block + 1]]
+            for head in range(2):
+                was, now = v[0, head, tokens], found[0, head, tokens]
+                large = was.abs() > was.abs().max() * 2.0**-8
+                assert ((now - was).abs()[large] <= was.abs()[large] * 2.0**-4).all()
+                assert ((now - was).abs() <= was.abs().max() * 2.0**-12).logical_or(large).all()
+        assert not torch.equal(found, v)
+
+    def test_that_are_not_finite_stay_so_and_change_no_other(self) -> None:
+        _, _, v = inputs()
+        tables = build_tables(LAYOUT)
+        plain = fp8_values(v, tables)
+        v[0, 0, 40, 3], v[0, 1, 50, 4] = torch.inf, torch.nan
+        found = fp8_values(v, tables)
+        spoilt = ~found.isfinite()
+        assert spoilt.sum() == 2 and spoilt[0, 0, 40, 3] and spoilt[0, 1, 50, 4]
+        assert relative(found.nan_to_num(), plain.where(~spoilt, torch.tensor(0.0))) < 0.02
+
+    def test_have_weights_of_four_bits_down_to_two_to_the_minus_twelve(self) -> None:
+        weights = torch.logspace(-12, 0, 1001, base=2.0)
+        assert ((fp8_weights(weights) - weights).abs() <= weights * 2.0**-4).all()
+        assert fp8_weights(torch.tensor(2.0**-17)) == 0.0
+
+    def test_are_the_references_for_heads_with_8_bits_alone(self) -> None:
+        request = request_of(3.0, bits=(8, 16), tail="linear1", fp8_values=True)
+        assert request.fp8_values
+        values = fp8_values(request.v, request.tables)
+        plain = replace(request, fp8_values=False)
+        expected = torch.stack([attend_reference(replace(plain, v=values))[:, 0], attend_reference(plain)[:, 1]], dim=1)
+        assert torch.equal(attend_reference(request), expected)
+
+    def test_are_measured_with_weights_beside_the_rows_largest(self) -> None:
+        request = request_of(3.0, tail="none")
+        found = bits_errors(request, rows=10**6, fp8_values=True)
+        eight, dim = replace(request, bits=(8, 8)), request.q.shape[3]
+        # What the reference makes of one-hot values are its weights, a head size of tokens at a time.
+        one_hot = torch.eye(LAYOUT.tokens + -LAYOUT.tokens % dim)[: LAYOUT.tokens].expand(1, 2, -1, -1)
+        weights = torch.cat([attend_reference(replace(eight, v=part)) for part in one_hot.split(dim, dim=-1)], dim=-1)
+        weights, top = weights[..., : LAYOUT.tokens], weights.amax(-1, keepdim=True)
+        out = (fp8_weights(weights / top) * top) @ fp8_values(request.v, request.tables)
+        exact = F.scaled_dot_product_attention(request.q, request.k, request.v, scale=request.scale)
+        video = request.tables.perm[: GRID.tokens]
+        for head in range(2):
+            error = relative(out[:, head, video], exact[:, head, video])
+            assert float(found.eight[0, head]) == pytest.approx(error, rel=1e-3)
+        assert (found.eight != bits_errors(request, rows=10**6).eight).all()
+
+    def test_are_left_out_by_backends_without_codes(self) -> None:
+        asked = attend(*inputs(), LAYOUT, Policy(density=0.3, bits=8, fp8_values=True), backend="torch")
+        plain = attend(*inputs(), LAYOUT, Policy(density=0.3), backend="torch")
+        assert torch.equal(asked.out, plain.out) and not asked.request.fp8_values
 
 
 class TestTheReference:
@@ -200,6 +267,14 @@ class TestARun:
         assert [call.codes for call in run.report.calls] == [0.0, 0.5]
         assert run.report.codes_share() == 0.25 and run.report.to_dict()["bits"] == {"1": [8, 16]}
         assert "25% of their heads with INT8 scores" in run.report.summary()
+
+    def test_has_values_in_fp8_where_it_is_asked_for(self) -> None:
+        run, qkv = Run(replace(SETTINGS, bits="fp8")), inputs(2000.0)
+        serve(run, qkv)
+        policy = Policy(density=0.3, bits=(8, 16), fp8_values=True)
+        expected = attend(*qkv, LAYOUT, policy, backend="reference")
+        assert run.report.bits == {1: (8, 16)} and expected.request.fp8_values
+        assert torch.equal(serve(run, qkv, step=1), expected.out)
 
     def test_counts_nothing_where_nobody_asks(self) -> None:
         run = Run(SETTINGS)

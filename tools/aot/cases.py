@@ -31,6 +31,7 @@ def attend_case(
     lse: bool = False,
     codes: bool = False,
     half_sums: bool = False,
+    fp8: bool = False,
     claims: frozenset[str] = frozenset(),
 ) -> Case:
     data = f"*{dtype}"
@@ -40,7 +41,7 @@ def attend_case(
     types |= {"perm_ptr": "*i64", "list_ptr": "*i32", "count_ptr": "*i32", "words_ptr": "*i32"}
     # What a variant has no use for is given Q's address, as at a launch.
     types |= {"k_scale_ptr": "*fp32" if codes else data, "v_exponent_ptr": "*fp32" if half_sums else data}
-    types |= ({"k_ptr": "*i8"} if codes else {}) | ({"v_ptr": "*fp16"} if half_sums else {})
+    types |= ({"k_ptr": "*i8"} if codes else {}) | ({"v_ptr": "*fp8e4nv" if fp8 else "*fp16"} if half_sums else {})
     strides = [f"{x}_{axis}" for x in "qkvo" for axis in "bhn"]
     types |= dict.fromkeys(strides, "i32")
     lengths = ("heads", "tokens", "video_tokens", "q_video", "q_total", "k_video", "k_total", "bias_stride")
@@ -65,7 +66,7 @@ def attend_case(
         "TAIL_STAGES": config.tail_stages,
     }
     words = [f"attend d{dim}", dtype, f"blocks {q_block}/{k_block}", f"tail {tail}"]
-    words += [*(["int8"] if codes else []), *(["half sums"] if half_sums else [])]
+    words += [*(["int8"] if codes else []), *(["half sums"] if half_sums else []), *(["fp8"] if fp8 else [])]
     words += [*([] if in_order else ["gathered"]), *([] if bias else ["no bias"]), *(["lse"] if lse else [])]
     words += [f"{config.block_m}x{config.block_n} g{config.block_g} w{config.warps} s{config.stages}"]
     return Case(
@@ -76,7 +77,8 @@ def attend_case(
         config.warps,
         config.stages,
         frozenset(strides),
-        matrix=True,
+        # Without other products in 16 bits, those of FP8 are claimed instead.
+        matrix=not fp8 or tail != "none",
         claims=claims,
     )
 
@@ -91,6 +93,7 @@ def prepare_case(
     copy: bool = True,
     codes: bool = False,
     halves: bool = False,
+    fp8: bool = False,
 ) -> Case:
     strides = [f"{x}_{axis}" for x in "kv" for axis in "bhn"]
     types = dict.fromkeys(strides, "i32")
@@ -98,7 +101,9 @@ def prepare_case(
     types |= {"perm_ptr": "*i64", "ranks_ptr": "*i32", "k_mean_ptr": "*fp32", "spread_ptr": "*fp32", "cov_ptr": "*fp32"}
     types |= dict.fromkeys(("shift_ptr", "k_scale_ptr"), "*fp32" if codes else f"*{dtype}")
     types |= {"v_exponent_ptr": "*fp32" if halves else f"*{dtype}"}
-    types |= ({"k_copy_ptr": "*i8"} if codes else {}) | ({"v_copy_ptr": "*fp16"} if halves else {})
+    types |= ({"k_copy_ptr": "*i8"} if codes else {}) | (
+        {"v_copy_ptr": "*fp8e4nv" if fp8 else "*fp16"} if halves else {}
+    )
     types |= dict.fromkeys(("heads", "tokens", "video_tokens", "k_video", "k_total", "per_program"), "i32")
     linear = tail.startswith("linear")
     constants = {
@@ -116,7 +121,7 @@ def prepare_case(
         "PREFETCH": linear and not codes and config.prefetches(k_block * dim),
     }
     words = [f"prepare keys d{dim}", dtype, f"blocks {k_block}", f"tail {tail}", *([] if copy else ["no copies"])]
-    words += [*(["int8"] if codes else []), *(["halves"] if halves else [])]
+    words += [*(["int8"] if codes else []), *(["halves"] if halves else []), *(["fp8"] if fp8 else [])]
     name = ", ".join([*words, f"w{config.warps}"])
     return Case(name, prepare_keys_kernel, types, constants, config.warps, 3, frozenset(strides), matrix=linear)
 

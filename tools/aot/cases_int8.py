@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from draftattention.kernels.configs import ATTEND, attend_config, prepare_config, sums_in_half
+from draftattention.kernels.configs import ATTEND, attend_config, fp8_sums, prepare_config, sums_in_half
 from tools.aot.cases import TAILS, attend_case, prepare_case
-from tools.aot.compile import HALF_SUMS, INT8_MATRIX, Case, Planned
+from tools.aot.compile import FP8_SUMS, HALF_SUMS, INT8_MATRIX, Case, Planned
 
 _REPRESENTATIVE = ("sm_80", "sm_89", "sm_90", "sm_120", "gfx1201")
 
 
-def int8_attend(target: str, dim: int, **options: object) -> Case:
-    """`attend` as a target launches it: sums in float16 where those are faster."""
+def int8_attend(target: str, dim: int, *, fp8: bool = False, **options: object) -> Case:
+    """`attend` as a target launches it: sums in float16 where those are faster, of values in FP8 if asked for."""
     half = sums_in_half(target)
-    claims = frozenset({INT8_MATRIX[target]} | ({HALF_SUMS} if half else set()))
-    config = attend_config(target, dim, TAILS[str(options.get("tail", "linear1"))])
-    return attend_case(config, dim, codes=True, half_sums=half, claims=claims, **options)  # type: ignore[arg-type]
+    claims = frozenset({INT8_MATRIX[target]} | ({FP8_SUMS if fp8 else HALF_SUMS} if half else set()))
+    config = attend_config(target, dim, TAILS[str(options.get("tail", "linear1"))], codes=True)
+    return attend_case(config, dim, codes=True, half_sums=half, fp8=fp8, claims=claims, **options)  # type: ignore[arg-type]
 
 
 def int8_prepare(target: str, dim: int, k_block: int, **options: object) -> Case:
@@ -30,9 +30,12 @@ def shipped(target: str) -> Iterator[Case]:
     variants: list[dict[str, object]] = [{"tail": tail} for tail in TAILS]
     variants += [{"k_block": 128}, {"q_block": 64}, {"bias": False}, {"dtype": "fp16"}]
     for dim in (64, 128):
-        yield from (int8_attend(target, dim, **options) for options in variants)
+        yield from (int8_attend(target, dim, **options) for options in variants)  # type: ignore[arg-type]
         for block in (64, 128):
             yield from (int8_prepare(target, dim, block, tail=tail) for tail in ("none", "mean", "linear1"))
+        if fp8_sums(target):
+            yield from (int8_attend(target, dim, fp8=True, tail=tail) for tail in TAILS)
+            yield from (int8_prepare(target, dim, block, fp8=True) for block in (64, 128))
 
 
 def all_cases() -> list[Planned]:
@@ -44,4 +47,5 @@ def all_cases() -> list[Planned]:
 def representative_cases() -> list[Planned]:
     """The default call for targets of each kind, and the pass that makes the codes."""
     plan = [Planned(target, int8_attend(target, 128)) for target in _REPRESENTATIVE]
+    plan.append(Planned("sm_89", int8_attend("sm_89", 128, fp8=True)))
     return [*plan, Planned("sm_89", int8_prepare("sm_89", 128, 64))]

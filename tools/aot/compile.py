@@ -32,7 +32,18 @@ TARGETS = {
 
 # Classes that are counted, and the matrix instructions each target has to use.
 INSTRUCTIONS = {
-    "cuda": ("HMMA", "HGMMA", "UTCHMMA", "IMMA", "IGMMA", "HMMA.16816.F16", "LDGSTS", "UTMALDG", "USETMAXREG"),
+    "cuda": (
+        "HMMA",
+        "HGMMA",
+        "UTCHMMA",
+        "IMMA",
+        "IGMMA",
+        "HMMA.16816.F16",
+        "QMMA.16832.F16",
+        "LDGSTS",
+        "UTMALDG",
+        "USETMAXREG",
+    ),
     "hip": ("v_mfma", "v_wmma", "v_mfma_i32", "v_wmma_i32"),
 }
 MATRIX = {
@@ -51,7 +62,7 @@ INT8_MATRIX = {
     "gfx1100": "v_wmma_i32",
     "gfx1201": "v_wmma_i32",
 }
-HALF_SUMS = "HMMA.16816.F16"
+HALF_SUMS, FP8_SUMS = "HMMA.16816.F16", "QMMA.16832.F16"
 
 
 @dataclass(frozen=True)

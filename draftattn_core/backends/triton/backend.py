@@ -141,7 +141,7 @@ class TritonBackend(ABC):
                 raise
             biased = call.key_bias is not None
             kind = CallKind.of(call.q, layout.q_block, layout.k_block, call.policy, biased=biased)
-            kind = kind.with_bits(8 if 8 in bits[part] else 16)
+            kind = kind.with_bits(8 if 8 in bits[part] else 16, call.policy.fp8_values)
             # The dearest tail's kernels ran.
             raise self.trust.failure((*self.key(kind), kind.variants[-1]), call.q.device, error) from error
         if keep is None:

@@ -30,7 +30,8 @@ def launch_pointer(inputs: AttendInputs, out: Tensor) -> Warps:
     from ....kernels import attend_pointer, configs
 
     name, ranks = machine.architecture(inputs.q.device), 0 if inputs.tail is None else inputs.tail.ranks
-    attend_pointer.attend_pointer(inputs, configs.attend_config(name, inputs.q.shape[3], ranks), out)
+    config = configs.attend_config(name, inputs.q.shape[3], ranks, codes=inputs.codes is not None)
+    attend_pointer.attend_pointer(inputs, config, out)
     return ()
 
 
@@ -102,7 +103,8 @@ def prepare_copies(
         copy=copy,
         iterations=POWER_ITERATIONS[values.ranks],
         shift=shift,
-        half_sums=configs.sums_in_half(architecture),
+        half_sums=configs.sums_in_half(architecture) or call.policy.fp8_values,
+        fp8=call.policy.fp8_values,
     )
     q_mean = prepare.prepare_queries(call.q, geometry, config)
     draft = Draft(q_mean, keys.k_mean, spread_of_heads(keys.spread, values.spreads))

@@ -78,6 +78,15 @@ def architecture(device: torch.device) -> str:
     return architecture_of(torch.cuda.get_device_capability(device), gcn)
 
 
+def fp8_sums(device: torch.device) -> bool:
+    """Whether kernels multiply values in FP8 on a device (`kernels.configs.fp8_sums`); interpreted ones do."""
+    if triton_missing() is not None or device.type != "cuda":
+        return device.type == "cpu" and triton_missing() is None and interpreted()
+    from ....kernels import configs
+
+    return configs.fp8_sums(architecture(device))
+
+
 def codes_first(device: torch.device) -> bool:
     """Whether scores of INT8 codes are to be expected faster on a device (`kernels.configs.codes_first`)."""
     if device.type != "cuda" or triton_missing() is not None:

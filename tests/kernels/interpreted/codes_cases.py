@@ -16,7 +16,7 @@ from draftattention.draftattn_core.backends.triton import head_groups
 from draftattention.draftattn_core.backends.triton.pointer import POINTER
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout
-from draftattention.draftattn_core.method.codes import key_codes, key_shift
+from draftattention.draftattn_core.method.codes import fp8_values, key_codes, key_shift
 from draftattention.draftattn_core.method.policy import Policy
 from draftattention.draftattn_core.method.tail.expand import make_tail
 from draftattention.kernels import attend_pointer as attend_module
@@ -25,6 +25,7 @@ from draftattention.kernels.configs import AttendConfig, PrepareConfig
 from draftattention.kernels.prepare import PreparedKeys, prepare_keys
 from draftattention.kernels.types import AttendInputs
 from tests.kernels.bfloat16 import right_bfloat16_products
+from tests.kernels.float8 import right_float8
 from tests.kernels.problems import (
     LIMITS,
     TINY,
@@ -38,11 +39,14 @@ from tests.kernels.problems import (
 
 # Weights and sums in float16, added up one by one where a GPU adds 16 products before it rounds.
 HALF_LIMIT = 1.5e-3
+# Weights rounded to the three bits of FP8, beside the maximum of the moment.
+FP8_LIMIT = 3e-2
 
 
 @pytest.fixture(autouse=True)
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     right_bfloat16_products(monkeypatch)
+    right_float8(monkeypatch)
 
 
 def eight_bits(*, outliers: float = 1.0, k_scale: float = 1.0, v_scale: float = 1.0, **options: Any) -> Problem:
@@ -63,13 +67,13 @@ def eight_bits(*, outliers: float = 1.0, k_scale: float = 1.0, v_scale: float = 
     return replace(problem, request=request, tail=None if wide is None else wide.to(q.dtype))
 
 
-def prepared(problem: Problem, half_sums: bool = False) -> PreparedKeys:
+def prepared(problem: Problem, half_sums: bool = False, fp8: bool = False) -> PreparedKeys:
     request = problem.request
     rest: dict[str, Any] = {"log_weight": None, "ranks": None, "most_ranks": 0, "copy": True, "iterations": 1}
     if request.tail is not None:
         rest["log_weight"] = request.tail.log_weight.float()
     inputs = request.k, request.v, problem.geometry, PrepareConfig()
-    return prepare_keys(*inputs, **rest, shift=request.shift, half_sums=half_sums)
+    return prepare_keys(*inputs, **rest, shift=request.shift, half_sums=half_sums or fp8, fp8=fp8)
 
 
 def run(problem: Problem, keys: PreparedKeys, config: AttendConfig = TINY, lse: Tensor | None = None) -> Tensor:
@@ -82,12 +86,20 @@ def run(problem: Problem, keys: PreparedKeys, config: AttendConfig = TINY, lse: 
 
 
 CASES: list[dict[str, Any]] = [
-    {"heads": 1},
+    {"grid": (2, 4, 7), "heads": 1},
     {"grid": (2, 4, 7), "after": 20, "bias": "one", "tail": "mean", "batch": 2, "heads": 1, "outliers": 30.0},
     {"grid": (2, 4, 7), "before": 5, "after": 9, "bias": "per_batch", "batch": 2, "tail": "linear0", "scattered": True},
-    {"tail": "linear2", "dtype": torch.float16, "before": 9, "outliers": 30.0, "heads": 1},
+    {"grid": (2, 4, 7), "tail": "linear2", "dtype": torch.float16, "before": 9, "outliers": 30.0, "heads": 1},
     {"grid": (2, 4, 7), "tail": ("none", "linear2"), "after": 1, "dim": 128},
-    {"tail": "linear1", "dtype": torch.bfloat16, "before": 7, "after": 20, "bias": "one", "interleaved": True},
+    {
+        "grid": (2, 4, 7),
+        "tail": "linear1",
+        "dtype": torch.bfloat16,
+        "before": 7,
+        "after": 20,
+        "bias": "one",
+        "interleaved": True,
+    },
     {"tail": "linear1", "density": 0.0, "heads": 1},
     {"tail": "linear1", "density": 1.0, "after": 4, "heads": 1},
     {"grid": (1, 3, 5), "k_block": 32, "tail": "linear1"},
@@ -111,6 +123,18 @@ def test_codes_are_the_cores_and_the_output_is_the_references_with_them(case: di
     check_values(keys, request.v[:, :, tables.perm], tables.k.of_token)
     limit = LIMITS[request.q.dtype]
     assert relative_error(run(problem, keys), truth_of(request)) < (max(limit, HALF_LIMIT) if half_sums else limit)
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[3], CASES[5], CASES[9]], ids=str)
+def test_values_in_fp8_are_the_cores_and_the_output_is_near_the_references_with_them(case: dict[str, Any]) -> None:
+    problem = eight_bits(**case)
+    request = replace(problem.request, fp8_values=True)
+    keys = prepared(problem, fp8=True)
+    assert keys.v is not None and keys.codes is not None and keys.codes.v_exponent is not None
+    assert keys.v.dtype == torch.float8_e4m3fn and keys.v.float().abs().max() <= 8.0
+    unit = keys.codes.v_exponent.exp2()[:, :, request.tables.k.of_token, None]
+    assert torch.equal(keys.v.float() * unit, fp8_values(request.v, request.tables)[:, :, request.tables.perm])
+    assert relative_error(run(problem, keys), truth_of(request)) < FP8_LIMIT
 
 
 def check_values(keys: PreparedKeys, expected: Tensor, block: Tensor) -> None:
@@ -170,14 +194,14 @@ def test_a_row_without_keys_is_zero() -> None:
     assert torch.equal(out, torch.zeros_like(out))
 
 
-@pytest.mark.parametrize("half_sums", [False, True])
+@pytest.mark.parametrize("sums", ["float32", "float16", "fp8"])
 @pytest.mark.parametrize(("of", "value"), [("v", torch.nan), ("v", torch.inf), ("k", torch.nan), ("k", torch.inf)])
-def test_what_is_not_finite_reaches_exactly_the_rows_that_attend_to_it(of: str, value: float, half_sums: bool) -> None:
-    problem = eight_bits(heads=1, grid=(2, 4, 7))
+def test_what_is_not_finite_reaches_exactly_the_rows_that_attend_to_it(of: str, value: float, sums: str) -> None:
+    problem, options = eight_bits(heads=1, grid=(2, 4, 7)), {"half_sums": sums == "float16", "fp8": sums == "fp8"}
     request, tables = problem.request, problem.request.tables
-    clean = run(problem, prepared(problem, half_sums))
+    clean = run(problem, prepared(problem, **options))
     (request.v if of == "v" else request.k)[0, 0, 40, 3] = value
-    out = run(problem, prepared(problem, half_sums))
+    out = run(problem, prepared(problem, **options))
     attends = request.keep[0, 0, tables.q.of_token[tables.inverse], tables.k.of_token[tables.inverse[40]]]
     reached = torch.zeros_like(out[0, 0], dtype=torch.bool)
     reached[:, 3 if of == "v" else slice(None)] = attends[:, None] if of == "k" else attends
@@ -200,6 +224,15 @@ def test_sums_of_the_largest_values_stay_within_float16() -> None:
     problem.request.v.fill_(65504.0)
     out = run(problem, prepared(problem, half_sums=True), AttendConfig(64, 64, 16, 4, 2, 1))
     assert torch.equal(out, torch.full_like(out, 65504.0))
+
+
+def test_so_do_those_of_fp8_in_tiles_that_would_be_too_wide() -> None:
+    """128 keys of 8 with weights of 2^6 would be 2^16."""
+    problem = eight_bits(heads=1, q_block=64, k_block=128, density=1.0, grid=(4, 4, 8))
+    problem.request.q.zero_()
+    problem.request.v.fill_(7.9 * 2.0**10)
+    out = run(problem, prepared(problem, fp8=True), AttendConfig(64, 128, 16, 4, 2, 1))
+    assert torch.equal(out, torch.full_like(out, 8.0 * 2.0**10))
 
 
 def test_there_is_no_lse_of_shifted_keys_and_nothing_to_gather() -> None:
@@ -233,8 +266,9 @@ KIND = CallKind(torch.device("cpu"), torch.float32, 64, 128, 64)
 CHECKED = Variant("head", "linear1", True, 8)
 
 
-def test_the_one_time_check_passes() -> None:
-    assert POINTER.check(KIND, CHECKED) is None
+@pytest.mark.parametrize("fp8", [False, True])
+def test_the_one_time_check_passes(fp8: bool) -> None:
+    assert POINTER.check(KIND, replace(CHECKED, fp8=fp8)) is None
 
 
 def test_the_one_time_check_sees_scales_of_other_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
