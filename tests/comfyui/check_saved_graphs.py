@@ -44,6 +44,16 @@ SAVED: Mapping[str, Mapping[str, Any]] = {
         "layer_bands": "0-1: 2",
         "dense_layers": "0",
     },
+    # Came after 0.1.0: as it was before it had the rule spread.
+    "DraftAttentionSkipSteps": {
+        "rule": "forecast",
+        "threshold": 0.05,
+        "first_steps": 4,
+        "max_in_a_row": 3,
+        "start": 0.1,
+        "end": 0.9,
+        "offload": True,
+    },
     "DraftAttentionReport": {"save_json": True, "filename_prefix": "mine/report"},
     "DraftAttentionCapture": {"step": 4, "layer": -2},
     "DraftAttentionPreview": {"head": 3, "time": 0.1, "y": 0.2, "x": 0.3},
