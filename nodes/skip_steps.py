@@ -31,7 +31,7 @@ class DraftAttentionSkipSteps(io.ComfyNode):
             description=(
                 "Answers steps of the sampler without the model where their neighbours tell enough. forecast takes the "
                 "first-order expansion of the last two computed steps and measures its own error; easycache is the "
-                "published rule. Works alone and together with Apply DraftAttention, before or after it."
+                "published rule. Works alone and together with DraftAttention Sparse, before or after it."
             ),
             search_aliases=["easycache", "step cache", "skip steps", "teacache", "speed up video"],
             inputs=[
@@ -101,7 +101,7 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                 Report.Output(
                     display_name="report",
                     tooltip="For the DraftAttention Report node: what was skipped and how far the predictions were "
-                    "off, with or without Apply DraftAttention.",
+                    "off, with or without DraftAttention Sparse.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -344,7 +344,7 @@ class Run:
         if self.voting is None:
             return None
         if self.report.calls_sparse:
-            self.note("this run was sparse, so it did not vote for masks: calibrate without Apply DraftAttention")
+            self.note("this run was sparse, so it did not vote for masks: calibrate without DraftAttention Sparse")
             return None
         return self.voting.calibration(prompt)
 

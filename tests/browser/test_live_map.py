@@ -1,4 +1,4 @@
-"""The map of steps and layers under Apply DraftAttention fills in while sampling and stays in the workflow."""
+"""The map of steps and layers under DraftAttention Sparse fills in while sampling and stays in the workflow."""
 
 from __future__ import annotations
 

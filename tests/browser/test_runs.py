@@ -62,7 +62,7 @@ def test_the_tab_lists_runs_with_their_settings_and_picture_and_grows_while_it_i
         cards.first.wait_for()
         count = cards.count()
         text = cards.first.inner_text()
-        assert "Apply DraftAttention" in text and "4 steps" in text and "preset custom, sparsity 0.9" in text
+        assert "DraftAttention Sparse" in text and "4 steps" in text and "preset custom, sparsity 0.9" in text
         assert "% of the work" in text, "its dense steps tell attention's share of the time"
         cards.first.locator("summary").click()
         canvas.until(DRAWN)
