@@ -11,6 +11,7 @@ import pytest
 
 from tests.browser.canvas import Canvas
 
+FIELD = "[aria-controls=results-list]"
 ROWS = "[...document.querySelectorAll('#results-list [role=option]')]"
 FOUND = f"() => {ROWS}.map((row) => row.innerText.split('\\n')[0])"
 CHANGED = f"(before) => {{ const now = ({FOUND})(); return now.length && now.join() !== before.join() }}"
@@ -21,6 +22,17 @@ COUNTED = """() => {
 }"""
 
 
+def search(canvas: Canvas, words: str) -> list[str]:
+    """Type into the search that is open; returns the names of the nodes that are found, best first."""
+    field = canvas.page.locator(FIELD)
+    field.wait_for()
+    before = canvas.js(FOUND)
+    field.fill(words)
+    # Results follow the typing after a pause.
+    canvas.until(CHANGED, before)
+    return list(canvas.js(FOUND))
+
+
 @pytest.mark.parametrize(
     ("words", "places"),
     [("draft attention", 1), ("sparse attention", 1), ("speed up video", 1), ("draft", 3), ("sparse", 3)],
@@ -28,13 +40,8 @@ COUNTED = """() => {
 def test_the_main_node_is_found_at_once(canvas: Canvas, words: str, places: int) -> None:
     main = canvas.js("() => LiteGraph.registered_node_types.ApplyDraftAttention.title")
     canvas.until(COUNTED, timeout=60_000)
-    canvas.js("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    field = canvas.page.locator("[aria-controls=results-list]")
-    before = canvas.js(FOUND)
-    field.fill(words)
-    # Results follow the typing after a pause.
-    canvas.until(CHANGED, before)
-    found = canvas.js(FOUND)
+    canvas.command("Workspace.SearchBox.Toggle")
+    found = search(canvas, words)
     canvas.page.keyboard.press("Escape")
-    field.wait_for(state="detached")
+    canvas.page.locator(FIELD).wait_for(state="detached")
     assert main in found[:places], found[:12]
