@@ -114,16 +114,16 @@ def run_pytest_per_front_end(host: ComfyUIInstall | None, fronts: list[FrontEnd]
         return [run_pytest("pytest, browser", host, selection)]
 
     def run(front: FrontEnd) -> Stage:
-        return run_pytest(f"pytest, browser, {front.name}", host, ["-k", f"[{front.name}-", *selection], later=True)
+        return run_pytest(f"pytest, browser, {front.name}", host, ["-k", f"[{front.name}-", *selection], front.name)
 
     with ThreadPoolExecutor(min(len(fronts), os.cpu_count() or 1)) as pool:
         return list(pool.map(run, fronts))
 
 
-def run_pytest(name: str, host: ComfyUIInstall | None, arguments: list[str], later: bool = False) -> Stage:
-    """Run pytest once and read the counts from its XML report.
+def run_pytest(name: str, host: ComfyUIInstall | None, arguments: list[str], told_apart: str = "") -> Stage:
+    """Run pytest once, with its output on the terminal, and read the counts from its XML report.
 
-    Its output goes to the terminal; with `later` in one piece at the end, so that those of several are told apart.
+    Lines of several runs at once begin with the words that tell them apart.
     """
     print(f"== {name}", flush=True)
     environment = dict(os.environ)
@@ -134,13 +134,14 @@ def run_pytest(name: str, host: ComfyUIInstall | None, arguments: list[str], lat
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
-        output = subprocess.PIPE if later else None
-        ran = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT if later else None
-        )
-        if later:
-            print(f"== {name}\n{ran.stdout.decode(errors='replace')}", flush=True)
-        status = ran.returncode
+        if told_apart:
+            piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            with subprocess.Popen(command, cwd=ROOT, env=environment, **piped) as ran:
+                for line in ran.stdout or ():
+                    print(f"{told_apart}: {line.decode(errors='replace').rstrip()}", flush=True)
+            status = ran.returncode
+        else:
+            status = subprocess.call(command, cwd=ROOT, env=environment)
         stage = read_report(name, report)
     stage.ok = status == 0
     stage.failed = stage.failed or int(not stage.ok)

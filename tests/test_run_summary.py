@@ -101,8 +101,9 @@ def test_front_ends_that_are_there_are_tried_at_once(
     runs: list[list[str]] = []
 
     def run_pytest(
-        name: str, host: ComfyUIInstall | None, arguments: list[str], later: bool = False
+        name: str, host: ComfyUIInstall | None, arguments: list[str], told_apart: str = ""
     ) -> test_command.Stage:
+        assert told_apart == (name.split(", ")[2] if len(selections) > 1 else "")
         runs.append(arguments)
         return test_command.Stage(name, True, passed=1)
 

@@ -144,6 +144,18 @@ class Canvas:
             }"""
         )
 
+    def close_sidebar(self) -> str | None:
+        """Name of the sidebar's tab that was open, if any."""
+        left: str | None = self.js(
+            """() => {
+                const tabs = app.extensionManager.sidebarTab
+                const left = tabs.activeSidebarTabId
+                tabs.activeSidebarTabId = null
+                return left
+            }"""
+        )
+        return left
+
     def add(self, kind: str, at: tuple[int, int] = (100, 100)) -> int:
         """Add a node; returns its id."""
         return int(

@@ -124,11 +124,12 @@ def opened(request: pytest.FixtureRequest, hosts: Hosts) -> Iterator[Canvas]:
 def canvas(request: pytest.FixtureRequest, opened: Canvas) -> Iterator[Canvas]:
     """The page of one cell with an empty graph, in English unless the test is marked with a language.
 
-    The test fails if the pack's scripts complain.
+    The test fails if the pack's scripts complain, or if it leaves a sidebar open, which would cover what others click.
     """
     language = request.node.get_closest_marker("language")
     opened.speak(language.args[0] if language else "en")
     opened.errors.clear()
     opened.clear()
     yield opened
+    assert not opened.close_sidebar()
     assert not opened.errors, "\n".join(opened.errors)
