@@ -135,8 +135,8 @@ def run_pytest(name: str, host: ComfyUIInstall | None, arguments: list[str], tol
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
         if told_apart:
-            piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-            with subprocess.Popen(command, cwd=ROOT, env=environment, **piped) as ran:
+            into = subprocess.PIPE
+            with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=into, stderr=subprocess.STDOUT) as ran:
                 for line in ran.stdout or ():
                     print(f"{told_apart}: {line.decode(errors='replace').rstrip()}", flush=True)
             status = ran.returncode
