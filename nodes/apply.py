@@ -1,4 +1,4 @@
-"""Node: Apply DraftAttention."""
+"""Node: DraftAttention Sparse."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class ApplyDraftAttention(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApplyDraftAttention",
-            display_name="Apply DraftAttention",
+            # Search ranks by the beginnings of ids and names, the shortest first, then by their words, aliases last.
+            # The other nodes' ids begin with "draft": a longer name falls behind them for that word.
+            display_name="DraftAttention Sparse",
             category=CATEGORY,
             description=(
                 "Makes the self-attention of video models sparse: a draft map picks the blocks that are computed "
@@ -51,6 +53,7 @@ class ApplyDraftAttention(io.ComfyNode):
                 "attention nodes, before the sampler."
             ),
             search_aliases=[
+                "apply draft attention",
                 "draft",
                 "draft attention",
                 "sparse",

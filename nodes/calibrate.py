@@ -30,12 +30,12 @@ class DraftAttentionCalibrate(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Measures the model while it samples and adds every complete run to a profile in "
-                "models/draft_attention. Put it between the model (or Apply DraftAttention) and the sampler. Without "
-                "Apply the run stays dense."
+                "models/draft_attention. Put it between the model (or DraftAttention Sparse) and the sampler. Without "
+                "DraftAttention Sparse the run stays dense."
             ),
             search_aliases=["draft attention profile", "calibrate sparse attention", "sparsity budgets"],
             inputs=[
-                io.Model.Input("model", tooltip="A video model, with or without Apply DraftAttention."),
+                io.Model.Input("model", tooltip="A video model, with or without DraftAttention Sparse."),
                 io.String.Input("name", default="my model", tooltip="Name of the profile; runs are added to it."),
                 io.String.Input(
                     "prompt",

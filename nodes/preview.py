@@ -43,8 +43,8 @@ def capture_calls(model: Any, handle: ReportHandle, step: int, layer: int) -> tu
     """A clone of a patched model that keeps one sparse call of every run whole and some coarsely; and their handle.
 
     Args:
-        model: the host's ModelPatcher, after Apply DraftAttention.
-        handle: Apply DraftAttention's.
+        model: the host's ModelPatcher, after DraftAttention Sparse.
+        handle: DraftAttention Sparse's.
         step: from 0, negative for the last one.
         layer: from 0, negative from the end.
     """
@@ -78,13 +78,13 @@ class DraftAttentionCapture(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Keeps the draft map and the kept blocks of one attention call for DraftAttention Preview. Put it "
-                "between Apply DraftAttention and the sampler. Coarser maps of up to 25 other calls are kept to look "
+                "between DraftAttention Sparse and the sampler. Coarser maps of up to 25 other calls are kept to look "
                 "around in Preview. Costs a few small copies per run."
             ),
             search_aliases=["capture attention", "attention map"],
             inputs=[
-                io.Model.Input("model", tooltip="From Apply DraftAttention."),
-                Report.Input("report", tooltip="From the same Apply DraftAttention."),
+                io.Model.Input("model", tooltip="From DraftAttention Sparse."),
+                Report.Input("report", tooltip="From the same DraftAttention Sparse."),
                 io.Int.Input(
                     "step",
                     default=-1,

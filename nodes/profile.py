@@ -27,8 +27,8 @@ class DraftAttentionProfile(io.ComfyNode):
             display_name="DraftAttention Profile",
             category=CATEGORY,
             description=(
-                "What was measured about one model, from models/draft_attention, for the profile input of Apply "
-                "DraftAttention. Shows what it was made from and how it spreads a density over layers and heads."
+                "What was measured about one model, from models/draft_attention, for the profile input of "
+                "DraftAttention Sparse. Shows what it was made from and how it spreads a density over layers and heads."
             ),
             search_aliases=["load draft attention profile", "sparse attention profile", "sparsity budgets"],
             inputs=[
@@ -48,7 +48,7 @@ class DraftAttentionProfile(io.ComfyNode):
                 ),
             ],
             outputs=[
-                ProfileSocket.Output(display_name="profile", tooltip="For Apply DraftAttention."),
+                ProfileSocket.Output(display_name="profile", tooltip="For DraftAttention Sparse."),
                 io.String.Output(display_name="text", tooltip="What the profile was made from and what it holds."),
                 io.Image.Output(display_name="picture", tooltip="Densities of all layers and heads, early to late."),
             ],

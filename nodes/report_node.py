@@ -34,7 +34,7 @@ class DraftAttentionReport(io.ComfyNode):
             ),
             search_aliases=["draft attention status", "sparse attention report", "density map"],
             inputs=[
-                Report.Input("report", tooltip="From Apply DraftAttention or Skip Steps."),
+                Report.Input("report", tooltip="From DraftAttention Sparse or Skip Steps."),
                 io.AnyType.Input(
                     "after", tooltip="Anything the sampler leads to, such as its LATENT: the report is drawn after it."
                 ),

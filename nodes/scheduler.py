@@ -104,7 +104,7 @@ class SparsityScheduler(io.ComfyNode):
                     default="",
                     advanced=True,
                     tooltip='Layers that always run dense, such as "0, -1" for the first and the last. Goes before '
-                    "the list on Apply DraftAttention.",
+                    "the list on DraftAttention Sparse.",
                 ),
                 io.Model.Input(
                     "model",
@@ -127,7 +127,7 @@ class SparsityScheduler(io.ComfyNode):
                 ),
             ],
             outputs=[
-                SparsitySchedule.Output(display_name="schedule", tooltip="For Apply DraftAttention."),
+                SparsitySchedule.Output(display_name="schedule", tooltip="For DraftAttention Sparse."),
                 io.Image.Output(display_name="curve", tooltip="Picture of the curve with the sampler's steps."),
             ],
             is_output_node=True,

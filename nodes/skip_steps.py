@@ -117,7 +117,7 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                 Report.Output(
                     display_name="report",
                     tooltip="For the DraftAttention Report node: what was skipped and how far the predictions were "
-                    "off, with or without Apply DraftAttention.",
+                    "off, with or without DraftAttention Sparse.",
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -15,10 +15,12 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.comfyui.path import ComfyUIInstall, ComfyUIPathError, find_all_comfyui
+from tests.browser.parts import ABSENT, FrontEnd, front_ends
+from tools.comfyui.path import ComfyUIInstall, find_all_comfyui
 
 ROOT = Path(__file__).resolve().parent.parent
 # Module to run, with its arguments; the first word of a check's name is the package it needs.
@@ -57,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-checks", action="store_true", help="leave out ruff and mypy")
     options, pytest_arguments = parser.parse_known_args(argv)
     try:
-        hosts = find_all_comfyui()
-    except ComfyUIPathError as error:
+        hosts, fronts = find_all_comfyui(), front_ends() if options.browser else []
+    except ValueError as error:
         parser.error(str(error))
     if options.host and not hosts:
         parser.error("--host needs a ComfyUI: set COMFYUI_PATH to its folder")
@@ -67,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if not (options.host or options.browser or options.no_checks):
         stages += [check(name, command) for name, command in CHECKS.items()]
     if options.browser:
-        host = hosts[0] if hosts else None
-        stages.append(run_pytest("pytest, browser", host, ["-m", "browser", "tests/browser", *pytest_arguments]))
+        stages += run_pytest_per_front_end(hosts[0] if hosts else None, fronts, pytest_arguments)
     if options.host or not options.browser:
         stages += run_pytest_per_host(hosts, options.host, pytest_arguments)
     print_summary(stages)
@@ -103,8 +104,27 @@ def run_pytest_per_host(hosts: list[ComfyUIInstall], host_only: bool, arguments:
     ]
 
 
-def run_pytest(name: str, host: ComfyUIInstall | None, arguments: list[str]) -> Stage:
-    """Run pytest once, with its output on the terminal, and read the counts from its XML report."""
+def run_pytest_per_front_end(host: ComfyUIInstall | None, fronts: list[FrontEnd], arguments: list[str]) -> list[Stage]:
+    """Run the browser tests of as many front ends at once as there are cores; each has a host and a browser to itself.
+
+    With a -k among the arguments they run in one go: pytest takes one.
+    """
+    selection = ["-m", "browser", "tests/browser", *arguments]
+    if "-k" in arguments or ABSENT in fronts:
+        return [run_pytest("pytest, browser", host, selection)]
+
+    def run(front: FrontEnd) -> Stage:
+        return run_pytest(f"pytest, browser, {front.name}", host, ["-k", f"[{front.name}-", *selection], front.name)
+
+    with ThreadPoolExecutor(min(len(fronts), os.cpu_count() or 1)) as pool:
+        return list(pool.map(run, fronts))
+
+
+def run_pytest(name: str, host: ComfyUIInstall | None, arguments: list[str], told_apart: str = "") -> Stage:
+    """Run pytest once, with its output on the terminal, and read the counts from its XML report.
+
+    Lines of several runs at once begin with the words that tell them apart.
+    """
     print(f"== {name}", flush=True)
     environment = dict(os.environ)
     if host is not None:
@@ -114,7 +134,14 @@ def run_pytest(name: str, host: ComfyUIInstall | None, arguments: list[str]) -> 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--junit-xml={report}", *arguments]
-        status = subprocess.call(command, cwd=ROOT, env=environment)
+        if told_apart:
+            into = subprocess.PIPE
+            with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=into, stderr=subprocess.STDOUT) as ran:
+                for line in ran.stdout or ():
+                    print(f"{told_apart}: {line.decode(errors='replace').rstrip()}", flush=True)
+            status = ran.returncode
+        else:
+            status = subprocess.call(command, cwd=ROOT, env=environment)
         stage = read_report(name, report)
     stage.ok = status == 0
     stage.failed = stage.failed or int(not stage.ok)

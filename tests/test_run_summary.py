@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import run as test_command
+from tests.browser.parts import ABSENT, PINNED, FrontEnd
 from tools.comfyui.path import ComfyUIInstall
 
 REPORT = """<testsuites><testsuite>
@@ -83,6 +84,35 @@ def test_every_host_has_a_run_of_its_own_and_the_other_tests_one(
     assert len(stages) == 2 and [host for _, host, _ in runs] == found
     assert [arguments for _, _, arguments in runs] == [[*selection, "-x"] for selection in selections]
     assert "ComfyUI 0.14.0" in runs[0][0] and "ComfyUI 0.33.0" in runs[1][0]
+
+
+@pytest.mark.parametrize(
+    ("fronts", "arguments", "selections"),
+    [
+        (["pinned", "1.58.1"], ["-x"], [["-k", "[pinned-"], ["-k", "[1.58.1-"]]),
+        (["pinned", "1.58.1"], ["-k", "verdict"], [[]]),
+        (["pinned", "other"], ["-x"], [[]]),
+    ],
+    ids=["one run each", "one selection", "no second front end"],
+)
+def test_front_ends_that_are_there_are_tried_at_once(
+    monkeypatch: pytest.MonkeyPatch, fronts: list[str], arguments: list[str], selections: list[list[str]]
+) -> None:
+    runs: list[list[str]] = []
+
+    def run_pytest(
+        name: str, host: ComfyUIInstall | None, arguments: list[str], told_apart: str = ""
+    ) -> test_command.Stage:
+        assert told_apart == (name.split(", ")[2] if len(selections) > 1 else "")
+        runs.append(arguments)
+        return test_command.Stage(name, True, passed=1)
+
+    monkeypatch.setattr(test_command, "run_pytest", run_pytest)
+    named = {"pinned": PINNED, "other": ABSENT}
+    found = [named.get(name, FrontEnd(Path(name), name)) for name in fronts]
+    stages = test_command.run_pytest_per_front_end(None, found, arguments)
+    assert len(stages) == len(selections)
+    assert sorted(runs) == sorted([*one, "-m", "browser", "tests/browser", *arguments] for one in selections)
 
 
 def test_host_tests_alone_need_a_comfyui(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

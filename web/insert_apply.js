@@ -1,4 +1,4 @@
-/** An entry in the menu of loaders and samplers that puts Apply DraftAttention between them. */
+/** An entry in the menu of loaders and samplers that puts DraftAttention Sparse between them. */
 
 import { app, asOneStep, sourceOf } from "./host.js"
 import { say } from "./words.js"
@@ -83,7 +83,7 @@ function place(made, beside) {
   while (nodes.some(covered)) made.pos = [made.pos[0], made.pos[1] + GAP]
 }
 
-/** Put Apply DraftAttention between a model and the samplers that it reaches; undo takes all of it back at once. */
+/** Put DraftAttention Sparse between a model and the samplers that it reaches; undo takes all of it back at once. */
 function insert(node) {
   const places = missing(node)
   if (!places.length) return

@@ -1,4 +1,4 @@
-/** How the last run went stays under Apply DraftAttention: until the next run, after a reload, in a saved workflow. */
+/** How the last run went stays under DraftAttention Sparse: until the next run, after a reload, in a saved workflow. */
 
 import { api, allNodes, app, after, keepOnNode, nodeOfRun, removeWidget, widgetOf, workflowId } from "./host.js"
 import { onProblems, problemsOf } from "./checked_text.js"

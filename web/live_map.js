@@ -1,4 +1,4 @@
-/** Under Apply DraftAttention: what each layer did at each step, filling in while sampling and kept in the workflow. */
+/** Under DraftAttention Sparse: what each layer did at each step, filling in while sampling and kept in the workflow. */
 
 import { addElement, after, allNodes, api, app, fit, keepOnNode, nodeOfRun, removeWidget, widgetOf, workflowId } from "./host.js"
 import { drawMap, duration, keyElements, MOST_LAYERS, MOST_STEPS } from "./map_drawing.js"

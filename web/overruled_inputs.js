@@ -11,7 +11,7 @@ const SKIP = "DraftAttentionSkipSteps"
 const greyed = new WeakMap()
 const sheet = addSheet()
 
-/** Why inputs of Apply DraftAttention count for nothing, by input. */
+/** Why inputs of DraftAttention Sparse count for nothing, by input. */
 function overruledOnApply(node) {
   const told = hints(APPLY, "preset")
   const { by_preset = {}, by_schedule = [], by_max_error = [], by_speed = {}, speed_replaces = [], by_method = {} } = told

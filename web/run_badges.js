@@ -1,4 +1,4 @@
-/** Badges on Apply DraftAttention: how much faster the last run was, and what went wrong in it. Saved workflows keep them. */
+/** Badges on DraftAttention Sparse: how much faster the last run was, and what went wrong in it. Saved workflows keep them. */
 
 import { addBadge, after, allNodes, api, app, badgesChanged, keepOnNode, nodeOfRun, workflowId } from "./host.js"
 import { reasonWord } from "./map_drawing.js"

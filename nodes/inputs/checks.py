@@ -24,7 +24,7 @@ CUSTOM_POINTS = CURVES[-1]
 def apply_problems(
     tile: str | None = None, blocks: str | None = None, dense_layers: str | None = None
 ) -> dict[str, str]:
-    """Problems of Apply DraftAttention's widgets, by input."""
+    """Problems of DraftAttention Sparse's widgets, by input."""
     found: dict[str, str] = {}
     if blocks is not None and blocks not in BLOCKS:
         found["blocks"] = Words("check_choice", input="blocks", value=repr(blocks), choices=Joined(BLOCKS, LIST))

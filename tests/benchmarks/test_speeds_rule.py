@@ -1,4 +1,4 @@
-"""The speeds of Apply DraftAttention are what their rule makes of the committed frontier."""
+"""The speeds of DraftAttention Sparse are what their rule makes of the committed frontier."""
 
 from __future__ import annotations
 

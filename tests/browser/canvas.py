@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 
     from tools.comfyui.server import ComfyUIServer
 
-PACK_NAME = "draftattention"
+# The folders of the pack: cloned, and unpacked from the registry's archive.
+PACK_NAME, FROM_ARCHIVE = "draftattention", "from_archive"
 # The front end opens a workflow of its own at last, which would replace what a test has made before.
 READY = "() => window.app?.canvas && window.app.extensionManager?.workflow?.activeWorkflow?.activeState"
 START_TIMEOUT, RUN_TIMEOUT = 120_000, 120_000
 # The host's names for the settings that tests depend on.
-NODES_2 = "Comfy.VueNodes.Enabled"
+NODES_2, LANGUAGE = "Comfy.VueNodes.Enabled", "Comfy.Locale"
+# A place on the canvas where nothing is, and what tells of things on it and around.
+NOWHERE, TOOLTIPS = (1100, 840), ".p-tooltip-text, [role=tooltip], .node-tooltip"
 SEEDS = itertools.count(1)
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "LiteGraph.Node.TooltipDelay": 50}
+SETTINGS = {"Comfy.TutorialCompleted": True, "LiteGraph.Node.TooltipDelay": 50}
 
 
 @dataclass
@@ -38,12 +41,14 @@ class Canvas:
         server: the host behind it.
         nodes_2: whether nodes are drawn by Nodes 2.0 and not by the classic canvas.
         errors: what the pack's scripts have complained about; tests fail if there is anything in it.
+        language: that the page speaks.
     """
 
     page: Page
     server: ComfyUIServer
     nodes_2: bool
     errors: list[str] = field(default_factory=list)
+    language: str = "en"
 
     def open(self) -> None:
         """Load the front end, wait until it is ready, and choose the renderer."""
@@ -73,11 +78,17 @@ class Canvas:
 
     def reload(self) -> None:
         """Load the page with the settings of this cell, which the host keeps and others may have changed."""
-        body = json.dumps({**SETTINGS, NODES_2: self.nodes_2}).encode()
+        body = json.dumps({**SETTINGS, LANGUAGE: self.language, NODES_2: self.nodes_2}).encode()
         request = urllib.request.Request(f"{self.server.url}/settings", body, {"Content-Type": "application/json"})
         urllib.request.urlopen(request, timeout=30).close()
         self.page.goto(self.server.url, timeout=START_TIMEOUT)
         self.page.wait_for_function(READY, timeout=START_TIMEOUT)
+
+    def speak(self, language: str) -> None:
+        """Have the page in a language, which it reads while it loads."""
+        if language != self.language:
+            self.language = language
+            self.reload()
 
     def _heard(self, message: ConsoleMessage) -> None:
         place = message.location.get("url", "")
@@ -110,6 +121,10 @@ class Canvas:
         # Changes within the next 50 ms would count as a part of these.
         self.page.wait_for_timeout(200)
 
+    def frames(self, count: int = 4) -> None:
+        """Wait until the page has been drawn some times."""
+        self.js("async (count) => { while (count--) await new Promise(requestAnimationFrame) }", count)
+
     def command(self, name: str) -> None:
         """Run one of the front end's commands."""
         self.js("(name) => app.extensionManager.command.execute(name)", name)
@@ -128,6 +143,18 @@ class Canvas:
                 app.canvas.setDirty(true, true)
             }"""
         )
+
+    def close_sidebar(self) -> str | None:
+        """Name of the sidebar's tab that was open, if any."""
+        left: str | None = self.js(
+            """() => {
+                const tabs = app.extensionManager.sidebarTab
+                const left = tabs.activeSidebarTabId
+                tabs.activeSidebarTabId = null
+                return left
+            }"""
+        )
+        return left
 
     def add(self, kind: str, at: tuple[int, int] = (100, 100)) -> int:
         """Add a node; returns its id."""
@@ -258,7 +285,8 @@ class Canvas:
 
     def tooltip(self, node: int, name: str) -> str:
         """What the user is told when the mouse rests on a widget."""
-        self.page.mouse.move(5, 880)
+        self.page.mouse.move(*NOWHERE)
+        self.until(f"() => ![...document.querySelectorAll('{TOOLTIPS}')].some((one) => one.checkVisibility())")
         if self.nodes_2:
             self.row(node, name).hover(position={"x": 24, "y": 8})
             shown = self.page.locator(".p-tooltip-text, [role=tooltip]").first

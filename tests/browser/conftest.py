@@ -1,17 +1,24 @@
-"""One host per front end, one page per renderer; a test that asks for `canvas` runs in every cell of that matrix."""
+"""One host per front end, one page per renderer; a test that asks for `canvas` runs in every cell of that matrix.
+
+A test whose subject cannot differ by renderer says why and runs once per front end: `@pytest.mark.any_renderer("why")`;
+one whose subject is not the page at all runs once: `@pytest.mark.any_cell("why")`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.canvas import Canvas
+from tests.browser.canvas import FROM_ARCHIVE, Canvas
 from tests.browser.parts import ABSENT, NO_SECOND, FrontEnd, chromium, front_ends, missing
-from tests.published import clone_into
+from tests.published import clone_into, unpacked_archive_into
 from tools.comfyui.path import PACK_ROOT, find_comfyui
 from tools.comfyui.server import ComfyUIServer
 
@@ -22,15 +29,40 @@ CHECKPOINT = PACK_ROOT / "demo" / "tiny_wan.safetensors"
 ARGUMENTS = ["--no-sandbox", "--use-gl=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"]
 WINDOW = {"width": 1280, "height": 900}
 RENDERERS = {"classic": False, "nodes2": True}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "canvas" in getattr(item, "fixturenames", ()):
-            item.add_marker("browser")
-
-
 CELLS = [(front, renderer) for front in front_ends() for renderer in RENDERERS]
+
+
+def enough(item: pytest.Item, cell: tuple[FrontEnd, str]) -> tuple[FrontEnd, str]:
+    """The cell in which a test runs for this one: itself, unless the test says that it is the same in others."""
+    if item.get_closest_marker("any_cell"):
+        return CELLS[0]
+    return (cell[0], CELLS[0][1]) if item.get_closest_marker("any_renderer") else cell
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs a browser, and leave out the cells that a test says are all the same to it."""
+    spare = []
+    for item in items:
+        if "canvas" not in getattr(item, "fixturenames", ()):
+            continue
+        item.add_marker("browser")
+        cell = item.callspec.params["opened"]  # type: ignore[attr-defined]
+        if cell != enough(item, cell):
+            spare.append(item)
+    if spare:
+        config.hook.pytest_deselected(items=spare)
+        items[:] = [item for item in items if item not in set(spare)]
+
+
+def clone_and_archive(target: Path) -> None:
+    """The pack as a clone, and beside it what the registry hands out, whose nodes would be the same ones twice."""
+    clone_into(target)
+    if importlib.util.find_spec("comfy_cli") is None:
+        return
+    archive = target.parent / FROM_ARCHIVE
+    with tempfile.TemporaryDirectory() as home:
+        unpacked_archive_into(archive, clone_into(Path(home) / "to_pack"), Path(home))
+    (archive / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n", encoding="utf-8")
 
 
 class Hosts:
@@ -46,7 +78,7 @@ class Hosts:
             install = find_comfyui()
             assert install is not None
             threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-            started = ComfyUIServer(install, [CHECKPOINT], front.options, threads, pack=clone_into)
+            started = ComfyUIServer(install, [CHECKPOINT], front.options, threads, pack=clone_and_archive)
             self._server = self._open.enter_context(started)
             self._front = front
         return self._server
@@ -89,9 +121,15 @@ def opened(request: pytest.FixtureRequest, hosts: Hosts) -> Iterator[Canvas]:
 
 
 @pytest.fixture
-def canvas(opened: Canvas) -> Iterator[Canvas]:
-    """The page of one cell with an empty graph; the test fails if the pack's scripts complain."""
+def canvas(request: pytest.FixtureRequest, opened: Canvas) -> Iterator[Canvas]:
+    """The page of one cell with an empty graph, in English unless the test is marked with a language.
+
+    The test fails if the pack's scripts complain, or if it leaves a sidebar open, which would cover what others click.
+    """
+    language = request.node.get_closest_marker("language")
+    opened.speak(language.args[0] if language else "en")
     opened.errors.clear()
     opened.clear()
     yield opened
+    assert not opened.close_sidebar()
     assert not opened.errors, "\n".join(opened.errors)

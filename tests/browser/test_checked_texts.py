@@ -30,6 +30,23 @@ ANSWER = """async () => {
     const sent = await app.api.fetchApi('/prompt', { method: 'POST', body: JSON.stringify({ prompt: output }) })
     return sent.json()
 }"""
+# Every number of some nodes, above its most and below its least: the inputs, and those of them that the host names.
+OUT_OF_RANGE = """async (ids) => {
+    const { output } = await app.graphToPrompt()
+    const [asked, refused] = [[], []]
+    for (const id of ids) for (const { name, type, options } of app.graph.getNodeById(id).widgets) {
+        if (type !== 'number' || typeof output[id].inputs[name] !== 'number') continue
+        for (const wrong of [options.max + 1, options.min - 1]) {
+            const prompt = structuredClone(output)
+            prompt[id].inputs[name] = wrong
+            const sent = await app.api.fetchApi('/prompt', { method: 'POST', body: JSON.stringify({ prompt }) })
+            const { errors } = (await sent.json()).node_errors[id] ?? { errors: [] }
+            asked.push([id, name, wrong])
+            if (errors.some((error) => error.extra_info.input_name === name)) refused.push([id, name, wrong])
+        }
+    }
+    return [asked, refused]
+}"""
 
 
 def test_no_input_that_is_parsed_is_left_out() -> None:
@@ -61,6 +78,13 @@ def test_nothing_that_takes_the_value_runs_with_any_of_them(canvas: Canvas) -> N
         details = [error["details"] for error in canvas.js(ANSWER)["node_errors"][str(node)]["errors"]]
         assert any(text in said for said in details), details
         canvas.set(node, **before)
+
+
+def test_a_number_out_of_its_range_is_refused_although_texts_beside_it_are_checked_by_us(canvas: Canvas) -> None:
+    ids = everything(canvas)
+    canvas.set(ids["KSampler"], steps=0)
+    asked, refused = canvas.js(OUT_OF_RANGE, [ids[kind] for kind in (APPLY, SCHEDULER, REPORT, CALIBRATE)])
+    assert len(asked) > 10 and refused == asked
 
 
 @CASES

@@ -23,6 +23,7 @@ SCHEDULER = "SparsityScheduler"
 STEPPED = "0:1, 0.2:1, 0.2:0.5, 0.6:0.3"
 MODULE = "await import(`/extensions/draftattention/curve_points.js`)"
 LEFT, RIGHT, TOP, BOTTOM = 34, 12, 10, 30
+ARITHMETIC = pytest.mark.any_cell("functions of numbers and texts, which know no front end")
 
 
 def curves() -> list[tuple[tuple[float, float], ...]]:
@@ -78,6 +79,7 @@ def caption(canvas: Canvas) -> str:
     return canvas.page.locator(".draftattention-caption").inner_text()
 
 
+@ARITHMETIC
 def test_the_browser_computes_what_the_server_computes(canvas: Canvas) -> None:
     made, shares = curves(), (0.0, 0.1, 0.5, 1.0)
     places = [step / 37 for step in range(38)] + [x for curve in made for x, _ in curve]
@@ -99,6 +101,7 @@ def test_the_browser_computes_what_the_server_computes(canvas: Canvas) -> None:
         assert mean == pytest.approx(mean_density(schedule, places))
 
 
+@ARITHMETIC
 def test_presets_have_the_servers_points_for_any_number_of_steps(canvas: Canvas) -> None:
     shapes = {name: {"density": PRESET_DENSITY[name], "dense_start": PRESET_DENSE_START[name]} for name in PRESETS}
     node = canvas.add(SCHEDULER)
@@ -119,6 +122,7 @@ def test_presets_have_the_servers_points_for_any_number_of_steps(canvas: Canvas)
         assert places == list(even_steps(steps))
 
 
+@ARITHMETIC
 @pytest.mark.parametrize("text", ["", "0:1,x", "0.5:1, 0.2:0.5", "0:1.5", "0:", ":1", "0:1:2", "-0.1:1", "0:0x1g", "a"])
 def test_the_browser_refuses_the_texts_that_the_server_refuses(canvas: Canvas, text: str) -> None:
     assert scheduler_problems("custom points", text)
@@ -300,6 +304,7 @@ def test_the_servers_own_places_of_the_steps_replace_the_even_ones(canvas: Canva
     assert placed["places"] == sorted(placed["places"]) and placed["places"][0] == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.any_renderer("the prompt is made of the graph, which knows no renderer")
 def test_the_curve_adds_nothing_to_the_prompt(canvas: Canvas) -> None:
     node = scheduler(canvas)
     prompt = canvas.js("async () => (await app.graphToPrompt()).output")

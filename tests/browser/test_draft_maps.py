@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tests.browser.canvas import Canvas
+from tests.browser.canvas import NOWHERE, Canvas
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Route
@@ -100,7 +100,7 @@ def click(canvas: Canvas, x: float, y: float = 0.5) -> None:
     wide = min(box["width"], 2 * box["height"])
     left = box["x"] + (box["width"] - wide) / 2
     canvas.page.mouse.click(left + x * wide, box["y"] + box["height"] / 2 + (y - 0.5) * wide / 2)
-    canvas.page.mouse.move(5, 880)
+    canvas.page.mouse.move(*NOWHERE)
 
 
 def test_a_click_shows_what_that_block_attends_to(canvas: Canvas) -> None:
@@ -132,7 +132,7 @@ def test_pointing_tells_the_share_and_whether_it_is_computed(canvas: Canvas) -> 
         slide(canvas, "frame", frame)
         canvas.page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)
         canvas.until(SETTLED, [node, f"{share} of the draft, {how}"])
-        canvas.page.mouse.move(5, 880)
+        canvas.page.mouse.move(*NOWHERE)
 
 
 def test_step_layer_and_head_change_without_a_run(canvas: Canvas) -> None:

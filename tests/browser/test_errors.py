@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.browser.canvas import PACK_NAME, Canvas
 
 
+@pytest.mark.any_renderer("the console is the page's")
 def test_errors_of_the_pack_are_noticed_and_others_are_not(canvas: Canvas) -> None:
     canvas.js("() => console.error('another pack is to blame')")
     canvas.js("() => void fetch('/no/such/place')")

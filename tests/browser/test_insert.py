@@ -1,4 +1,4 @@
-"""The menu entry of loaders and samplers: Apply DraftAttention comes between them, wired, and undo takes it back."""
+"""The menu entry of loaders and samplers: DraftAttention Sparse comes between them, wired, and undo takes it back."""
 
 from __future__ import annotations
 

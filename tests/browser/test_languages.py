@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.canvas import READY, START_TIMEOUT, Canvas
+from tests.browser.canvas import Canvas
 from tools.comfyui.path import PACK_ROOT
 
 REPORT = "DraftAttentionReport"
@@ -32,58 +32,17 @@ def filled(language: str, key: str, **values: Any) -> str:
     return text
 
 
-@pytest.fixture
-def speaking(canvas: Canvas) -> Iterator[Any]:
-    """Turns the page to a language; afterwards it is English again."""
-
-    def turn(language: str) -> None:
-        body = json.dumps({"Comfy.Locale": language}).encode()
-        request = urllib.request.Request(f"{canvas.server.url}/settings", body, {"Content-Type": "application/json"})
-        urllib.request.urlopen(request, timeout=30).close()
-        canvas.page.goto(canvas.server.url, timeout=START_TIMEOUT)
-        canvas.page.wait_for_function(READY, timeout=START_TIMEOUT)
-        canvas.clear()
-
-    yield turn
-    canvas.reload()
-    canvas.clear()
+SAME_SCRIPTS = pytest.mark.any_renderer("both renderers show what the same scripts have made of the language's texts")
 
 
-@pytest.mark.parametrize("language", ["zh", "ja", "ko"])
-def test_a_node_its_choices_and_its_scripts_speak_the_language(canvas: Canvas, speaking: Any, language: str) -> None:
-    speaking(language)
-    node = canvas.add("ApplyDraftAttention")
-    defs = json.loads((PACK_ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))["ApplyDraftAttention"]
-    assert canvas.js("(id) => app.graph.getNodeById(id).title", node) == defs["display_name"]
-    assert canvas.widget(node, "preset", "label") == defs["inputs"]["preset"]["name"]
-    label = canvas.js(
-        """([id, value]) => {
-            const { options } = app.graph.getNodeById(id).widgets.find((one) => one.name === "preset")
-            return [options.getOptionLabel(value), options.getOptionLabel("adaspa")]
-        }""",
-        [node, "quality"],
-    )
-    word = texts(language)["option_preset_quality"]
-    assert label == [filled(language, "option_label", word=word, value="quality"), "adaspa"]
-    if canvas.nodes_2:
-        shown = filled(language, "option_label", word=texts(language)["option_preset_auto"], value="auto")
-        canvas.node_element(node).get_by_text(shown).first.wait_for()
-    assert canvas.widget(node, "preset") == "auto", "what is saved is the value"
-    assert texts(language)["no_run"] in canvas.text(node, "verdict")
-    canvas.set(node, dense_layers="first")
-    wanted = filled(language, "check_layers", part="'first'")
-    canvas.until("(wanted) => document.body.innerText.includes(wanted)", wanted)
+def spoken(language: str, *marks: pytest.MarkDecorator) -> Any:
+    """A parameter whose test finds the page in that language."""
+    return pytest.param(language, marks=[pytest.mark.language(language), *marks])
 
 
-def test_a_language_that_the_pack_lacks_falls_back_to_english(canvas: Canvas, speaking: Any) -> None:
-    speaking("fr")
-    node = canvas.add("ApplyDraftAttention")
-    assert texts("en")["no_run"] in canvas.text(node, "verdict")
-    assert canvas.widget(node, "preset", "label") == "preset"
-
-
-def test_a_run_is_told_in_the_language(canvas: Canvas, speaking: Any) -> None:
-    speaking("zh")
+@SAME_SCRIPTS
+@pytest.mark.language("zh")
+def test_a_run_is_told_in_the_language(canvas: Canvas) -> None:
     ids = canvas.load_demo()
     apply, sampler = ids["ApplyDraftAttention"], ids["KSampler"]
     report = canvas.add(REPORT, (900, 100))

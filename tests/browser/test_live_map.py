@@ -1,8 +1,10 @@
-"""The map of steps and layers under Apply DraftAttention fills in while sampling and stays in the workflow."""
+"""The map of steps and layers under DraftAttention Sparse fills in while sampling and stays in the workflow."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import pytest
 
 from tests.browser.canvas import Canvas
 
@@ -73,6 +75,7 @@ def test_the_map_fills_in_says_the_time_and_stays_through_a_reload(canvas: Canva
     assert canvas.text(node, "live_map") == text
 
 
+@pytest.mark.any_renderer("what is kept are the node's properties, which know no renderer")
 def test_what_a_node_keeps_is_bounded_and_a_map_of_nonsense_is_not_shown(canvas: Canvas) -> None:
     node = canvas.add("ApplyDraftAttention")
     one = {**recorded(canvas, node)[1], "steps": 5000, "layers": [50] * 4000, "all_layers": 4000}

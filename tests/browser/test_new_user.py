@@ -6,8 +6,15 @@ import re
 
 from tests.browser.canvas import SEEDS, Canvas
 from tests.browser.test_insert import by_menu, wires
+from tests.browser.test_search import FIELD, search
 
 NEWEST = "(kind) => Number(app.graph.nodes.filter((node) => node.type === kind && !node.flags.ghost).at(-1)?.id ?? 0)"
+APPEARS = """async ([selector, limit]) => {
+    const end = performance.now() + limit
+    while (!document.querySelector(selector)?.checkVisibility() && performance.now() < end)
+        await new Promise((resolve) => setTimeout(resolve, 100))
+    return !!document.querySelector(selector)
+}"""
 READABLE = """(id) => {
     const { element } = app.graph.getNodeById(id).widgets.find((one) => one.name === 'text')
     const shown = element.querySelector('pre')
@@ -17,15 +24,15 @@ READABLE = """(id) => {
 }"""
 
 
-def search(canvas: Canvas, words: str, kind: str, at: tuple[int, int]) -> int:
+def put(canvas: Canvas, words: str, kind: str, at: tuple[int, int]) -> int:
     """Double-click on the canvas, type, take the first that is found, and put it there."""
-    canvas.page.mouse.dblclick(*at)
-    field = canvas.page.locator("[aria-controls=results-list]")
-    field.fill(words)
-    canvas.page.wait_for_timeout(500)  # results follow the typing after a pause
-    canvas.page.locator("#results-list [role=option]").first.wait_for()
+    for _ in range(5):  # a page that is late takes them for two clicks
+        canvas.page.mouse.dblclick(*at)
+        if canvas.js(APPEARS, [FIELD, 4000]):
+            break
+    search(canvas, words)
     canvas.page.keyboard.press("Enter")
-    field.wait_for(state="detached")
+    canvas.page.locator(FIELD).wait_for(state="detached")
     canvas.page.mouse.move(*at)
     canvas.page.mouse.click(*at)
     canvas.until(NEWEST, kind)
@@ -33,11 +40,11 @@ def search(canvas: Canvas, words: str, kind: str, at: tuple[int, int]) -> int:
 
 
 def test_from_an_empty_canvas_to_a_sparse_video_and_its_report(canvas: Canvas) -> None:
-    loader = search(canvas, "load diffusion model", "UNETLoader", (250, 200))
+    loader = put(canvas, "load diffusion model", "UNETLoader", (250, 200))
     by_menu(canvas, loader)
     apply = int(canvas.js(NEWEST, "ApplyDraftAttention"))
     assert (loader, "model", apply) in wires(canvas)
-    report = search(canvas, "draft attention report", "DraftAttentionReport", (300, 500))
+    report = put(canvas, "draft attention report", "DraftAttentionReport", (300, 500))
 
     # What every workflow has besides, and the links that users draw.
     sampler, latent = canvas.add("KSampler", (1000, 100)), canvas.add("EmptyHunyuanLatentVideo", (700, 500))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.browser.canvas import Canvas
 from tests.browser.test_compare import shown
 from tests.browser.test_live_map import SEND, recorded
@@ -38,6 +40,7 @@ def test_the_map_and_the_badges_are_shown_unless_the_user_wants_neither(canvas: 
     assert "2.1x" in canvas.js(BADGES, node)
 
 
+@pytest.mark.any_renderer("frames follow the page's clock")
 def test_clips_play_as_fast_as_the_user_wants(canvas: Canvas) -> None:
     node = shown(canvas)
     frames = """async (id) => {

@@ -1,4 +1,4 @@
-"""How the last run went stays under Apply DraftAttention."""
+"""How the last run went stays under DraftAttention Sparse."""
 
 from __future__ import annotations
 

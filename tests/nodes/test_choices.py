@@ -1,4 +1,4 @@
-"""What users choose on Apply DraftAttention, and the settings it becomes."""
+"""What users choose on DraftAttention Sparse, and the settings it becomes."""
 
 from __future__ import annotations
 

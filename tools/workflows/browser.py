@@ -25,8 +25,24 @@ SETTINGS = {
 PATIENCE = 120_000
 # A node's title in the classic renderer stands above its box.
 TITLE = 30
-# Nodes 2.0 puts elements of nodes a moment after the graph is loaded.
-SETTLE = 1500
+# Nodes 2.0 puts elements of nodes a moment after the graph is loaded, and measures them.
+SETTLED = """async () => {
+    const stand = () => {
+        const nodes = app.graph.nodes.map((node) => {
+            const shown = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect()
+            if (LiteGraph.vueNodesMode && !shown) return null
+            return [...node.pos, ...node.size, shown?.left, shown?.top, shown?.width, shown?.height].join()
+        })
+        return nodes.includes(null) ? null : nodes.join(';')
+    }
+    let [last, since] = [stand(), performance.now()]
+    for (const end = since + 5000; performance.now() < end; ) {
+        await new Promise(requestAnimationFrame)
+        const now = stand()
+        if (now === null || now !== last) [last, since] = [now, performance.now()]
+        else if (performance.now() - since > 500) return
+    }
+}"""
 
 
 @dataclass(frozen=True)
@@ -70,8 +86,13 @@ def load(page: Page, workflow: dict[str, Any]) -> list[str]:
         workflow,
     )
     fit(page)
-    page.wait_for_timeout(SETTLE)
+    settle(page)
     return missing
+
+
+def settle(page: Page) -> None:
+    """Wait until every node has its element and none has moved for half a second, five seconds at most."""
+    page.evaluate(SETTLED)
 
 
 def fit(page: Page) -> None:

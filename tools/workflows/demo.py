@@ -15,7 +15,7 @@ WEIGHTS = {
 ABOUT = f"""# Dense against sparse, on a CPU, in minutes
 
 A tiny video model (11 MB, ComfyUI 0.15.1 and newer), sampled twice with one seed: dense, and behind \
-**Apply DraftAttention**. It needs no text encoder and no VAE.
+**DraftAttention Sparse**. It needs no text encoder and no VAE.
 
 **Before the first run** put [{WEIGHTS["name"]}]({WEIGHTS["url"]}) into `ComfyUI/models/{WEIGHTS["directory"]}` and \
 press `R`. A git clone of this pack has the file in its folder `demo`.
@@ -26,7 +26,7 @@ off by default.
 **What you see**
 
 - *Sparsity Scheduler*: how dense each step may be. Drag its points and run again.
-- *Apply DraftAttention*: the live map, and how the run went.
+- *DraftAttention Sparse*: the live map, and how the run went.
 - *Compare*: both clips; drag the line, press play. The picture is the latent in the colours of the model's own preview.
 - *Report*: what was computed, what was not, and the error measured.
 

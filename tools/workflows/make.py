@@ -92,7 +92,7 @@ def wan21_t2v(info: dict[str, Any]) -> Graph:
     unet = model(WAN21, "diffusion_models", "wan2.1_t2v_14B_fp8_scaled.safetensors")
     about = (
         "# Wan 2.1 text to video 14B, 1280x720, 81 frames\n\n75,600 tokens: about 72 % of the dense model's work is "
-        "attention. **Apply DraftAttention** with the preset `auto` starts dense and ramps down to a fifth of the "
+        "attention. **DraftAttention Sparse** with the preset `auto` starts dense and ramps down to a fifth of the "
         "blocks; the report shows what ran sparse, what ran dense and why."
     )
     graph.note(0, files_note([unet, UMT5, WAN21_VAE], about), title="Wan 2.1 14B")
@@ -138,8 +138,8 @@ def wan22_t2v(info: dict[str, Any]) -> Graph:
     )
     positive, negative = graph.texts(2, clip)
     latent = graph.add("EmptyHunyuanLatentVideo", 2, width=1280, height=720, length=81).out()
-    first = graph.sparse(3, high_shifted, "Apply DraftAttention (high noise)", schedule=schedule)
-    second = graph.sparse(3, low_shifted, "Apply DraftAttention (low noise)", schedule=schedule)
+    first = graph.sparse(3, high_shifted, "DraftAttention Sparse (high noise)", schedule=schedule)
+    second = graph.sparse(3, low_shifted, "DraftAttention Sparse (low noise)", schedule=schedule)
     halves = two_halves(graph, 4, (first, second), (positive, negative), latent, steps=20, split=10, cfg=3.5)
     graph.video(5, graph.add("VAEDecode", 5, samples=halves[1], vae=vae).out(), 16.0, "draft_attention/wan22_t2v")
     graph.report(6, first, halves[0], "Report (high noise)")
@@ -230,7 +230,7 @@ def wan22_i2v(info: dict[str, Any]) -> Graph:
     for title, unet, lora in zip(("high noise", "low noise"), unets, loras, strict=True):
         loaded = graph.lora(1, graph.unet(1, unet, f"Expert, {title}"), lora)
         shifted = graph.shift(3, loaded, 5.0)
-        applied.append(graph.sparse(3, shifted, f"Apply DraftAttention ({title})"))
+        applied.append(graph.sparse(3, shifted, f"DraftAttention Sparse ({title})"))
     halves = two_halves(
         graph,
         4,
@@ -363,7 +363,7 @@ def ab_compare(info: dict[str, Any]) -> Graph:
     unet = model(WAN21, "diffusion_models", "wan2.1_t2v_1.3B_fp16.safetensors")
     about = (
         "# Same seed, dense against sparse\n\nBoth samplers share seed, prompt and settings; only one model goes "
-        "through **Apply DraftAttention**. **Compare** measures PSNR, SSIM and flicker against the dense run and puts "
+        "through **DraftAttention Sparse**. **Compare** measures PSNR, SSIM and flicker against the dense run and puts "
         "the clips side by side. For scale: two exact attention kernels already differ by some 30 dB after a full "
         "run.\n\n**Capture** keeps one attention call of the sparse run, **Preview** shows where one place of the "
         "video looks. The model is the small one, so that the comparison takes minutes; put your own in its place."
