@@ -32,7 +32,7 @@ class DraftAttentionSkipSteps(io.ComfyNode):
             description=(
                 "Answers steps of the sampler without the model where their neighbours tell enough. spread computes an "
                 "even share of the steps and predicts those between; forecast predicts as long as its measured error "
-                "allows; easycache is the published rule. Works alone and together with Apply DraftAttention, before "
+                "allows; easycache is the published rule. Works alone and together with DraftAttention Sparse, before "
                 "or after it."
             ),
             search_aliases=["easycache", "step cache", "skip steps", "teacache", "speed up video"],

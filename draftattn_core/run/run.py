@@ -357,7 +357,7 @@ class Run:
             self.note(
                 Phrase(
                     "note_sparse_no_vote",
-                    "this run was sparse, so it did not vote for masks: calibrate without Apply DraftAttention",
+                    "this run was sparse, so it did not vote for masks: calibrate without DraftAttention Sparse",
                 )
             )
             return None
