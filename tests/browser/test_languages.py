@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -80,9 +78,33 @@ def test_a_run_is_told_in_the_language(canvas: Canvas) -> None:
     assert [text for text in on_picture if ENGLISH.search(text)] == []
 
 
-@pytest.mark.parametrize("language", ["zh", "ja", "ko"])
-def test_the_doctor_speaks_the_language(canvas: Canvas, speaking: Any, language: str) -> None:
-    speaking(language)
+@pytest.mark.parametrize("language", [spoken("zh"), spoken("ja", SAME_SCRIPTS), spoken("ko", SAME_SCRIPTS)])
+def test_a_node_its_choices_and_its_scripts_speak_the_language(canvas: Canvas, language: str) -> None:
+    node = canvas.add("ApplyDraftAttention")
+    defs = json.loads((PACK_ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))["ApplyDraftAttention"]
+    assert canvas.js("(id) => app.graph.getNodeById(id).title", node) == defs["display_name"]
+    assert canvas.widget(node, "preset", "label") == defs["inputs"]["preset"]["name"]
+    label = canvas.js(
+        """([id, value]) => {
+            const { options } = app.graph.getNodeById(id).widgets.find((one) => one.name === "preset")
+            return [options.getOptionLabel(value), options.getOptionLabel("adaspa")]
+        }""",
+        [node, "quality"],
+    )
+    word = texts(language)["option_preset_quality"]
+    assert label == [filled(language, "option_label", word=word, value="quality"), "adaspa"]
+    if canvas.nodes_2:
+        shown = filled(language, "option_label", word=texts(language)["option_preset_auto"], value="auto")
+        canvas.node_element(node).get_by_text(shown).first.wait_for()
+    assert canvas.widget(node, "preset") == "auto", "what is saved is the value"
+    assert texts(language)["no_run"] in canvas.text(node, "verdict")
+    canvas.set(node, dense_layers="first")
+    wanted = filled(language, "check_layers", part="'first'")
+    canvas.until("(wanted) => document.body.innerText.includes(wanted)", wanted)
+
+
+@pytest.mark.parametrize("language", [spoken("zh"), spoken("ja", SAME_SCRIPTS), spoken("ko", SAME_SCRIPTS)])
+def test_the_doctor_speaks_the_language(canvas: Canvas, language: str) -> None:
     node = canvas.add("DraftAttentionDoctor")
     assert canvas.run() == "execution_success"
     canvas.until(
@@ -94,3 +116,11 @@ def test_the_doctor_speaks_the_language(canvas: Canvas, speaking: Any, language:
         assert texts(language)[key] in told, told
     assert filled(language, "doctor_auto", backend="torch", device="cpu") in told
     assert [line for line in told.splitlines() if ENGLISH.search(line)] == []
+
+
+@SAME_SCRIPTS
+@pytest.mark.language("fr")
+def test_a_language_that_the_pack_lacks_falls_back_to_english(canvas: Canvas) -> None:
+    node = canvas.add("ApplyDraftAttention")
+    assert texts("en")["no_run"] in canvas.text(node, "verdict")
+    assert canvas.widget(node, "preset", "label") == "preset"

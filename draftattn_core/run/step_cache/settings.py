@@ -54,9 +54,9 @@ class StepCacheSettings:
         offload: hold what is remembered on the CPU; it is copied back for every prediction.
         share: share of the steps that `spread` computes, above 0 and at most 1.
         correct: whether `spread` makes good what its forecasts missed, where the sampler's steps allow it (see
-            `corrector`). Guidance must be a sum of the model's outputs: ComfyUI's is looked at, a pipeline's of diffusers
-            cannot be, so switch it off there beside guiders that scale or remember them (CFG-Zero*, adaptive projected
-            guidance).
+            `corrector`). Guidance must be a sum of the model's outputs: ComfyUI's is looked at, that of a diffusers
+            pipeline cannot be, so switch this off there beside guiders that scale or remember outputs (CFG-Zero*,
+            adaptive projected guidance).
 
     Raises:
         ValueError: if a name is unknown or a value out of range.
