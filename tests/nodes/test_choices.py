@@ -105,7 +105,7 @@ def test_published_presets_never_skip_and_custom_and_a_schedule_keep_their_densi
     schedule = part("draftattn_core.run.schedule").constant(0.5)
     scheduled = presets.Choices(schedule=schedule, speed="fast").settings(20, 80_000)
     assert scheduled.schedule == schedule
-    assert custom.skip == scheduled.skip and custom.skip.rule == "forecast" and scheduled.budgets == "error"
+    assert custom.skip == scheduled.skip and custom.skip.rule == "spread" and scheduled.budgets == "error"
 
 
 def test_an_unknown_speed_is_named(presets) -> None:
