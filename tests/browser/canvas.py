@@ -104,7 +104,7 @@ class Canvas:
         """Value of a JavaScript function, called in the page with the argument."""
         return self.page.evaluate(script, argument)
 
-    def until(self, condition: str, argument: Any = None, timeout: float = 10_000) -> None:
+    def until(self, condition: str, argument: Any = None, timeout: float = 30_000) -> None:
         """Wait until a JavaScript function is true."""
         self.page.wait_for_function(condition, arg=argument, timeout=timeout)
 
@@ -138,6 +138,8 @@ class Canvas:
             """async () => {
                 const empty = { id: crypto.randomUUID(), version: 0.4, last_node_id: 0, last_link_id: 0 }
                 await app.loadGraphData({ ...empty, nodes: [], links: [], groups: [], config: {}, extra: {} })
+                // The front end may still move the view, for the graph that was there before.
+                for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame)
                 app.canvas.ds.reset()
                 app.canvas.ds.offset = [60, 60]
                 app.canvas.setDirty(true, true)

@@ -56,7 +56,8 @@ def test_clips_play_as_fast_as_the_user_wants(canvas: Canvas) -> None:
     }"""
     try:
         choose(canvas, "ClipRate", 2)
-        canvas.page.get_by_role("button", name="Play", exact=True).click()
+        # Not with the mouse: after test_new_user the host's front end leaves the view aside, below its own bar.
+        canvas.page.get_by_role("button", name="Play", exact=True).dispatch_event("click")
         assert 1 <= canvas.js(frames, node) <= 4, "about 3 in a second and a half"
     finally:
         choose(canvas, "ClipRate", 16)

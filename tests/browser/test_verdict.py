@@ -27,7 +27,7 @@ def settle(canvas: Canvas, apply: int, text: str) -> None:
     canvas.until(
         "([id, text]) => app.graph.getNodeById(id)?.widgets.some((one) => one.element?.innerText.includes(text))",
         [apply, text],
-        timeout=30_000,
+        timeout=60_000,
     )
 
 
@@ -86,7 +86,7 @@ def test_two_browsers_with_one_workflow_both_learn_it(canvas: Canvas) -> None:
                     && kept.draftattention_badges
             }""",
             arg=[apply, SPARSE],
-            timeout=30_000,
+            timeout=60_000,
         )
 
 
