@@ -192,7 +192,9 @@ def attend_kernel(
         if HALF_SUMS:
             q = codes
         else:
-            # After them: gfx1100 has no room for codes beside Q.
+            # Of the two, one number a row rests over the loop: with both, sm_90 parks 8 B on the stack.
+            tail_top += tl.math.log2(skipped)
+            # After the pooled keys: gfx1100 has no room for codes beside Q.
             q, q_scale = row_codes(q.to(tl.float32))
         # Always true, but of the layout that sums have: else the factor goes through shared memory at every step.
         row_factor = tl.where(top > -2.0e30, q_scale * factor, 0.0)
@@ -270,7 +272,10 @@ def attend_kernel(
     if COV:
         # The average matrix enters once per row, by the share of the softmax that went to skipped blocks. In slices of
         # the head size: whole, Q and the matrix would not fit beside the accumulator.
-        share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
+        if EIGHT and not HALF_SUMS:
+            share = tl.math.exp2(tail_top - top) / divisor * scale
+        else:
+            share = skipped * tl.math.exp2(tail_top - top) / divisor * scale
         q_slices = q_ptr + batch * q_b + head * q_h + row_offsets(q_rows, q_n)[:, None]
         # DIM or nothing, written so that the compiler does not see it: unrolled, the loop would spill.
         for start in tl.range(0, tl.minimum((q_video - row) * DIM, DIM), 2 * COV_SLICE, num_stages=1):

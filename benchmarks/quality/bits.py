@@ -79,18 +79,18 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def errors_of(inputs: Inputs, rows: int) -> BitsErrors:
+def errors_of(inputs: Inputs, rows: int, fp8: bool = False) -> BitsErrors:
     """Of a call at `DENSITY` with the default policy."""
     layout = Layout(GRID)
     request = attend(inputs.q, inputs.k, inputs.v, layout, Policy(density=DENSITY), backend="torch").request
-    return bits_errors(request, rows=rows)
+    return bits_errors(request, rows=rows, fp8_values=fp8)
 
 
-def table(calls: Iterator[Inputs], rows: int) -> str:
+def table(calls: Iterator[Inputs], rows: int, fp8: bool = False) -> str:
     """A Markdown table with a row for each name."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for inputs in calls:
-        errors = errors_of(inputs, rows)
+        errors = errors_of(inputs, rows, fp8)
         found.setdefault(inputs.name, []).append((errors.sixteen.flatten(), errors.eight.flatten()))
     lines = [
         "| calls | heads | error, 16 bits | added, median | added, most | stay at 16 |",
@@ -108,6 +108,7 @@ def table(calls: Iterator[Inputs], rows: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.bits", description=__doc__)
     parser.add_argument("--rows", type=int, default=256, help="query rows sampled of each call")
+    parser.add_argument("--fp8", action="store_true", help="weights and values in FP8 as well")
     options = parser.parse_args()
     print(f"Density {DENSITY}, grid {GRID}, blocks 128/64, tail linear1, {options.rows} rows of each call.")
     print(f"A head stays at 16 bits beyond {MOST_FACTOR} times its error and {MOST_ADDED} more.\n")
@@ -116,7 +117,7 @@ def main() -> None:
         yield from tiny_calls()
         yield from structured_calls()
 
-    print(table(all_calls(), options.rows))
+    print(table(all_calls(), options.rows, options.fp8))
 
 
 if __name__ == "__main__":
