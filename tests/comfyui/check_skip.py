@@ -148,23 +148,18 @@ def _() -> None:
         assert handle.report.calls_sparse > 0
         return calls, handle.report
 
-    speeds = host.pack("draftattn_core.run.speed").SPEEDS
-    kept = dict(speeds)
-    # The toy model has random weights: only a threshold that lets everything pass is sure to skip.
-    try:
-        speeds["max"] = type(kept["max"])(kept["max"].density, 100.0)
-        calls, report = made(speed="max")
-        assert len(calls) == report.outcomes["computed"] < STEPS and report.outcomes["forecast"] > 0
-        for other in ({"speed": "max", "preset": "paper"}, {"speed": "off"}):
-            calls, report = made(**other)
-            assert len(calls) == report.outcomes["computed"] == STEPS, other
-        calls, report = made(skipping(wan(), threshold=0.0), speed="max")
-        assert len(calls) == STEPS, "the node's threshold of 0 was to win"
-        calls, report = made(skipping(wan()), speed="off")
-        assert len(calls) < STEPS
-    finally:
-        speeds.clear()
-        speeds.update(kept)
+    share = host.pack("draftattn_core.run.speed").SPEEDS["max"].share
+    planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, share)
+    calls, report = made(speed="max")
+    assert len(calls) == report.outcomes["computed"] == len(planned) < STEPS
+    assert report.outcomes["forecast"] == STEPS - len(planned)
+    for other in ({"speed": "max", "preset": "paper"}, {"speed": "off"}):
+        calls, report = made(**other)
+        assert len(calls) == report.outcomes["computed"] == STEPS, other
+    calls, report = made(skipping(wan(), threshold=0.0), speed="max")
+    assert len(calls) == STEPS, "the node's threshold of 0 was to win"
+    calls, report = made(skipping(wan()), speed="off")
+    assert len(calls) < STEPS
 
 
 @check("Skip Steps takes EasyCache's published values for a model")
