@@ -216,7 +216,7 @@ def test_products_that_are_waited_for_one_by_one_are_seen() -> None:
 def test_auto_never_takes_it_and_it_is_for_hopper() -> None:
     assert {backend.name: backend.automatic for backend in backends()}["triton_gluon"] is False
     kind = CallKind(torch.device("cpu"), torch.bfloat16, 128, 128, 64)
-    assert GLUON.unfit(kind) == "its kernel runs on Hopper GPUs (sm_90), not on cpu"
+    assert GLUON.unfit(kind) == "its kernels run on Hopper GPUs (sm_90), not on cpu"
 
 
 @pytest.mark.parametrize(
