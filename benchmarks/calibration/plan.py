@@ -180,6 +180,7 @@ def scenarios(quick: bool) -> list[Scenario]:
     )
     masks = replace(captured, name="masks, small grid", masks=on_small[:3])
     priors = Priors("priors from needs, small grid", small, 20, _PAIRS[20], (0, 1, 2), on_small[:3])
+    portable = PortableMasks("portable masks, three runs", small, SMALL_GRIDS[1], 20, (2, 7, 13), (0, 1), on_small[:3])
     if quick:
         return [captured, weighed, whole, masks]
     real_captured = Captured("captured, real size", real, 8, _PAIRS[8], (0, 1), on_real, on_small, published=())
@@ -195,5 +196,6 @@ def scenarios(quick: bool) -> list[Scenario]:
         replace(real_captured, name="published methods and masks, real size", published=(0.15,), masks=on_real),
         priors,
         replace(priors, name="priors from needs, no tail, small grid", dropped=True, seeds=(0, 1), works=(0.15, 0.30)),
-        PortableMasks("portable masks, small grids", small, SMALL_GRIDS[1], 20, (2, 7, 13), (0, 1), on_small[:3]),
+        portable,
+        replace(portable, name="portable masks, one run", calibration=on_small[:1], at_steps=(2, 7), masses=(0.5,)),
     ]

@@ -68,10 +68,13 @@ def _whole(scenario: PortableMasks, grid: TokenGrid, kind: str, tail: bool, know
 
 def portable_section(scenario: PortableMasks, records: Sequence[Record]) -> list[str]:
     known = {str(record["unit"]): record for record in records}
+    heading = [f"## {scenario.name[0].upper()}{scenario.name[1:]}", ""]
+    keys = [captured_unit(scenario, mass, grid) for mass in scenario.masses for grid in (scenario.grid, scenario.other)]
+    if not any(str(key) in known for key in keys):
+        return [*heading, "Not measured yet.", ""]
     seeds = ", ".join(str(run.seed) for run in scenario.calibration)
     lines = [
-        "## Portable masks",
-        "",
+        *heading,
         f"Everything rests on runs of seeds {seeds} at {scenario.grid}. Exact masks are voted (raster order, blocks of "
         "128, no repetition heads) and hold on that grid only. The portable forms are made in our layout, one for each "
         "layer and bucket of progress. Scores get the density of the exact masks' step, layer and head, sets its mean "
@@ -93,7 +96,16 @@ def portable_section(scenario: PortableMasks, records: Sequence[Record]) -> list
                 work, tail, recall, dropped, ours = summary(record["figures"][kind])
                 figures = f"{work:.3f} | {recall:.4f} | {dropped:.4f} | {ours:.4f} | {tail:.3f}"
                 lines.append(f"| {grid} | {mass:g} | {kind} | {figures} |")
-    lines += [
+    whole: list[str] = []
+    for grid in grids:
+        for kind, tail in WHOLE:
+            found = _whole(scenario, grid, kind, tail, known)
+            if found:
+                psnr, ssim = (mean(one["scores"][name] for one in found) for name in ("psnr_db", "ssim"))
+                work = mean(one["work"] + one["tail_work"] for one in found)
+                each = ", ".join(f"{one['unit'][6]}: {one['scores']['psnr_db']:.1f}" for one in found)
+                whole.append(f"| {grid} | {_words(kind, tail)} | {work:.3f} | {psnr:.2f} | {ssim:.4f} | {each} |")
+    head = [
         "",
         f"Whole runs of {scenario.steps} steps, none of them dense by rule, mass {scenario.masses[0]:g}: decoded "
         "frames against the dense run of the seed. Work is that of attention with the tail. Gains are fitted at the "
@@ -102,20 +114,20 @@ def portable_section(scenario: PortableMasks, records: Sequence[Record]) -> list
         "| grid | kept by | work | PSNR dB | SSIM | PSNR by seed |",
         "|---|---|---|---|---|---|",
     ]
-    for grid in grids:
-        for kind, tail in WHOLE:
-            found = _whole(scenario, grid, kind, tail, known)
-            if found:
-                psnr, ssim = (mean(one["scores"][name] for one in found) for name in ("psnr_db", "ssim"))
-                work = mean(one["work"] + one["tail_work"] for one in found)
-                each = ", ".join(f"{one['unit'][6]}: {one['scores']['psnr_db']:.1f}" for one in found)
-                lines.append(f"| {grid} | {_words(kind, tail)} | {work:.3f} | {psnr:.2f} | {ssim:.4f} | {each} |")
-    return [*lines, "", *_memory(scenario, known), ""]
+    lines += [*head, *whole] if whole else ["", "Whole runs: not measured yet."]
+    for mass in scenario.masses:
+        record = known.get(str(bytes_unit(scenario, mass)))
+        if record:
+            sizes = ", ".join(f"{name} {size / 1e3:,.1f}" for name, size in record["bytes"].items())
+            lines += ["", f"Memory of all steps and layers, mass {mass:g}, kB: {sizes}."]
+    return [*lines, ""]
 
 
-def _memory(scenario: PortableMasks, known: dict[str, Record]) -> list[str]:
+def memory_section() -> list[str]:
     published = " -> ".join(f"{gb:g}" for gb in PUBLISHED_GB)
     lines = [
+        "## Memory of masks",
+        "",
         f"Memory of Wan 14B's masks at {STEPS} steps by arithmetic from this package's formats, GB (10^9 bytes). The "
         f"paper has {published} GB at 720p: lists as they come, trimmed per layer, runs merged, late steps grouped.",
         "",
@@ -135,9 +147,4 @@ def _memory(scenario: PortableMasks, known: dict[str, Record]) -> list[str]:
     }
     for name, words in names.items():
         lines.append(f"| {words} | " + " | ".join(f"{getattr(one, name) / 1e9:.4f}" for one in found) + " |")
-    for mass in scenario.masses:
-        record = known.get(str(bytes_unit(scenario, mass)))
-        if record:
-            sizes = ", ".join(f"{name} {size / 1e3:,.1f}" for name, size in record["bytes"].items())
-            lines += ["", f"Tiny model, {scenario.grid}, {scenario.steps} steps, mass {mass:g}, kB: {sizes}."]
-    return lines
+    return [*lines, ""]

@@ -37,6 +37,7 @@ from benchmarks.quality.capture import (
     AttentionFunction,
     CapturedCall,
     attention_replaced,
+    capture,
     dense_attention,
     prompt_of,
 )
@@ -88,7 +89,8 @@ class _Bench:
         self.model, self.scenario, self.kept, self.cache = model, scenario, kept, TableCache(16)
         self._masks: dict[float, Masks] = {}
         self._runs: list[Energies] = []
-        self._dense: dict[tuple[TokenGrid, int], tuple[Tensor, list[CapturedCall]]] = {}
+        self._dense: dict[tuple[TokenGrid, int], Tensor] = {}
+        self._calls: dict[TokenGrid, list[CapturedCall]] = {}
 
     def masks(self, mass: float) -> Masks:
         """Of the calibration runs."""
@@ -124,25 +126,27 @@ class _Bench:
     def bytes(self, mass: float) -> Record:
         return {"bytes": self.masks(mass).bytes()}
 
-    def dense(self, grid: TokenGrid, seed: int) -> tuple[Tensor, list[CapturedCall]]:
-        """Frames of the dense run, and its calls at the judged steps."""
+    def dense(self, grid: TokenGrid, seed: int) -> Tensor:
+        """Frames of the dense run."""
         if (grid, seed) not in self._dense:
-            calls: list[CapturedCall] = []
-
-            def look(q: Tensor, k: Tensor, v: Tensor, layer: int, step: int) -> Tensor:
-                if step in self.scenario.at_steps and seed == self.scenario.seeds[0]:
-                    calls.append(CapturedCall(q.clone(), k.clone(), v.clone(), grid, seed, step, layer))
-                return dense_attention(q, k, v, layer, step)
-
-            self._dense[grid, seed] = self._frames(grid, seed, look), calls
+            self._dense[grid, seed] = self._frames(grid, seed, dense_attention)
         return self._dense[grid, seed]
+
+    def calls(self, grid: TokenGrid) -> list[CapturedCall]:
+        """Of the judged steps of the first seed, by layer."""
+        if grid not in self._calls:
+            plan, layers = self.scenario, range(len(self.model.blocks))
+            seed, words = plan.seeds[0], prompt_of(plan.seeds[0])
+            calls = capture(self.model, words, grid, seed=seed, steps=plan.steps, at_steps=plan.at_steps, layers=layers)
+            self._calls[grid] = sorted(calls, key=lambda call: call.layer)
+        return self._calls[grid]
 
     def captured(self, mass: float, grid: TokenGrid) -> Record:
         """By kind, for each judged step, its layers."""
         plan, masks = self.scenario, self.masks(mass)
         kinds = kinds_on(plan, grid)
         found: dict[str, list[list[Judged]]] = {kind: [[] for _ in plan.at_steps] for kind in kinds}
-        for call in sorted(self.dense(grid, plan.seeds[0])[1], key=lambda call: call.layer):
+        for call in self.calls(grid):
             layer = LayerCall(call, Settings(), self.cache)
             for kind in kinds:
                 row = judge(layer, *masks.keep(kind, layer, self.cache))
@@ -169,7 +173,7 @@ class _Bench:
 
         frames = self._frames(grid, seed, answer)
         exact, extra = (significant(sum(each) / len(works)) for each in zip(*works, strict=True))
-        return {"scores": scores(frames, self.dense(grid, seed)[0]), "work": exact, "tail_work": extra}
+        return {"scores": scores(frames, self.dense(grid, seed)), "work": exact, "tail_work": extra}
 
     def _frames(self, grid: TokenGrid, seed: int, answer: AttentionFunction) -> Tensor:
         with attention_replaced(self.model, answer):
@@ -181,17 +185,13 @@ def _jobs(bench: _Bench) -> Iterator[tuple[Unit, Callable[[], Record]]]:
     """Everything that is measured, in its order of worth."""
     plan = bench.scenario
     grids = (plan.grid, plan.other)
-    first, *others = plan.masses
+    for mass in plan.masses:
+        for grid in grids:
+            yield captured_unit(plan, mass, grid), partial(bench.captured, mass, grid)
+        yield bytes_unit(plan, mass), partial(bench.bytes, mass)
     for seed, grid in product(plan.seeds, grids):
-        if seed == plan.seeds[0]:
-            yield captured_unit(plan, first, grid), partial(bench.captured, first, grid)
         for kind, tail in whole_on(plan, grid):
             yield whole_unit(plan, grid, seed, kind, tail), partial(bench.whole, grid, seed, kind, tail)
-        if seed == plan.seeds[0]:
-            for mass in others:
-                yield captured_unit(plan, mass, grid), partial(bench.captured, mass, grid)
-    for mass in plan.masses:
-        yield bytes_unit(plan, mass), partial(bench.bytes, mass)
 
 
 def measure_portable(
