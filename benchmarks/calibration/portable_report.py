@@ -9,8 +9,8 @@ from statistics import mean
 from benchmarks.calibration.evaluation import JUDGED_ROWS
 from benchmarks.calibration.mask_memory import GRIDS, MERGED_RUNS, PUBLISHED_GB, STEPS, WAN_14B, mask_memory
 from benchmarks.calibration.plan import PortableMasks
-from benchmarks.calibration.portable import KINDS, Judged
-from benchmarks.calibration.portable_runs import WHOLE, bytes_unit, captured_unit, whole_unit
+from benchmarks.calibration.portable import Judged
+from benchmarks.calibration.portable_runs import WHOLE, bytes_unit, captured_unit, kinds_on, whole_unit
 from benchmarks.quality.raw import Record
 from draftattention.draftattn_core import TokenGrid
 
@@ -41,7 +41,7 @@ def portable_json(scenario: PortableMasks, records: Sequence[Record]) -> list[di
         base = {"grid": str(grid), "steps": scenario.steps, "held_out": True, "made_from": made_from}
         for mass in scenario.masses:
             record = known.get(str(captured_unit(scenario, mass, grid)))
-            for kind in KINDS if record else ():
+            for kind in kinds_on(scenario, grid) if record else ():
                 work, tail, recall, *errors = summary(record["figures"][kind])
                 for has_tail, error in zip((False, True), errors, strict=True):
                     total = work + tail if has_tail else work
@@ -92,7 +92,7 @@ def portable_section(scenario: PortableMasks, records: Sequence[Record]) -> list
     for grid in grids:
         for mass in scenario.masses:
             record = known.get(str(captured_unit(scenario, mass, grid)))
-            for kind in KINDS if record else ():
+            for kind in kinds_on(scenario, grid) if record else ():
                 work, tail, recall, dropped, ours = summary(record["figures"][kind])
                 figures = f"{work:.3f} | {recall:.4f} | {dropped:.4f} | {ours:.4f} | {tail:.3f}"
                 lines.append(f"| {grid} | {mass:g} | {kind} | {figures} |")

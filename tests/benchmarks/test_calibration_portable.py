@@ -12,8 +12,8 @@ from benchmarks.calibration.evaluation import LayerCall
 from benchmarks.calibration.mask_memory import GRIDS, WAN_14B, mask_memory
 from benchmarks.calibration.plan import PortableMasks, scenarios
 from benchmarks.calibration.portable import EXACT, KINDS, PORTABLE, SETS, UNIFORM, Masks, judge, masks_of, with_energies
-from benchmarks.calibration.portable_report import portable_section, summary
-from benchmarks.calibration.portable_runs import captured_unit
+from benchmarks.calibration.portable_report import portable_json, portable_section, summary
+from benchmarks.calibration.portable_runs import captured_unit, kinds_on
 from benchmarks.calibration.published import energies_of, mask_layout
 from benchmarks.quality.capture import CapturedCall
 from benchmarks.quality.work import exact_share
@@ -109,5 +109,8 @@ def test_the_page_says_what_was_measured() -> None:
     judged = [[[0.04, 0.01, 1.0, 0.9, 0.3, 0.02]] * 5]
     assert summary(judged) == pytest.approx((0.3, 0.02, 0.9, 0.2, 0.1))
     unit = captured_unit(scenario, scenario.masses[0], scenario.other)
-    page = "\n".join(portable_section(scenario, [{"unit": unit, "figures": dict.fromkeys(KINDS, judged)}]))
+    records = [{"unit": unit, "figures": dict.fromkeys(kinds_on(scenario, scenario.other), judged)}]
+    page = "\n".join(portable_section(scenario, records))
     assert f"| {scenario.other} | 0.5 | {PORTABLE} | 0.300 | 0.9000 | 0.2000 | 0.1000 | 0.020 |" in page
+    rows = portable_json(scenario, records)
+    assert {row["method"]: row["work"] for row in rows}[f"{PORTABLE}, our tail"] == pytest.approx(0.32)
