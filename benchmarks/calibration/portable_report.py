@@ -72,10 +72,11 @@ def portable_section(scenario: PortableMasks, records: Sequence[Record]) -> list
     keys = [captured_unit(scenario, mass, grid) for mass in scenario.masses for grid in (scenario.grid, scenario.other)]
     if not any(str(key) in known for key in keys):
         return [*heading, "Not measured yet.", ""]
-    seeds = ", ".join(str(run.seed) for run in scenario.calibration)
+    seeds = [str(run.seed) for run in scenario.calibration]
+    runs = f"{len(seeds)} run{'s' if len(seeds) > 1 else ''} (seed {', '.join(seeds)})"
     lines = [
         *heading,
-        f"Everything rests on runs of seeds {seeds} at {scenario.grid}. Exact masks are voted (raster order, blocks of "
+        f"Everything rests on {runs} at {scenario.grid}. Exact masks are voted (raster order, blocks of "
         "128, no repetition heads) and hold on that grid only. The portable forms are made in our layout, one for each "
         "layer and bucket of progress. Scores get the density of the exact masks' step, layer and head, sets its mean "
         "over the bucket, our draft one density for all heads, the mean of that step. Recall is the share of softmax "
