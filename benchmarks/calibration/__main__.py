@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.calibration.calibration_runs import Kept
 from benchmarks.calibration.captured import measure_captured
-from benchmarks.calibration.plan import Captured, Priors, Scenario, Sensitivity, scenarios
+from benchmarks.calibration.plan import Captured, PortableMasks, Priors, Scenario, Sensitivity, scenarios
+from benchmarks.calibration.portable_runs import measure_portable
 from benchmarks.calibration.prior_runs import measure_priors
 from benchmarks.calibration.report import write
 from benchmarks.calibration.sensitivity import measure_sensitivity
@@ -78,6 +79,8 @@ def _measure(
             measure_sensitivity(model, scenario, raw, kept, clock, shard)
         elif isinstance(scenario, Priors):
             measure_priors(model, scenario, raw, clock, shard)
+        elif isinstance(scenario, PortableMasks):
+            measure_portable(model, scenario, raw, kept, clock, shard)
         else:
             measure_whole(model, scenario, raw, kept, references, clock, shard)
 

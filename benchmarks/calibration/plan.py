@@ -127,7 +127,29 @@ class Priors:
         return Settings(policy=Policy(tail="none")) if self.dropped else Settings()
 
 
-Scenario = Captured | Whole | Sensitivity | Priors
+@dataclass(frozen=True)
+class PortableMasks:
+    """Portable masks beside exact ones, on the grid that they were made on and on another.
+
+    Attributes:
+        other: another grid; what is served there was made on `grid`.
+        at_steps: captured evaluations of the first of `seeds` that are judged.
+        seeds: of whole runs, in their order of worth.
+        calibration: runs that masks are made from, on `grid`.
+        masses: A of CalibAtt's equation 7; whole runs take the first one.
+    """
+
+    name: str
+    grid: TokenGrid
+    other: TokenGrid
+    steps: int
+    at_steps: tuple[int, ...]
+    seeds: tuple[int, ...]
+    calibration: tuple[CalibrationRun, ...]
+    masses: tuple[float, ...] = (0.5, 0.76)
+
+
+Scenario = Captured | Whole | Sensitivity | Priors | PortableMasks
 
 _PAIRS = {20: ((1, 2), (4, 7), (11, 13)), 8: ((0, 1), (2, 4), (5, 6))}
 # Prompts of the seeds: 0 shapes, 1 pan, 2 both, 3 shapes, ...
@@ -158,6 +180,7 @@ def scenarios(quick: bool) -> list[Scenario]:
     )
     masks = replace(captured, name="masks, small grid", masks=on_small[:3])
     priors = Priors("priors from needs, small grid", small, 20, _PAIRS[20], (0, 1, 2), on_small[:3])
+    portable = PortableMasks("portable masks, three runs", small, SMALL_GRIDS[1], 20, (2, 7, 13), (0, 1), on_small[:3])
     if quick:
         return [captured, weighed, whole, masks]
     real_captured = Captured("captured, real size", real, 8, _PAIRS[8], (0, 1), on_real, on_small, published=())
@@ -173,4 +196,6 @@ def scenarios(quick: bool) -> list[Scenario]:
         replace(real_captured, name="published methods and masks, real size", published=(0.15,), masks=on_real),
         priors,
         replace(priors, name="priors from needs, no tail, small grid", dropped=True, seeds=(0, 1), works=(0.15, 0.30)),
+        portable,
+        replace(portable, name="portable masks, one run", calibration=on_small[:1], at_steps=(2, 7), masses=(0.5,)),
     ]

@@ -118,7 +118,7 @@ def score_published(row: Published, evaluation: Evaluation, before: Evaluation, 
         mine, old = policy, earlier.call
         if row.remembers or row.probed:
             first_call = attend(old.q, old.k, old.v, layout, policy, cache=layer.cache, state=state)
-            mine = _with_gains(first_call.request, policy, call.layer) if row.probed else policy
+            mine = with_gains(first_call.request, policy, call.layer) if row.probed else policy
         position = None if row.remembers else Position(call.step, evaluation.progress, call.layer, 0)
         found = attend(call.q, call.k, call.v, layout, mine, cache=layer.cache, position=position, state=state)
         if row.drops_after:
@@ -129,7 +129,7 @@ def score_published(row: Published, evaluation: Evaluation, before: Evaluation, 
     return scores
 
 
-def _with_gains(request: AttendRequest, policy: Policy, seed: int) -> Policy:
+def with_gains(request: AttendRequest, policy: Policy, seed: int) -> Policy:
     """`policy` with the tail gains that the error probe fits to a call of it."""
     asked = HeadTails.of(policy, request.q.shape[1])
     return probe_tails(request, asked, tail=False, gain=True, seed=seed)[0].put_into(policy)
@@ -211,7 +211,7 @@ def score_masks(
         for run in runs:
             votes.add(fewest_blocks(run[at]["raster"].float(), target.at(call.step, steps)))
         keep = votes.decide().unsqueeze(0)
-        out, shares = _masked(layer, tables, keep), _per_head(keep, tables)
+        out, shares = _masked(layer, tables, keep), per_head(keep, tables)
         if repeats:
             flags = torch.tensor(repetition_heads(torch.cat([run[at]["similarity"] for run in runs])))
             if bool(flags.any()):
@@ -222,7 +222,7 @@ def score_masks(
     return scores
 
 
-def _per_head(keep: Tensor, tables: LayoutTables) -> Tensor:
+def per_head(keep: Tensor, tables: LayoutTables) -> Tensor:
     """(H,) share of token pairs kept."""
     return torch.tensor([exact_share(keep[:, head : head + 1], tables) for head in range(keep.shape[1])])
 
@@ -251,6 +251,6 @@ def score_portable(
         keep = select_blocks(made.volume().scores(layer.tables), layer.tables, policy.with_density(target - work))
         if tail:
             request = replace(layer.request, keep=keep, tail=tail_from(layer.expansion, name))
-            policy = _with_gains(request, policy, call.layer)
+            policy = with_gains(request, policy, call.layer)
         scores.append(layer.score_kept(keep, policy))
     return scores

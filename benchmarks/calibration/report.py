@@ -8,8 +8,9 @@ from pathlib import Path
 
 from benchmarks.calibration.evaluation import JUDGED_ROWS
 from benchmarks.calibration.methods import ORACLE, ORACLE_ROWS, UNIFORM
-from benchmarks.calibration.plan import Captured, Priors, Scenario, Sensitivity, Whole
+from benchmarks.calibration.plan import Captured, PortableMasks, Priors, Scenario, Sensitivity, Whole
 from benchmarks.calibration.plot import plot
+from benchmarks.calibration.portable_report import memory_section, portable_json, portable_section
 from benchmarks.calibration.prior_report import prior_json, prior_rows, prior_section
 from benchmarks.calibration.sensitivity import unit as sensitivity_unit
 from benchmarks.calibration.tables import (
@@ -67,6 +68,11 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
             sections += prior_section(scenario, rows, _beside(scenario, scenarios, records), records)
         elif isinstance(scenario, Sensitivity):
             sections += _sensitivity_section(scenario, records)
+        elif isinstance(scenario, PortableMasks):
+            found += portable_json(scenario, records)
+            sections += portable_section(scenario, records)
+    if any(isinstance(scenario, PortableMasks) for scenario in scenarios):
+        sections += memory_section()
     table, page = out / "calibration.json", out / "calibration.md"
     table.write_text(json.dumps({"schema": SCHEMA, "rows": found}, indent=1) + "\n", encoding="utf-8")
     page.write_text("\n".join([*_head(records, verdicts), *sections]) + "\n", encoding="utf-8")
