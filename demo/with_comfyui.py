@@ -134,7 +134,7 @@ def run_methods(arguments: argparse.Namespace) -> tuple[dict[str, MethodRun], st
 def _collect(server: ComfyUIServer, method: str, latents: dict[str, Any], shown: dict[str, Any]) -> MethodRun:
     tensors = load(_file(server, latents["latents"][0]))
     x0 = wan_process_out_inverse(tensors["latent_tensor"].float())
-    picture = Image.open(io.BytesIO(_file(server, shown["images"][0]))).convert("RGB")
+    picture = Image.open(io.BytesIO(_file(server, shown["draftattention_picture"][0]["whole"]))).convert("RGB")
     path = next((server.output / "draft_attention").glob(f"{method}_*.json"))
     report = json.loads(path.read_text(encoding="utf-8"))
     name, pen = blank(picture.width, 28)
