@@ -111,11 +111,7 @@ class Kept:
             with attention_replaced(model, look):
                 follow(model, run, lambda step: step >= max(at_steps))
             save_file(found, path)
-        energies: dict[tuple[int, int], dict[str, Tensor]] = {}
-        for key, value in load_file(path).items():
-            step, layer, name = key.split()
-            energies.setdefault((int(step), int(layer)), {})[name] = value
-        return energies
+        return by_place(path)
 
     def _path(self, run: CalibrationRun, what: str) -> Path:
         words = json.dumps([self.model, run.key, run.prompt, what])
@@ -128,3 +124,12 @@ def merged(profiles: list[Profile]) -> Profile:
     for profile in profiles[1:]:
         whole = whole.merged(profile)
     return whole
+
+
+def by_place(path: Path) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """Kept tensors by (step, layer) and name, from a file whose keys are these three words."""
+    found: dict[tuple[int, int], dict[str, Tensor]] = {}
+    for key, value in load_file(path).items():
+        step, layer, name = key.split()
+        found.setdefault((int(step), int(layer)), {})[name] = value
+    return found

@@ -11,11 +11,11 @@ from itertools import product
 
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.calibration.calibration_runs import Kept
+from benchmarks.calibration.calibration_runs import Kept, by_place
 from benchmarks.calibration.evaluation import LayerCall
 from benchmarks.calibration.plan import CalibrationRun, PortableMasks
 from benchmarks.calibration.portable import (
@@ -117,11 +117,7 @@ class _Bench:
             self._frames(run.grid, run.seed, look)
             self.kept.folder.mkdir(parents=True, exist_ok=True)
             save_file(found, path)
-        energies: dict[tuple[int, int], dict[str, Tensor]] = {}
-        for key, value in load_file(path).items():
-            step, layer, name = key.split()
-            energies.setdefault((int(step), int(layer)), {})[name] = value
-        return energies
+        return by_place(path)
 
     def bytes(self, mass: float) -> Record:
         return {"bytes": self.masks(mass).bytes()}
