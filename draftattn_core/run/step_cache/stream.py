@@ -90,9 +90,6 @@ class Stream:
 
     def compute_after_all(self, reason: Reason) -> None:
         """The evaluation that was to be skipped is computed."""
-        decision, self.in_a_row = self.decision, 0
-        if decision is None:
-            return
-        if self.skipped and self.skipped[-1].level == decision.level:
-            self.skipped.pop()
-        decision.compute(reason)
+        self.in_a_row = 0
+        if self.decision is not None:
+            self.decision.compute(reason)
