@@ -127,6 +127,17 @@ class TestValuesInFP8:
         expected = torch.stack([attend_reference(replace(plain, v=values))[:, 0], attend_reference(plain)[:, 1]], dim=1)
         assert torch.equal(attend_reference(request), expected)
 
+    def test_are_measured_with_a_tail_behind_them_too(self) -> None:
+        tailed, dropped = (request_of(3.0, tail=tail) for tail in ("linear1", "none"))
+        assert tailed.tail is not None
+        added = bits_errors(tailed, fp8_values=True).eight - bits_errors(tailed).eight
+        assert (added.abs() > 1e-5).all()
+        # Where every block is kept the tail has no weight, and both must say the same.
+        whole = [replace(one, keep=torch.ones_like(one.keep)) for one in (tailed, dropped)]
+        with_tail, without = (bits_errors(one, fp8_values=True).eight for one in whole)
+        torch.testing.assert_close(with_tail, without, rtol=1e-4, atol=1e-6)
+        assert (with_tail > bits_errors(whole[0]).eight).all()
+
     def test_are_measured_with_weights_beside_the_rows_largest(self) -> None:
         request = request_of(3.0, tail="none")
         found = bits_errors(request, rows=10**6, fp8_values=True)
