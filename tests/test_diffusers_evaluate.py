@@ -276,7 +276,7 @@ def test_every_run_has_a_life_of_its_own() -> None:
         guided(model, scheduler, inputs, 2)
         first = handle.run
         guided(model, scheduler, inputs, 3)
-        assert handle.run is not first and first.finished and len(first.cache) == 0
+        assert handle.run is not first and first.finished and len(first.calls.cache) == 0
         assert first.report.cancelled is None
     assert [len(cache.asked) for cache in caches] == [4, 6] and [cache.cleared for cache in caches] == [1, 1]
     assert heard == ["RunStarted", *["EvaluationDone"] * 4, "RunDone", "RunStarted", *["EvaluationDone"] * 6, "RunDone"]

@@ -102,7 +102,7 @@ def spy_on(handle: Any) -> list[dict[str, Any]]:
         seen.append({"q": q, "k": k, "v": v, "out": dense(), "from_core": from_core, **rest})
         return seen[-1]["out"]
 
-    handle.run.attention = attention
+    handle.run.calls.attention = attention
     return seen
 
 

@@ -130,7 +130,7 @@ class HeadAttention:
     ) -> Tensor:
         if q.shape[2] != k.shape[2] or q.shape[2] != self.before + self.grid.tokens + self.after:
             reason = DenseReason.CROSS_ATTENTION if q.shape[2] != k.shape[2] else DenseReason.TOKENS
-            return self.run.dense(dense, reason)
+            return self.run.calls.dense(dense, reason)
         evaluation, layer = divmod(self._calls, self.layers)
         self._calls += 1
         heads = q.shape[1]
@@ -143,7 +143,7 @@ class HeadAttention:
             all_heads=self.ranks * heads if self.ranks > 1 else 0,
         )
         refused = None if plain else DenseReason.MASK
-        return self.run.attention(
+        return self.run.calls.attention(
             q,
             k,
             v,

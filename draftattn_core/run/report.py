@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..phrase import Text
 from . import skips
+from .spent_budgets import SpentBudgets
 from .step_cache.log import Decision
 from .step_cache.settings import StepCacheSettings
 
@@ -106,39 +107,6 @@ class Call:
     seconds: Callable[[], float]
     tail_work: float = 0.0
     codes: float = 0.0
-
-
-@dataclass
-class SpentBudgets:
-    """Budgets as a run used them, from `progress` on until the next ones.
-
-    Attributes:
-        progress: of the first call under them.
-        source: what they rest on: "profile" or "this run".
-        before: mean density that every head would have had.
-        after: by layer, the density of each head; 1 throughout a dense layer.
-        promised: relative L2 error of the attention outputs of all these layers together, as predicted; under
-            `max_error` the largest that is promised for a layer.
-        worst_layer: the largest predicted error of a single layer.
-        uniform: as `promised`, had every head the density `before`; None where `max_error` decides.
-        measured, measured_worst: the same two, interpolated from the next measurement of these layers; None until then.
-    """
-
-    progress: float
-    source: str
-    before: float
-    after: dict[int, tuple[float, ...]]
-    promised: float
-    worst_layer: float
-    uniform: float | None
-    measured: float | None = None
-    measured_worst: float | None = None
-
-    @property
-    def mean(self) -> float:
-        """Mean density over layers and heads."""
-        heads = [density for layer in self.after.values() for density in layer]
-        return sum(heads) / len(heads)
 
 
 @dataclass

@@ -34,9 +34,10 @@ from .profile_recorder import ProfileRecorder
 from .ranks.deal import deal
 from .ranks.ranks import Ranks
 from .ranks.together import of_all_heads
-from .report import Position, SpentBudgets
+from .report import Position
 from .settings import Settings
 from .share import Promise, Share, error_at, relative, squared_at
+from .spent_budgets import SpentBudgets
 
 # A profile whose promise is off by more than this, either way, is about something else.
 MOST_OFF = 2.0

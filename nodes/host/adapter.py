@@ -132,7 +132,7 @@ class Adapter:
             settings = recording.settings(settings)
         run = Run(settings, self.handle.events, model=model_name(patcher, settings, recording))
         if why_not is not None:
-            run.note(Words("skip_note", why=why_not))
+            run.telling.note(Words("skip_note", why=why_not))
             log.info("DraftAttention %s", why_not)
         if self.handle.new_step_cache is not None:
             run.step_cache = self.handle.new_step_cache()
@@ -163,7 +163,7 @@ class Adapter:
                 executor.class_obj, sampling.model, sampling.trajectory, moment, x, t, options, args, kwargs
             )
         except Exception as error:
-            sampling.run.failed(error)
+            sampling.run.failures.raised(error)
 
         def model(latent: Tensor) -> Tensor:
             if self.choices is None:
@@ -197,7 +197,7 @@ class Adapter:
             try:
                 self._prepare(self.sampling, network, arguments(), options, moment)
             except Exception as error:
-                self.sampling.run.failed(error)
+                self.sampling.run.failures.raised(error)
         try:
             yield
         finally:
@@ -238,7 +238,7 @@ class Adapter:
         if sampling is None or (model is not None and model.served):
             return dense()
         if model is None:
-            return sampling.run.dense(dense, DenseReason.UNKNOWN_GRID)
+            return sampling.run.calls.dense(dense, DenseReason.UNKNOWN_GRID)
         model.served = True
         try:
             with unrecorded() as record_again:
@@ -264,17 +264,17 @@ class Adapter:
             place = classify(model, call, options)
             q, k, v = call.to_core()
         except Exception as error:
-            failure = DenseReason.STOOD_ASIDE if run.stood_aside else DenseReason.ERROR
-            run.failed(error)
+            failure = DenseReason.STOOD_ASIDE if run.failures.stood_aside else DenseReason.ERROR
+            run.failures.raised(error)
         if failure is not None:
-            return run.dense(dense, failure)
+            return run.calls.dense(dense, failure)
         if place.reason is not None or place.tokens is None or place.position is None:
             reason = place.reason or DenseReason.ERROR
             if place.explanation:
                 sampling.explain(reason, place.explanation)
-            return run.dense(dense, reason, place.position, q, k.shape[2])
+            return run.calls.dense(dense, reason, place.position, q, k.shape[2])
         self.handle.grid = place.tokens.grid.as_tuple()
-        return run.attention(
+        return run.calls.attention(
             q,
             k,
             v,

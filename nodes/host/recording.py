@@ -103,15 +103,15 @@ def keep_recording(run: Run, recording: Recording | None) -> None:
     try:
         profile = run.profile(recording.prompt or None)
         if profile is None:
-            run.note(Words("record_nothing"))
+            run.telling.note(Words("record_nothing"))
             return
         grown = add_to_file(profile, recording.path)
-        run.note(Words("record_grown", name=recording.path.stem, made_from=grown.made_from()))
+        run.telling.note(Words("record_grown", name=recording.path.stem, made_from=grown.made_from()))
         votes = run.calibration(recording.prompt or None)
         if votes is not None:
             all_votes = add_to_calibration(votes, calibration_path(recording.path))
-            run.note(Words("record_grown", name=recording.path.stem, made_from=all_votes.made_from()))
+            run.telling.note(Words("record_grown", name=recording.path.stem, made_from=all_votes.made_from()))
     except ProfileError as error:
-        run.note(Words("record_not_kept", why=said(error)))
+        run.telling.note(Words("record_not_kept", why=said(error)))
     except Exception:
         log.exception("DraftAttention: the profile of this run could not be kept")

@@ -204,7 +204,7 @@ class Sampling:
 
     def explain(self, reason: DenseReason, message: Text) -> None:
         """Keep what a dense reason means in this run; the user is told at its end."""
-        self.run.note(message)
+        self.run.telling.note(message)
         self._explanations.setdefault(reason.value, message)
 
     def finish(self, cancelled: bool = False) -> None:

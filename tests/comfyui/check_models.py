@@ -11,11 +11,11 @@ from model_cases import CASES, Case
 
 
 class Spy:
-    """Stands in for `Run.attention`: keeps what the core was told, and lets the call through."""
+    """Stands in for `Calls.attention`: keeps what the core was told, and lets the call through."""
 
     def __init__(self) -> None:
-        self.run = host.pack("draftattn_core.run.run").Run
-        self.original = self.run.attention
+        self.served = host.pack("draftattn_core.run.calls").Calls
+        self.original = self.served.attention
         self.calls: list[dict[str, Any]] = []
 
     def __enter__(self) -> Spy:
@@ -25,11 +25,11 @@ class Spy:
             spy.calls.append({"q": q.clone(), **known})
             return spy.original(self, q, k, v, **known)
 
-        self.run.attention = attention
+        self.served.attention = attention
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.run.attention = self.original
+        self.served.attention = self.original
 
 
 def token_map(case: Case, model: Any) -> tuple[list[int], list[dict[str, Any]]]:

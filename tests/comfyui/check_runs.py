@@ -47,7 +47,7 @@ def _() -> None:
     before = dict(patched.model_options["transformer_options"])
     run(patched)
     assert patched.model_options["transformer_options"] == before
-    assert len(handle.run.cache) == 0, "index tables outlived the run"
+    assert len(handle.run.calls.cache) == 0, "index tables outlived the run"
 
 
 @check("a run that is interrupted leaves nothing behind")
@@ -112,7 +112,7 @@ def _() -> None:
         result = original(q, k, v, *args, **kwargs)
         request = result.request
         kept.extend(weakref.ref(made) for made in (q, k, v, result.out, request.keep, request.tables, request.tables.q))
-        tables.append(len(handle.run.cache))
+        tables.append(len(handle.run.calls.cache))
         return result
 
     patched, handle = host.apply(wan(), tail="auto")

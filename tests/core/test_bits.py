@@ -253,7 +253,7 @@ def test_bits_are_16_or_8_for_all_heads_or_one_by_one() -> None:
 
 def serve(run: Run, qkv: tuple[Tensor, Tensor, Tensor], layer: int = 1, step: int = 0) -> Tensor:
     q, k, v = qkv
-    return run.attention(
+    return run.calls.attention(
         q,
         k,
         v,

@@ -178,7 +178,7 @@ def follow(made: Calibration, grid: TokenGrid = GRID, steps: int = STEPS) -> tup
         for layer in range(LAYERS):
             q, k, v = inputs(step, layer, grid=grid)
             at = Position(step, step / steps, layer, LAYERS)
-            run.attention(
+            run.calls.attention(
                 q, k, v, grid=grid, position=at, extra_before=EXTRA[0], extra_after=EXTRA[1], dense=lambda q=q: q
             )
     return run, kept
@@ -229,7 +229,7 @@ def test_a_dense_run_votes_and_a_sparse_one_says_why_it_does_not() -> None:
         for step in range(STEPS):
             for layer in range(LAYERS):
                 q, k, v = inputs(step, layer)
-                one.attention(
+                one.calls.attention(
                     q, k, v, grid=GRID, position=position(step, layer), extra_before=EXTRA[0], extra_after=EXTRA[1],
                     dense=lambda q=q: q,
                 )  # fmt: skip

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from draftattention.draftattn_core.run.evaluation import Answer, Denoised, Evaluation, Outcome
 from draftattention.draftattn_core.run.events import RunDone
-from draftattention.draftattn_core.run.run import MAX_ERRORS, Run
+from draftattention.draftattn_core.run.failures import MAX_ERRORS
+from draftattention.draftattn_core.run.run import Run
 from draftattention.draftattn_core.run.settings import Settings
 from tests.core.evaluations import evaluation_at
 

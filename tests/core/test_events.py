@@ -110,7 +110,7 @@ def story() -> list[Event]:
         for _ in range(2):
 
             def model(x: torch.Tensor, step: int = step) -> torch.Tensor:
-                return run.dense(lambda: x, DenseReason.SCHEDULE, Position(step, step / 3, 0, 1), x[None])
+                return run.calls.dense(lambda: x, DenseReason.SCHEDULE, Position(step, step / 3, 0, 1), x[None])
 
             run.evaluate(model, torch.zeros(1, 2, 3), evaluation_at(step, steps=3))
     run.finish()

@@ -393,7 +393,7 @@ def served(settings: Settings, heads: int = 2) -> tuple[Run, list[Attention]]:
     run, found = Run(settings), []
     run.events.subscribe(CallDone, lambda event: found.append(event.result))
     q, k, v = smooth_qkv(layout(), heads=heads, dim=64, dtype=torch.float32)
-    run.attention(
+    run.calls.attention(
         q * 3, k * 2, v, grid=layout().grid, position=Position(0, 0.5, 0, 1), dense=lambda: q.clone(),
         extra_before=5, extra_after=70,
     )  # fmt: skip
@@ -404,7 +404,8 @@ def test_a_run_that_names_it_is_served_by_its_nearest_and_says_so() -> None:
     run, (result,) = served(Settings(schedule=constant(0.3), backend="kitchen"))
     assert run.report.calls_sparse == 1 and not run.report.calls_dense()
     assert result.backend == "kitchen" and result.request.tables.layout == layout()
-    assert (run.settings.q_block, run.settings.policy.method, run.settings.policy.tail) == (64, "row", "mean")
+    nearest = run.calls.settings
+    assert (nearest.q_block, nearest.policy.method, nearest.policy.tail) == (64, "row", "mean")
     assert sum("backend kitchen serves this run without the linear term" in note for note in run.report.notes) == 1
 
 
@@ -434,7 +435,7 @@ def test_error_curves_split_rows_as_it_computes_them() -> None:
 
 def test_budgets_by_error_run_on_it() -> None:
     run, (result,) = served(Settings(schedule=constant(0.3), backend="kitchen", budgets="error"), heads=4)
-    assert run.report.calls_sparse == 1 and result.backend == "kitchen" and not run.stood_aside
+    assert run.report.calls_sparse == 1 and result.backend == "kitchen" and not run.failures.stood_aside
 
 
 def test_the_doctor_checks_it_by_its_nearest_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,10 @@ from draftattention.draftattn_core.geometry.layout import DEFAULT_TILES
 from draftattention.draftattn_core.method.policy import METHODS, TAILS, Policy
 from draftattention.draftattn_core.run import sparse_calls
 from draftattention.draftattn_core.run.events import CallDone
+from draftattention.draftattn_core.run.failures import MAX_ERRORS
 from draftattention.draftattn_core.run.probe import best_tails, gains_of, probe_errors
 from draftattention.draftattn_core.run.report import DenseReason, Position
-from draftattention.draftattn_core.run.run import MAX_ERRORS, Run
+from draftattention.draftattn_core.run.run import Run
 from draftattention.draftattn_core.run.schedule import Schedule, constant
 from draftattention.draftattn_core.run.settings import Settings
 from tests.core.cases import PerHead, relative, smooth_qkv
@@ -56,7 +57,7 @@ def call(
         "extra_after": 3,
         "from_core": host_form,
     }
-    return run.attention(q, k, v, **(arguments | changes))
+    return run.calls.attention(q, k, v, **(arguments | changes))
 
 
 def dense_output() -> Tensor:
@@ -84,7 +85,7 @@ def test_a_profile_of_another_model_is_refused_in_one_sentence(
     for layer in range(MAX_ERRORS + 1):
         assert torch.equal(call(run, layer=layer % 4), dense_output())
     assert run.report.calls_dense() == {str(DenseReason.HEADS): MAX_ERRORS + 1}
-    assert not run.stood_aside
+    assert not run.failures.stood_aside
     assert len(run.report.notes) == len(caplog.records) == 1
     assert message in run.report.notes[0] and "profile" in run.report.notes[0]
 
@@ -97,7 +98,7 @@ def test_a_sparse_call_is_the_core_call_in_the_hosts_form() -> None:
     assert run.report.calls_sparse == 1
     assert run.report.calls_dense() == {}
     assert run.report.executed_density() == pytest.approx(float(expected.density()), rel=1e-6)
-    assert len(run.cache) == 1
+    assert len(run.calls.cache) == 1
 
 
 @pytest.mark.parametrize(
@@ -134,14 +135,14 @@ def test_executed_density_of_a_run_by_hand() -> None:
     for step in range(4):
         for layer in range(3):
             call(run, step=step, progress=step / 4, layer=layer)
-    run.dense(dense_output, DenseReason.CROSS_ATTENTION)
+    run.calls.dense(dense_output, DenseReason.CROSS_ATTENTION)
     report = run.finish()
     assert report.calls_dense() == {"schedule": 6, "not self-attention": 1}
     assert report.calls_sparse == len(densities) == 6
     assert report.executed_density() == pytest.approx((6 + sum(densities)) / 12, rel=1e-6)
     assert [cell is not None for row in report.density_map() for cell in row] == [True] * 12
     assert report.density_map()[1] == [1.0] * 3
-    assert len(run.cache) == 0
+    assert len(run.calls.cache) == 0
     json.dumps(report.to_dict(), allow_nan=False)
 
 
@@ -155,7 +156,7 @@ def test_an_error_runs_dense_and_three_stand_aside(monkeypatch: pytest.MonkeyPat
     for _ in range(MAX_ERRORS + 2):
         assert torch.equal(call(run), dense_output())
     assert run.report.calls_dense() == {str(DenseReason.ERROR): 3, str(DenseReason.STOOD_ASIDE): 2}
-    assert run.stood_aside
+    assert run.failures.stood_aside
     assert any("no such kernel" in note for note in run.report.notes)
     assert any("stands aside" in note for note in run.report.notes)
 

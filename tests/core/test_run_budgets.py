@@ -45,7 +45,7 @@ def step(run: Run, index: int, steps: int = 10, *, heads: int = HEADS, layers: i
 
 def served(run: Run, position: Position, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     q, k, v = qkv
-    return run.attention(
+    return run.calls.attention(
         q, k, v, grid=GRID, position=position, dense=lambda: F.scaled_dot_product_attention(q, k, v),
         extra_before=2, extra_after=3,
     )  # fmt: skip
@@ -60,7 +60,7 @@ def error(out: list[Tensor]) -> float:
 
 
 def policies(run: Run) -> list[Policy | DenseReason]:
-    return [run.plan.at(Position(1, 0.1, layer, LAYERS), HEADS) for layer in range(LAYERS)]
+    return [run.calls.plan.at(Position(1, 0.1, layer, LAYERS), HEADS) for layer in range(LAYERS)]
 
 
 def work(run: Run, index: int) -> float:
@@ -102,7 +102,7 @@ def test_the_same_run_twice_is_the_same() -> None:
 
 def test_off_is_as_before() -> None:
     off, plain = Run(replace(SETTINGS, budgets="off")), Run(replace(SETTINGS, budgets="off"))
-    assert off.spending is None
+    assert off.calls.spending is None
     assert all(torch.equal(a, b) for a, b in zip(step(off, 0), step(plain, 0), strict=True))
 
 
@@ -193,14 +193,14 @@ def test_unequal_heads_end_the_budgets_with_a_note_and_nothing_else() -> None:
     step(run, 3)
     assert any("unequal heads" in note for note in run.report.notes)
     assert all(isinstance(p, Policy) and p.density == 0.3 for p in policies(run))
-    assert run.report.calls_sparse == 10 and not run.stood_aside
+    assert run.report.calls_sparse == 10 and not run.failures.stood_aside
 
 
 @pytest.mark.parametrize("settings", [{"policy": Policy(method="top_p")}, {"policy": Policy(method="radial")}])
 def test_a_rule_without_curves_runs_as_it_is(settings: dict[str, Any]) -> None:
     run = Run(replace(SETTINGS, **settings))
     step(run, 0), step(run, 1)
-    assert run.report.calls_sparse == 2 * LAYERS and not run.stood_aside
+    assert run.report.calls_sparse == 2 * LAYERS and not run.failures.stood_aside
     assert any(note.startswith("every head has the schedule's density") for note in run.report.notes)
 
 
@@ -228,8 +228,8 @@ def test_a_part_of_the_heads_reads_its_part_of_the_budgets() -> None:
                 position = Position(index, index / 10, layer, LAYERS, first_head=first, all_heads=HEADS)
                 served(parts, position, tuple(x[:, first : first + 2] for x in tensors(layer)))  # type: ignore[arg-type]
     for layer in range(LAYERS):
-        wanted = whole.plan.at(Position(1, 0.1, layer, LAYERS), HEADS)
-        low = parts.plan.at(Position(1, 0.1, layer, LAYERS, first_head=2, all_heads=HEADS), 2)
+        wanted = whole.calls.plan.at(Position(1, 0.1, layer, LAYERS), HEADS)
+        low = parts.calls.plan.at(Position(1, 0.1, layer, LAYERS, first_head=2, all_heads=HEADS), 2)
         assert isinstance(wanted, Policy) and isinstance(low, Policy)
         assert low.density == pytest.approx(wanted.density[2:], abs=1e-6)  # type: ignore[index]
         assert low.tail_gain == pytest.approx(wanted.tail_gain[2:], abs=1e-6)  # type: ignore[index]
@@ -242,7 +242,7 @@ def test_gains_are_those_of_each_heads_own_density() -> None:
     run = Run(replace(SETTINGS, budgets="off", profile=made), model=NAME)
     step(run, 0)
     for layer in range(LAYERS):
-        policy = run.plan.at(Position(0, 0.0, layer, LAYERS), HEADS)
+        policy = run.calls.plan.at(Position(0, 0.0, layer, LAYERS), HEADS)
         assert isinstance(policy, Policy) and isinstance(policy.density, tuple) and isinstance(policy.tail_gain, tuple)
         for head, (density, gain) in enumerate(zip(policy.density, policy.tail_gain, strict=True)):
             known = made.experts["main"].gains[0, layer, head].double().numpy()
@@ -276,7 +276,7 @@ def test_calls_after_the_solve_do_not_wait_for_measurements() -> None:
     run.events.subscribe(CallDone, lambda event: seen.append(event.result))
     for index in (0, 1, 1):
         step(run, index)
-    assert run.spending is not None and len(run.spending._solved) == 1
+    assert run.calls.spending is not None and len(run.calls.spending._solved) == 1
     assert len(seen) == 3 * LAYERS
 
 

@@ -189,7 +189,7 @@ def test_a_run_that_is_short_of_memory_goes_dense_call_by_call(
     q, k, v = torch.zeros(3, 1, 2, LAYOUT.tokens, 64)
 
     def serve() -> None:
-        run.attention(q, k, v, grid=LAYOUT.grid, position=Position(0, 0.0, 0, 1), dense=lambda: q)
+        run.calls.attention(q, k, v, grid=LAYOUT.grid, position=Position(0, 0.0, 0, 1), dense=lambda: q)
 
     with monkeypatch.context() as full_card:
         full_card.setattr(Launches, "run", short)

@@ -150,7 +150,9 @@ def test_backends_without_kernels_are_ready() -> None:
 
 def serve(run: Run, progress: float) -> None:
     q, k, v = torch.randn(3, 1, 2, 3 * 9 * 13, 64)
-    run.attention(q, k, v, grid=TokenGrid(3, 9, 13), position=Position(0, progress, 0, 1), dense=lambda: q.clone())
+    run.calls.attention(
+        q, k, v, grid=TokenGrid(3, 9, 13), position=Position(0, progress, 0, 1), dense=lambda: q.clone()
+    )
 
 
 def test_a_run_waits_before_its_first_block_though_that_is_dense(

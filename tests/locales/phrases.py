@@ -75,7 +75,7 @@ def core_texts() -> dict[str, str]:
 
 
 # Functions that take what is said to the user, each as its first argument.
-TELLING = frozenset({"note", "tell", "explain", "wait", "report", "_tell", "_wait", "_end", "_count_error"})
+TELLING = frozenset({"note", "tell", "explain", "wait", "report", "_tell", "_wait", "_end", "count_error"})
 # Texts that are made of something else than a key.
 WITHOUT_KEY = frozenset({"Foreign", "Text"})
 

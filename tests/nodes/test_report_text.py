@@ -106,7 +106,7 @@ def test_cross_attention_is_not_told_among_dense_calls(part, told) -> None:
 
 
 def test_budgets_say_what_they_changed_promised_and_kept(part, told) -> None:
-    spent = part("draftattn_core.run.report").SpentBudgets
+    spent = part("draftattn_core.run.spent_budgets").SpentBudgets
 
     def run(add, report):
         add(0, density=0.25)

@@ -232,7 +232,7 @@ class DraftAttentionHandle:
         except RankLostError:
             raise
         except Exception as error:
-            self.run.failed(error)
+            self.run.failures.raised(error)
         if self.run.begin_evaluation(failed=evaluation is None):
             self._model.call = evaluation = None
         return call, evaluation
@@ -269,14 +269,14 @@ class DraftAttentionHandle:
             self._branches = Branches()
             self.run.start(tick.steps, tick.progress)
         if not self._clock.knows_length:
-            self.run.note(
+            self.run.telling.note(
                 Phrase(
                     "note_noise_alone",
                     "progress was read from the noise level alone: pass scheduler, timesteps or steps",
                 )
             )
         elif not tick.listed:
-            self.run.note(
+            self.run.telling.note(
                 Phrase(
                     "note_unknown_timestep",
                     "a timestep is not among the given ones: its progress was read from the noise level alone",

@@ -181,10 +181,10 @@ class DraftAttentionProcessor:
                 return attend(query, key, value, None, **options)
             if _records_gradients(query, key, value):
                 # Only diffusers' own exchange has a backward pass; within it, gradients could no longer be told.
-                call.run.note(NO_BACKWARD)
+                call.run.telling.note(NO_BACKWARD)
                 place = Position(call.tick.step, call.tick.progress, self.layer, self.model.layers)
                 everything = lambda: dispatch(query, key, value, attn_mask=attn_mask, **options)  # noqa: E731
-                return call.run.dense(
+                return call.run.calls.dense(
                     everything, DenseReason.BACKEND, place, query.transpose(1, 2), keys=call.grid.tokens
                 )
             place = Position(call.tick.step, call.tick.progress, self.layer, self.model.layers)
@@ -221,7 +221,7 @@ class DraftAttentionProcessor:
         """One attention call in diffusers' form: query, key, value and result (B, L, H, D)."""
         call = self.model.call
         if call is None:
-            return self.model.run.dense(dense, DenseReason.UNKNOWN_GRID)
+            return self.model.run.calls.dense(dense, DenseReason.UNKNOWN_GRID)
         run, tick, grid = call.run, call.tick, call.grid
         position = Position(tick.step, tick.progress, self.layer, self.model.layers, conditional=(call.conditional,))
         if heads is not None:
@@ -229,7 +229,7 @@ class DraftAttentionProcessor:
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         read = DenseReason.MASK if not plain else self._read_text(call, q, k, v, mask)
         if isinstance(read, DenseReason):
-            return run.attention(q, k, v, grid=grid, position=position, dense=dense, refused=read)
+            return run.calls.attention(q, k, v, grid=grid, position=position, dense=dense, refused=read)
 
         # Text that no sample reads is left out. Its own rows become zeros: they only ever feed such text again.
         unread = q.shape[2] - grid.tokens - read.kept
@@ -240,7 +240,7 @@ class DraftAttentionProcessor:
             host = out.transpose(1, 2)
             return nn.functional.pad(host, (0, 0, 0, 0, 0, unread)) if unread else host
 
-        return run.attention(
+        return run.calls.attention(
             q,
             k,
             v,
@@ -257,7 +257,7 @@ class DraftAttentionProcessor:
     ) -> TextMask | DenseReason:
         """What the core must know of the text in a call of (B, H, L, D) tensors, or why the call goes dense."""
         if _records_gradients(q, k, v):
-            call.run.note(NO_BACKWARD)
+            call.run.telling.note(NO_BACKWARD)
             return DenseReason.BACKEND
         text = q.shape[2] - call.grid.tokens
         if text < 0 or (text and not self.model.text) or k.shape != q.shape:
@@ -265,5 +265,5 @@ class DraftAttentionProcessor:
         try:
             return call.text_mask(mask, text) or DenseReason.MASK
         except Exception as error:
-            call.run.failed(error)
+            call.run.failures.raised(error)
             return DenseReason.ERROR
