@@ -89,7 +89,7 @@ def test_a_model_that_cannot_be_read_has_no_name_and_does_no_harm() -> None:
 def test_a_run_is_added_to_its_file_and_the_report_says_so(tmp_path: Path) -> None:
     notes: list[str] = []
     made = a_profile()
-    run: Any = SimpleNamespace(profile=lambda prompt: made, note=notes.append)
+    run: Any = SimpleNamespace(profile=lambda prompt: made, telling=SimpleNamespace(note=notes.append))
     recording = Recording(tmp_path / "draft_attention" / "mine.safetensors", prompt="a fox")
     assert recording_of({"transformer_options": {KEY: recording}}) is recording and recording_of({}) is None
     keep_recording(run, recording)
