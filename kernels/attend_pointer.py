@@ -140,12 +140,16 @@ def attend_kernel(
         g_lanes = tl.arange(0, BLOCK_G)
         # Lanes past the last block read it once more and give it no weight: nothing else has to be masked.
         last = tl.maximum(skipped_blocks, 1) - 1
-        # Numbers of a tile's blocks travel in a loop variable, like the list's below: no load to wait for.
         rest = entries + k_total - 1
-        columns = tl.load(rest - tl.minimum(g_lanes, last))
+        # Numbers of a tile's blocks travel in a loop variable, like the list's below: no load to wait for. Where tiles
+        # are not fetched ahead, neither are they (gfx1100: 28 B of stack otherwise with INT8 scores).
+        if TAIL_STAGES > 1:
+            columns = tl.load(rest - tl.minimum(g_lanes, last))
         for g_start in tl.range(0, skipped_blocks, BLOCK_G, num_stages=TAIL_STAGES):
             inside = g_start + g_lanes <= last
-            log_weight = tl.load(log_weight_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
+            if TAIL_STAGES == 1:
+                columns = tl.load(rest - tl.minimum(g_start + g_lanes, last))
+            log_weight = tl.load(log_weight_ptr + head * k_video + columns)
             k_mean = tl.load(k_mean_ptr + first + (columns[None, :] * DIM + dims[:, None]))
             scores = tl.dot(q, k_mean, input_precision="ieee") * factor
             # All products with Q before the softmax, so that Q's registers are free after it.
@@ -157,7 +161,7 @@ def attend_kernel(
             if RANKS > 1:
                 u = tl.load(u_ptr + first * RANKS + DIM + across_ranks)
                 along_2 = tl.dot(q, u, input_precision="ieee")
-            scores += (log_weight * LOG2E)[None, :]
+            scores += tl.where(inside, log_weight * LOG2E, float("-inf"))[None, :]
             new_top = tl.maximum(top, tl.max(scores, 1))
             weights = tl.math.exp2(scores - new_top[:, None])
             shrink = tl.math.exp2(top - new_top)
@@ -166,14 +170,16 @@ def attend_kernel(
             top = new_top
             v_mean = tl.load(v_mean_ptr + first + (columns[:, None] * DIM + dims[None, :]))
             acc = tl.dot(weights.to(v_mean.dtype), v_mean, acc, input_precision="ieee")
-            next_columns = tl.load(rest - tl.minimum(g_start + BLOCK_G + g_lanes, last))
+            if TAIL_STAGES > 1:
+                next_columns = tl.load(rest - tl.minimum(g_start + BLOCK_G + g_lanes, last))
             if RANKS > 0:
                 w = tl.load(w_ptr + first * RANKS + down_ranks)
                 acc = tl.dot((weights * along * scale).to(w.dtype), w, acc, input_precision="ieee")
             if RANKS > 1:
                 w = tl.load(w_ptr + first * RANKS + DIM + down_ranks)
                 acc = tl.dot((weights * along_2 * scale).to(w.dtype), w, acc, input_precision="ieee")
-            columns = next_columns
+            if TAIL_STAGES > 1:
+                columns = next_columns
     tail_top = top
     skipped = total
     if EIGHT:
