@@ -2,7 +2,9 @@
 
 `python -m benchmarks.cpu [--quick] [--threads N] [--out DIR]` times, for float32 and bfloat16, head sizes 64 and 128,
 8k and 16k tokens: dense attention, and ours at three densities with selection and tail included. Every figure of a
-table row comes from the same process; peak memory is taken in a fresh process per case.
+table row comes from the same process; peak memory is taken in a fresh process per case. Rows are kept as they come in
+`DIR/full.partial.jsonl`, and the same command goes on where it was stopped; remove that file after an edit of what is
+timed.
 """
 
 from __future__ import annotations
@@ -58,6 +60,10 @@ class Row:
     share_of_ideal: float
     dense_peak_mib: float | None
     sparse_peak_mib: float | None
+
+
+def case_of(row: Row) -> Case:
+    return Case(row.dtype, row.head_dim, row.tokens, row.density, row.tail)  # type: ignore[arg-type]
 
 
 def inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -179,6 +185,19 @@ def verdict(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def kept_rows(path: Path, conditions: str, memory: bool) -> list[Row]:
+    """Rows that a stopped run of the same conditions left, with or without the peak memory."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            made = json.loads(line)
+            if (made["conditions"], made["memory"]) == (conditions, memory):
+                found.append(Row(**made["row"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # the line that was being written, or one of an older form
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="head size 64 at 16k tokens only")
@@ -195,14 +214,6 @@ def main() -> None:
         return
 
     torch.set_num_threads(arguments.threads)
-    rows: list[Row] = []
-    dense: dict[tuple[str, int, int], float] = {}
-    todo = list(cases(arguments.quick))
-    for case in tqdm(todo, unit="case"):
-        key = (case.dtype, case.head_dim, case.tokens)
-        if key not in dense:
-            dense[key] = median_seconds(dense_call(case), arguments.repeats)
-        rows.append(measure(case, dense[key], arguments.repeats, not arguments.no_memory))
     layout = Layout(GRIDS[16384])
     conditions = (
         f"{platform.machine()} CPU, {arguments.threads} thread(s), torch {torch.__version__}; batch 1, {HEADS} heads, "
@@ -210,14 +221,28 @@ def main() -> None:
         f"scaled_dot_product_attention of the same dtype in the same run; medians of {arguments.repeats}; "
         "selection and tail included; density is what was executed."
     )
-    text = f"{conditions}\n\n{table(rows)}\n\n{verdict(rows)}\n"
-    print(text)
     arguments.out.mkdir(parents=True, exist_ok=True)
     name = "quick" if arguments.quick else "full"
+    partial = arguments.out / f"{name}.partial.jsonl"
+    memory = not arguments.no_memory
+    rows = kept_rows(partial, conditions, memory)
+    done = {case_of(row) for row in rows}
+    dense: dict[tuple[str, int, int], float] = {}
+    todo = list(cases(arguments.quick))
+    for case in tqdm([case for case in todo if case not in done], initial=len(done), total=len(todo), unit="case"):
+        key = (case.dtype, case.head_dim, case.tokens)
+        if key not in dense:
+            dense[key] = median_seconds(dense_call(case), arguments.repeats)
+        rows.append(measure(case, dense[key], arguments.repeats, memory))
+        with partial.open("a") as file:
+            file.write(json.dumps({"conditions": conditions, "memory": memory, "row": asdict(rows[-1])}) + "\n")
+    text = f"{conditions}\n\n{table(rows)}\n\n{verdict(rows)}\n"
+    print(text)
     (arguments.out / f"{name}.md").write_text(text)
     (arguments.out / f"{name}.json").write_text(
         json.dumps({"conditions": conditions, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
     )
+    partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

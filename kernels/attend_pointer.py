@@ -35,7 +35,6 @@ def attend_kernel(
     perm_ptr,
     list_ptr,
     count_ptr,
-    words_ptr,
     bias_ptr,
     log_weight_ptr,
     k_mean_ptr,
@@ -132,60 +131,62 @@ def attend_kernel(
     if EIGHT and HALF_SUMS:
         # Before the pooled keys: Q's own numbers then leave the registers (sm_120: 16 B of stack otherwise).
         codes, q_scale = row_codes(q.to(tl.float32))
+    entries = list_ptr + list_row * k_total
+    kept = tl.load(count_ptr + list_row)
     if TAIL:
-        # A tile's address is a scalar, to which threads add offsets that do not change.
-        first = pair * k_video
+        # The blocks that are not in the list stand at its end, the first one last. Rows of extra tokens have none.
+        skipped_blocks = tl.where(row < q_video, k_total - kept, 0)
+        first = pair * k_video * DIM
         g_lanes = tl.arange(0, BLOCK_G)
-        across = g_lanes[None, :] * DIM + dims[:, None]
-        down = g_lanes[:, None] * DIM + dims[None, :]
-        pooled_end = tl.where(row < q_video, k_video, 0)
-        # A tile's share of the packed map travels in loop variables, like the list below: no load to wait for.
-        words = tl.cdiv(k_total, 32)
-        words_row = words_ptr + list_row * words
-        word = tl.load(words_row)
-        if BLOCK_G > 32:
-            word_2 = tl.load(words_row + tl.minimum(1, words - 1))
-        for g_start in tl.range(0, pooled_end, BLOCK_G, num_stages=TAIL_STAGES):
-            columns = g_start + g_lanes
-            inside = columns < k_video
-            tile = (first + g_start) * DIM
-            next_start = g_start + BLOCK_G
-            next_word = tl.load(words_row + tl.minimum(next_start // 32, words - 1))
-            bits = word
-            if BLOCK_G > 32:
-                next_word_2 = tl.load(words_row + tl.minimum(next_start // 32 + 1, words - 1))
-                bits = tl.where(g_lanes < 32, word, word_2)
-            kept = (bits >> (g_start % 32)) & (1 << (g_lanes % 32))
-            log_weight = tl.load(log_weight_ptr + head * k_video + columns, mask=inside, other=float("-inf"))
-            k_mean = tl.load(k_mean_ptr + tile + across, mask=inside[None, :], other=0.0)
+        # Lanes past the last block read it once more and give it no weight: nothing else has to be masked.
+        last = tl.maximum(skipped_blocks, 1) - 1
+        rest = entries + k_total - 1
+        log_weights = log_weight_ptr + head * k_video
+        # Numbers of a tile's blocks travel in a loop variable, like the list's below: no load to wait for. Where tiles
+        # are not fetched ahead, neither are they (gfx1100: 28 B of stack otherwise with INT8 scores).
+        if TAIL_STAGES > 1:
+            columns = tl.load(rest - tl.minimum(g_lanes, last))
+        for g_start in tl.range(0, skipped_blocks, BLOCK_G, num_stages=TAIL_STAGES):
+            inside = g_start + g_lanes <= last
+            if TAIL_STAGES == 1:
+                columns = tl.load(rest - tl.minimum(g_start + g_lanes, last))
+                log_weight = tl.load(log_weights + columns)
+            else:
+                log_weight = tl.load(log_weights + columns, mask=inside, other=float("-inf"))
+            k_mean = tl.load(k_mean_ptr + first + (columns[None, :] * DIM + dims[:, None]))
             scores = tl.dot(q, k_mean, input_precision="ieee") * factor
             # All products with Q before the softmax, so that Q's registers are free after it.
             if RANKS > 0:
-                across_ranks = g_lanes[None, :] * (RANKS * DIM) + dims[:, None]
-                down_ranks = g_lanes[:, None] * (RANKS * DIM) + dims[None, :]
-                u = tl.load(u_ptr + tile * RANKS + across_ranks, mask=inside[None, :], other=0.0)
+                across_ranks = columns[None, :] * (RANKS * DIM) + dims[:, None]
+                down_ranks = columns[:, None] * (RANKS * DIM) + dims[None, :]
+                u = tl.load(u_ptr + first * RANKS + across_ranks)
                 along = tl.dot(q, u, input_precision="ieee")
             if RANKS > 1:
-                u = tl.load(u_ptr + tile * RANKS + DIM + across_ranks, mask=inside[None, :], other=0.0)
+                u = tl.load(u_ptr + first * RANKS + DIM + across_ranks)
                 along_2 = tl.dot(q, u, input_precision="ieee")
-            scores += tl.where(kept != 0, float("-inf"), log_weight * LOG2E)[None, :]
+            if TAIL_STAGES == 1:
+                # As a masked load it costs gfx1100 64 B of stack with INT8 scores and two ranks; this form, sm_80 8 B.
+                scores += tl.where(inside, log_weight * LOG2E, float("-inf"))[None, :]
+            else:
+                scores += (log_weight * LOG2E)[None, :]
             new_top = tl.maximum(top, tl.max(scores, 1))
             weights = tl.math.exp2(scores - new_top[:, None])
             shrink = tl.math.exp2(top - new_top)
             total = total * shrink + tl.sum(weights, 1)
             acc = acc * shrink[:, None]
             top = new_top
-            v_mean = tl.load(v_mean_ptr + tile + down, mask=inside[:, None], other=0.0)
+            v_mean = tl.load(v_mean_ptr + first + (columns[:, None] * DIM + dims[None, :]))
             acc = tl.dot(weights.to(v_mean.dtype), v_mean, acc, input_precision="ieee")
+            if TAIL_STAGES > 1:
+                next_columns = tl.load(rest - tl.minimum(g_start + BLOCK_G + g_lanes, last))
             if RANKS > 0:
-                w = tl.load(w_ptr + tile * RANKS + down_ranks, mask=inside[:, None], other=0.0)
+                w = tl.load(w_ptr + first * RANKS + down_ranks)
                 acc = tl.dot((weights * along * scale).to(w.dtype), w, acc, input_precision="ieee")
             if RANKS > 1:
-                w = tl.load(w_ptr + tile * RANKS + DIM + down_ranks, mask=inside[:, None], other=0.0)
+                w = tl.load(w_ptr + first * RANKS + DIM + down_ranks)
                 acc = tl.dot((weights * along_2 * scale).to(w.dtype), w, acc, input_precision="ieee")
-            word = next_word
-            if BLOCK_G > 32:
-                word_2 = next_word_2
+            if TAIL_STAGES > 1:
+                columns = next_columns
     tail_top = top
     skipped = total
     if EIGHT:
@@ -203,8 +204,7 @@ def attend_kernel(
         exponents = v_exponent_ptr + pair * k_total
         exponent = 0.0
 
-    entries = list_ptr + list_row * k_total
-    steps = tl.load(count_ptr + list_row) * N_SUB
+    steps = kept * N_SUB
     full_blocks = video_tokens // K_BLOCK
     if IN_ORDER:
         # Contiguous, with a stride the compiler knows.
@@ -318,7 +318,7 @@ def attend_pointer(inputs: AttendInputs, config: AttendConfig, out: Tensor, lse:
     if inputs.in_order and not (k.is_contiguous() and v.is_contiguous()):
         raise ValueError("K and V in block order have to be contiguous (B, H, L, D)")
     if config.block_g > 64:
-        raise ValueError(f"a pooled tile reads two words of the packed map, too few for {config.block_g} blocks")
+        raise ValueError(f"no pooled tile of more than 64 blocks has been compiled for any GPU: {config.block_g}")
     if inputs.codes is not None and (lse is not None or not inputs.in_order):
         raise ValueError("INT8 keys are shifted and in block order: there is no LSE of them, and nothing to gather")
     # More keys in FP8 could add up to more than float16 holds.
@@ -339,7 +339,8 @@ def attend_pointer(inputs: AttendInputs, config: AttendConfig, out: Tensor, lse:
             out,
             unused if lse is None else lse,
             geometry.perm,
-            *inputs.selected,
+            inputs.selected.lists,
+            inputs.selected.counts,
             bias,
             *parts,
             *[unused] * (6 - len(parts)),

@@ -1,4 +1,4 @@
-"""select, what comes out: the kept pairs of a row as a map and as an ascending list."""
+"""select, what comes out: the kept pairs of a row as a map and as an ascending list, the others behind it."""
 
 # Functions of Triton take no types.
 # mypy: ignore-errors
@@ -22,6 +22,13 @@ def _store_words(words_ptr, keep, start, k_total, BLOCK: tl.constexpr):
     bits = tl.reshape(keep.to(tl.int32), [BLOCK // 32, 32]) << tl.arange(0, 32)[None, :]
     words = start // 32 + tl.arange(0, BLOCK // 32)
     tl.store(words_ptr + words, tl.sum(bits, 1), mask=words * 32 < k_total)
+
+
+@triton.jit
+def _slots(keep, offsets, written, k_total):
+    """Where blocks go in a row's list: kept ones from its start, all others from its end backwards."""
+    before = written + tl.cumsum(keep.to(tl.int32), 0)
+    return tl.where(keep, before - 1, k_total - 1 - offsets + before)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -88,8 +95,7 @@ def emit_kernel(
             keep = (keys > threshold) | (tied & (order <= need)) | forced
         keep = tl.where(scored, keep | (offsets == best), inside)
         passed += tl.sum(tied.to(tl.int32), 0)
-        slots = written + tl.cumsum(keep.to(tl.int32), 0) - 1
-        tl.store(list_ptr + out_row + slots, offsets, mask=keep)
+        tl.store(list_ptr + out_row + _slots(keep, offsets, written, k_total), offsets, mask=inside)
         tl.store(keep_ptr + out_row + offsets, keep.to(tl.uint8), mask=inside)
         _store_words(words_row, keep, start, k_total, BLOCK)
         written += tl.sum(keep.to(tl.int32), 0)
@@ -104,9 +110,9 @@ def list_kernel(keep_ptr, list_ptr, list_count_ptr, words_ptr, q_total, k_total,
     written = 0
     for start in tl.range(0, k_total, BLOCK, num_stages=1):
         offsets = start + tl.arange(0, BLOCK)
-        keep = tl.load(keep_ptr + row * k_total + offsets, mask=offsets < k_total, other=0) != 0
-        slots = written + tl.cumsum(keep.to(tl.int32), 0) - 1
-        tl.store(list_ptr + row * k_total + slots, offsets, mask=keep)
+        inside = offsets < k_total
+        keep = tl.load(keep_ptr + row * k_total + offsets, mask=inside, other=0) != 0
+        tl.store(list_ptr + row * k_total + _slots(keep, offsets, written, k_total), offsets, mask=inside)
         _store_words(words_row, keep, start, k_total, BLOCK)
         written += tl.sum(keep.to(tl.int32), 0)
     tl.store(list_count_ptr + row, written)

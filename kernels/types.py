@@ -57,8 +57,8 @@ class Selected(NamedTuple):
     """A selection as kernels walk it, contiguous.
 
     Attributes:
-        lists: (B, H, q blocks, k blocks) int32, ascending key blocks of each query block; what lies past the count is
-            not written.
+        lists: (B, H, q blocks, k blocks) int32, ascending key blocks of each query block; past the count all others
+            follow, descending: read from the end, they ascend. Only a tail reads them, and they have to be video.
         counts: (B, H, q blocks) int32, how many entries of each list are meant.
         words: (B, H, q blocks, ceil(k blocks / 32)) int32, the map as bits, lowest first.
     """
@@ -145,7 +145,7 @@ class AttendInputs:
         q: (B, H, L, D) in the host's order, any strides; float16, bfloat16 (float32 works, slowly). D a power of two.
         k, v: the same, or with `in_order` contiguous in block order.
         geometry: how their tokens fall into blocks.
-        selected: the block pairs, extra blocks included; its words are read for the tail only.
+        selected: the block pairs, extra blocks included; its words are read for the tail on Hopper only.
         tail: expansion of the video key blocks as kernels take it (`Tail.to`), or None.
         key_bias: (B or 1, extra tokens) float32 added to the logits of extra tokens, or None.
         scale: factor on q.k, positive.

@@ -81,7 +81,9 @@ def shuffled(selected: Selected) -> Selected:
     """The same lists in random order."""
     lists = selected.lists
     columns = torch.arange(lists.shape[-1], device=lists.device)
-    key = torch.rand(lists.shape, device=lists.device).masked_fill_(columns >= selected.counts[..., None], 2.0)
+    key = torch.rand(lists.shape, device=lists.device)
+    # What is behind a list is no part of it.
+    key = torch.where(columns < selected.counts[..., None], key, columns + 1.0)
     return selected._replace(lists=lists.gather(-1, key.argsort(-1)))
 
 

@@ -95,7 +95,7 @@ def verdicts(rows: Iterable[Row], device: str, variant: str) -> list[Verdict]:
         added = table.tail_seconds(shape, density, variant)
         if dense is not None and dense.seconds and added is not None:
             # Its statistics are made in prepare, whose limit counts them.
-            tail.append(_Figure(added[0] / (dense.seconds * _tail_share(shape)), where))
+            tail.append(_Figure(added[0] / (dense.seconds * _tail_share(shape, density)), where))
         whole = table.find(names.WHOLE, shape, density, variant)
         if whole is not None and whole.extra_bytes is not None and whole.io_bytes:
             memory.append(_Figure((whole.extra_bytes - whole.io_bytes) / (2.0 * whole.io_bytes), where))
@@ -120,10 +120,10 @@ def verdicts(rows: Iterable[Row], device: str, variant: str) -> list[Verdict]:
     ]
 
 
-def _tail_share(name: str) -> float:
-    """Products of the tail that is timed as a share of those of a dense call."""
+def _tail_share(name: str, density: float) -> float:
+    """Products that the tail that is timed needs at a density as a share of those of a dense call."""
     shape = next(shape for shape in SHAPES if shape.name == name)
-    return limits.tail_share(shape.layout.grid.tokens, shape.tokens, shape.dim, TAIL, shape.k_block)
+    return limits.tail_share(shape.layout.grid.tokens, shape.tokens, shape.dim, TAIL, shape.k_block, density)
 
 
 def _form(value: float, unit: str) -> str:

@@ -168,11 +168,13 @@ def _skipped(queries: Tensor, keep: Tensor, q_size: int, tail: Tail) -> tuple[Te
         keep: (q blocks, g) bool; q_size: rows of a query block, the last may be short.
 
     Returns:
-        (rows, D) their attention and (rows, 1) the logarithm of their mass, -inf where a row skips nothing.
+        (rows, D) their attention and (rows, _FRONT) -inf but for the first column, which is the logarithm of their mass
+        where a row skips anything.
     """
     rows, blocks = queries.shape[0], tail.k_mean.shape[0]
     step = max(1, _TAIL_BYTES // (q_size * blocks * queries.itemsize))
-    out, levels, free = torch.empty_like(queries), queries.new_empty(rows, 1), (~keep).to(queries.dtype)
+    out, free = torch.empty_like(queries), (~keep).to(queries.dtype)
+    levels = queries.new_full((rows, _FRONT), -torch.inf)
     scores = queries.new_empty(step * q_size, blocks)
     along = torch.empty_like(scores)
     cuts = list(range(0, rows // q_size, step))
@@ -195,7 +197,7 @@ def _skipped(queries: Tensor, keep: Tensor, q_size: int, tail: Tail) -> tuple[Te
             for rank in range(tail.ranks):
                 torch.mm(scaled, tail.u[:, rank].t(), out=along[:count]).mul_(weights)
                 result.addmm_(along[:count], tail.w[:, rank])
-        levels[part] = highest + mass.log()
+        levels[part, :1] = highest + mass.log()
         result.div_(mass.clamp_min_(torch.finfo(mass.dtype).tiny))
     return out, levels
 
@@ -214,10 +216,13 @@ def _attend_heads(request: AttendRequest, out: Tensor, indices: range) -> None:
         skipped = None
         if tail is not None:
             skipped = _skipped(queries[:video], keep[: tables.q.video, : tables.k.video], tables.q.size, tail)
-        bias = _column_bias(request, batch, buffers.keys.dtype)
+        slots, first_biased = _column_bias(request, batch, buffers.keys.dtype)
         results = torch.empty_like(queries)
-        for row, kept in enumerate(torch.split(keep.nonzero()[:, 1], keep.sum(1).tolist())):
+        # Counted for all rows at once: each question to a tensor costs a row some microseconds.
+        counts, biased = keep.sum(1).tolist(), keep[:, first_biased:].sum(1).tolist()
+        for row, kept in enumerate(torch.split(keep.nonzero()[:, 1], counts)):
             part = slice(tables.q.bounds[row], tables.q.bounds[row + 1])
+            bias = slots[kept[-biased[row] :]].view(-1) if biased[row] else None
             # Rows of extra tokens skip nothing.
             given = None if skipped is None or row >= tables.q.video else (skipped[0][part], skipped[1][part])
             _attend_row(queries[part], kept, buffers, bias, given, results[part])
@@ -228,27 +233,32 @@ def _attend_row(
     queries: Tensor,
     kept: Tensor,
     buffers: _Buffers,
-    bias: tuple[Tensor, int],
+    bias: Tensor | None,
     skipped: tuple[Tensor, Tensor] | None,
     out: Tensor,
 ) -> None:
-    """Write the output (n, D) of one query block: queries (n, D) scaled, `kept` ascending block indices."""
-    size, dim = buffers.keys.shape[1:]
-    front, columns = 0 if skipped is None else _FRONT, len(kept) * size
-    for gathered, blocks in ((buffers.kept_keys, buffers.keys), (buffers.kept_values, buffers.values)):
-        torch.index_select(blocks, 0, kept, out=gathered[:columns].view(len(kept), size, dim))
-    shape = len(queries), front + columns
-    scores, weights = (x[: shape[0] * shape[1]].view(shape) for x in (buffers.scores, buffers.weights))
-    torch.mm(queries, buffers.kept_keys[:columns].t(), out=scores[:, front:])
-    slots, first_biased = bias
-    biased = kept[kept >= first_biased]
-    if len(biased):
-        scores[:, shape[1] - len(biased) * size :] += slots[biased].view(-1)
-    if skipped is not None:
-        # The tail is one more column: its logarithm is a score, its own attention the value.
-        scores[:, 1:front] = -torch.inf
-        scores[:, :1] = skipped[1]
+    """Write the output (n, D) of one query block: queries (n, D) scaled, `kept` ascending block indices.
+
+    Args:
+        bias: of the last columns, as many as need one.
+        skipped: (n, D) and (n, _FRONT), what `_skipped` found for these rows.
+    """
+    (blocks,), (_, size, dim) = kept.shape, buffers.keys.shape
+    (rows, _), front, columns = queries.shape, 0 if skipped is None else _FRONT, blocks * size
+    keys, values = buffers.kept_keys[:columns], buffers.kept_values[:columns]
+    torch.index_select(buffers.keys, 0, kept, out=keys.view(blocks, size, dim))
+    torch.index_select(buffers.values, 0, kept, out=values.view(blocks, size, dim))
+    shape = rows, front + columns
+    scores, weights = buffers.scores[: rows * shape[1]].view(shape), buffers.weights[: rows * shape[1]].view(shape)
+    torch.mm(queries, keys.t(), out=scores[:, front:])
+    if bias is not None:
+        scores[:, shape[1] - bias.shape[0] :] += bias
+    if skipped is None:
+        torch.softmax(scores, 1, out=weights)
+        torch.mm(weights, values, out=out)
+        return
+    # The tail is one more column: its logarithm is a score, its own attention the value.
+    scores[:, :front] = skipped[1]
     torch.softmax(scores, 1, out=weights)
-    torch.mm(weights[:, front:], buffers.kept_values[:columns], out=out)
-    if skipped is not None:
-        out.addcmul_(weights[:, :1], skipped[0])
+    torch.mm(weights[:, front:], values, out=out)
+    out.addcmul_(weights[:, :1], skipped[0])

@@ -39,6 +39,16 @@ def test_the_products_of_a_tail_counted_one_by_one() -> None:
     for name, products in pooled.items():
         counted = 3 * products * 2 * 16 + (2 * 16 * 16 if name.startswith("linear") else 0)
         assert tail_share(10, 13, 16, name, 4) == pytest.approx(counted / dense)  # type: ignore[arg-type]
+        matrix = 2 * 16 * 16 if name.startswith("linear") else 0
+        # One of the three is kept: its pooled key is not computed.
+        kept = (2 * products * 2 * 16 + matrix) / dense
+        assert tail_share(10, 13, 16, name, 4, 1 / 3) == pytest.approx(kept)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sizes", MODELS, ids=lambda sizes: sizes.name)
+def test_the_default_tail_costs_at_most_three_points_of_density_in_products(sizes: Sizes) -> None:
+    for density in (0.1, 0.2, 0.3):
+        assert tail_share(sizes.video, sizes.attended, sizes.head, density=density) <= 0.03
 
 
 def test_no_factor_passes_that_of_a_perfect_kernel() -> None:

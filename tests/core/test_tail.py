@@ -92,6 +92,15 @@ def test_singular_pairs_hold_nearly_what_the_svd_holds(spectrum: str, ranks: int
     assert float(share.min()) >= least
 
 
+@pytest.mark.parametrize("size", [8, 32])
+def test_singular_pairs_are_the_same_from_the_products_of_keys_and_values(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    keys, values = (torch.randn(20, size, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    counts = torch.full((20,), float(size))
+    found = singular_pairs(keys, values, counts, 2, torch.matmul(keys.mT, values))
+    torch.testing.assert_close(found, singular_pairs(keys, values, counts, 2), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])
 def test_a_block_of_low_rank_is_found_exactly(rank: int) -> None:
     generator = torch.Generator().manual_seed(rank)

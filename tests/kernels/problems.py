@@ -101,14 +101,17 @@ def _laid_out(x: Tensor, order: tuple[int, ...], step: int) -> Tensor:
     return spread[..., 0].permute([order.index(axis) for axis in range(4)])
 
 
-def lists_of(keep: Tensor) -> Selected:
-    """Ascending lists, counts and packed words of a keep map; slots past a count hold a block that must never be read.
+def lists_of(keep: Tensor, others: bool = False) -> Selected:
+    """Ascending lists, counts and packed words of a keep map; slots past a count hold a block that must never be read,
+    or all `others`, descending, as tails of the pointer kernel read them.
 
     Bits past the last column are set on purpose: there are no such blocks, whatever the bits say.
     """
     counts = keep.sum(-1, dtype=torch.int32)
     columns = torch.arange(keep.shape[-1]).expand(keep.shape)
-    lists = torch.where(keep, columns, 1 << 30).sort(-1).values
+    past = 2 * keep.shape[-1] - columns
+    lists = torch.where(keep, columns, past if others else 1 << 30).sort(-1).values
+    lists = torch.where(columns < counts[..., None], lists, (2 * keep.shape[-1] - lists) if others else lists)
     return Selected(lists.to(torch.int32), counts, words_of(keep))
 
 

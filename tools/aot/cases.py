@@ -38,7 +38,7 @@ def attend_case(
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr", "k_mean_ptr", "v_mean_ptr"), data)
     types |= dict.fromkeys(("cov_ptr", "u_ptr", "w_ptr"), data)
     types |= {"lse_ptr": "*fp32", "bias_ptr": "*fp32", "log_weight_ptr": "*fp32", "scale": "fp32"}
-    types |= {"perm_ptr": "*i64", "list_ptr": "*i32", "count_ptr": "*i32", "words_ptr": "*i32"}
+    types |= {"perm_ptr": "*i64", "list_ptr": "*i32", "count_ptr": "*i32"}
     # What a variant has no use for is given Q's address, as at a launch.
     types |= {"k_scale_ptr": "*fp32" if codes else data, "v_exponent_ptr": "*fp32" if half_sums else data}
     types |= ({"k_ptr": "*i8"} if codes else {}) | ({"v_ptr": "*fp8e4nv" if fp8 else "*fp16"} if half_sums else {})

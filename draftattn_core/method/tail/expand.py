@@ -55,7 +55,9 @@ class Expansion:
     k_spread: Tensor | None = None
 
 
-def singular_pairs(keys: Tensor, values: Tensor, counts: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+def singular_pairs(
+    keys: Tensor, values: Tensor, counts: Tensor, ranks: int, products: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Leading `ranks` singular pairs of C = keys^T values / count, without forming C.
 
     Subspace iteration with `OVERSAMPLING` more rows than wanted, from the value deviations of the tokens with the
@@ -65,22 +67,34 @@ def singular_pairs(keys: Tensor, values: Tensor, counts: Tensor, ranks: int) -> 
     Args:
         keys, values: (..., n, D) deviations from the block means; slots past `counts` hold zeros.
         counts: (...,) tokens per block.
+        products: (..., D, D) keys^T values, where they are at hand: an iteration is two products with them then.
 
     Returns:
         u (..., ranks, D) orthonormal rows and w (..., ranks, D) with C ~ sum_r u_r w_r^T, largest first; fewer than
         `ranks` where a block has fewer tokens. A block without spread gives zeros.
     """
+
+    def towards_keys(rows: Tensor) -> Tensor:
+        if products is not None:
+            return torch.matmul(rows, products.transpose(-1, -2))
+        return torch.matmul(torch.matmul(rows, values.transpose(-1, -2)), keys)
+
+    def towards_values(rows: Tensor) -> Tensor:
+        if products is not None:
+            return torch.matmul(rows, products)
+        return torch.matmul(torch.matmul(rows, keys.transpose(-1, -2)), values)
+
     weight = keys.norm(dim=-1) * values.norm(dim=-1)
     lead = weight.topk(min(ranks + OVERSAMPLING, keys.shape[-2]), dim=-1).indices
     w = values.gather(-2, lead.unsqueeze(-1).expand(*lead.shape, values.shape[-1]))
     u = w
     for step in range(POWER_ITERATIONS):
-        u = torch.matmul(torch.matmul(w, values.transpose(-1, -2)), keys)
+        u = towards_keys(w)
         if step < POWER_ITERATIONS - 1:
             u = u / u.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         else:
             u = _orthonormal(u)
-        w = torch.matmul(torch.matmul(u, keys.transpose(-1, -2)), values)
+        w = towards_values(u)
     rotation = _leading_vectors(torch.matmul(w, w.transpose(-1, -2)), min(ranks, keys.shape[-2]))
     return torch.matmul(rotation, u), torch.matmul(rotation, w) / counts[..., None, None]
 
@@ -92,7 +106,8 @@ def _orthonormal(rows: Tensor) -> Tensor:
         row = rows[..., i : i + 1, :]
         length = row.norm(dim=-1, keepdim=True)
         for _ in range(2 if i else 0):
-            row = row - torch.matmul(torch.matmul(row, done.transpose(-1, -2)), done)
+            before = done[..., :i, :]
+            row = row - torch.matmul(torch.matmul(row, before.transpose(-1, -2)), before)
         left = row.norm(dim=-1, keepdim=True)
         # What is left after projection is rounding noise once it is this small beside the row itself.
         enough = left > 1e-6 * length
@@ -146,9 +161,15 @@ def _linear_terms(
         values = video_in_order(v[:, part], perm, table)
         v_mean[:, part] = values.sum(3) / counts[:, None]
         values = centre(values, v_mean[:, part], table)
-        total[:, part] = torch.matmul(keys.flatten(2, 3).transpose(-1, -2), values.flatten(2, 3))
+        products = None
+        if ranks and dim <= table.size:
+            # As many numbers as the keys, and as many products as their sum alone.
+            products = torch.matmul(keys.transpose(-1, -2), values)
+            total[:, part] = products.sum(2)
+        else:
+            total[:, part] = torch.matmul(keys.flatten(2, 3).transpose(-1, -2), values.flatten(2, 3))
         if ranks:
-            found_u, found_w = singular_pairs(keys, values, counts, ranks)
+            found_u, found_w = singular_pairs(keys, values, counts, ranks, products)
             u[:, part, :, : found_u.shape[3]] = found_u
             w[:, part, :, : found_w.shape[3]] = found_w
     return Expansion(counts, means, v_mean, total, u if ranks else None, w if ranks else None, k_spread)

@@ -36,7 +36,13 @@ def run(problem: Problem, config: AttendConfig = TINY, *, in_order: bool = False
     k, v = request.k, request.v
     if in_order:
         k, v = (x[:, :, request.tables.perm] for x in (k, v))
-    rest = problem.geometry, lists_of(request.keep), problem.tail, request.key_bias, request.scale
+    rest = (
+        problem.geometry,
+        lists_of(request.keep, problem.tail is not None),
+        problem.tail,
+        request.key_bias,
+        request.scale,
+    )
     out = poisoned_output(request)
     attend_pointer(AttendInputs(request.q, k, v, *rest, in_order), config, out, lse)
     return out
@@ -91,8 +97,8 @@ def test_tiles_smaller_than_blocks_give_the_same(block_m: int, block_n: int) -> 
 
 
 @pytest.mark.parametrize("block_g", [16, 32, 64])
-def test_pooled_tiles_find_their_bits_of_the_packed_map(block_g: int) -> None:
-    """Tiles of half a word, of one and of two; the last one ends in the middle of a word."""
+def test_pooled_tiles_of_every_width_hold_what_the_list_leaves(block_g: int) -> None:
+    """75 blocks less what a row keeps: the last tile is short."""
     problem = make_problem(grid=(4, 15, 20), after=3, q_block=128, k_block=16, heads=1, density=0.1, tail="linear1")
     assert problem.geometry.k_video == 75
     config = AttendConfig(128, 16, block_g, 4, 2, 1)
@@ -176,15 +182,17 @@ def test_what_is_not_finite_reaches_exactly_the_rows_that_attend_to_it(of: str, 
 
 
 @pytest.mark.parametrize("of", ["k_mean", "v_mean", "u", "w", "cov"])
-def test_a_tail_that_is_not_finite_reaches_the_video_rows_of_its_head(of: str) -> None:
-    """Those that do not skip the block attend to the token that spoiled it."""
+def test_a_tail_that_is_not_finite_reaches_exactly_the_rows_that_skip_its_block(of: str) -> None:
+    """The others attend to the token that spoiled it. An average matrix reaches all video rows of its head."""
     problem = make_problem(grid=(2, 4, 5), after=3, tail="linear1", density=0.5)
     clean = run(problem)
     getattr(problem.tail, of)[0, 0, 1, ..., 3] = torch.nan
     out = run(problem)
-    video = problem.geometry.video_tokens
+    tables = problem.request.tables
+    blocks = tables.q.of_token[tables.inverse]
+    skips = blocks < tables.q.video if of == "cov" else ~problem.request.keep[0, 0, blocks, 1]
     reached = torch.zeros_like(out, dtype=torch.bool)
-    reached[0, 0, :video, slice(None) if of in ("k_mean", "u") else 3] = True
+    reached[0, 0, :, slice(None) if of in ("k_mean", "u") else 3] = skips[:, None] if of in ("k_mean", "u") else skips
     assert torch.equal(out.isnan(), reached)
     assert torch.equal(out[~reached], clean[~reached])
 

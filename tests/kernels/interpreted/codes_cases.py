@@ -79,7 +79,13 @@ def prepared(problem: Problem, half_sums: bool = False, fp8: bool = False) -> Pr
 def run(problem: Problem, keys: PreparedKeys, config: AttendConfig = TINY, lse: Tensor | None = None) -> Tensor:
     request = problem.request
     assert keys.k is not None and keys.v is not None
-    rest = problem.geometry, lists_of(request.keep), problem.tail, request.key_bias, request.scale
+    rest = (
+        problem.geometry,
+        lists_of(request.keep, problem.tail is not None),
+        problem.tail,
+        request.key_bias,
+        request.scale,
+    )
     out = poisoned_output(request)
     attend_pointer(AttendInputs(request.q, keys.k, keys.v, *rest, True, keys.codes), config, out, lse)
     return out

@@ -49,6 +49,7 @@ def check(scores: Tensor, policy: Policy, tables: LayoutTables = TABLES) -> None
     assert torch.equal(selected.words, words_of(expected, filler=False))
     for found, kept, count in zip(selected.lists.flatten(0, 2), expected.flatten(0, 2), selected.counts.flatten()):
         assert found[:count].tolist() == kept.nonzero()[:, 0].tolist()
+        assert found[count:].tolist() == (~kept).nonzero()[:, 0].flip(0).tolist()
 
 
 @pytest.mark.parametrize("kind", ["ties", "edges", "not a number"])
@@ -144,3 +145,4 @@ def test_lists_of_a_given_map() -> None:
     assert torch.equal(selected.words, words_of(keep, filler=False))
     for found, kept, count in zip(selected.lists.flatten(0, 2), keep.flatten(0, 2), selected.counts.flatten()):
         assert found[:count].tolist() == kept.nonzero()[:, 0].tolist()
+        assert found[count:].tolist() == (~kept).nonzero()[:, 0].flip(0).tolist()

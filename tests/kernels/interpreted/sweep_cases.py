@@ -56,7 +56,7 @@ def test_a_candidate_that_is_wrong_only_in_its_tail_is_found(monkeypatch: pytest
 def test_a_candidate_that_raises_is_a_row() -> None:
     bad = {**WORK, "config": asdict(replace(SMALL, block_g=128))}
     row = only(sweep.candidate_rows(bad, CPU))
-    assert row.status == "failed" and "too few for 128 blocks" in row.note
+    assert row.status == "failed" and "more than 64 blocks" in row.note
 
 
 def test_configurations_are_timed_where_they_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
