@@ -14,7 +14,7 @@ from draftattention.draftattn_core import Policy, Position, Run, Schedule, Setti
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
 from draftattention.draftattn_core.method.calibatt.masks import EnergyTarget
-from draftattention.draftattn_core.method.calibatt.repetition import row_similarity
+from draftattention.draftattn_core.method.calibatt.survey import row_similarity
 from draftattention.draftattn_core.run.calibatt_recorder import CalibAttRecorder, conditional_rows
 from draftattention.draftattn_core.run.calibration import Calibration
 from draftattention.draftattn_core.run.events import CallDone
