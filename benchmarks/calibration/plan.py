@@ -197,5 +197,14 @@ def scenarios(quick: bool) -> list[Scenario]:
         priors,
         replace(priors, name="priors from needs, no tail, small grid", dropped=True, seeds=(0, 1), works=(0.15, 0.30)),
         portable,
+        replace(
+            portable,
+            name="portable masks, three runs of the other grid",
+            grid=portable.other,
+            other=portable.grid,
+            seeds=(0,),
+            calibration=runs(portable.other, 20, _CALIBRATION_SEEDS[:3]),
+            masses=(0.5,),
+        ),
         replace(portable, name="portable masks, one run", calibration=on_small[:1], at_steps=(2, 7), masses=(0.5,)),
     ]
