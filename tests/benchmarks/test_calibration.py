@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from benchmarks.calibration import __main__ as command
 from benchmarks.calibration.captured import known_cells, unit
 from benchmarks.calibration.evaluation import Evaluation, LayerCall
 from benchmarks.calibration.methods import ONLINE, ORACLE, PROFILE, UNIFORM
-from benchmarks.calibration.plan import Captured, Priors, scenarios
+from benchmarks.calibration.plan import Captured, Priors, Whole, scenarios
 from benchmarks.calibration.published import energies_of, published, score_masks, score_published, score_rettention
 from benchmarks.calibration.spend import figures_of, score_budgets, score_uniform
 from benchmarks.calibration.tables import Figure, Row, WholeRow, captured_rows, error_at, work_at
@@ -119,6 +120,17 @@ def test_nobody_is_judged_on_a_seed_that_its_profile_was_made_from() -> None:
         runs = scenario.made_from if isinstance(scenario, Priors) else scenario.calibration
         made = {run.seed for run in runs}
         assert made.isdisjoint(scenario.seeds), scenario.name
+
+
+def test_the_quick_plan_is_a_part_of_the_whole_one() -> None:
+    whole = {scenario.name: scenario for scenario in scenarios(quick=False)}
+    for part in scenarios(quick=True):
+        full = whole[part.name]
+        assert set(part.seeds) <= set(full.seeds)
+        if isinstance(part, Whole) and isinstance(full, Whole):
+            assert set(part.means) <= set(full.means)
+            part = replace(part, means=full.means)
+        assert replace(part, seeds=full.seeds) == full
 
 
 def test_a_gain_in_decibels_needs_four_seeds_at_the_real_size() -> None:
