@@ -68,6 +68,7 @@ class Whole:
 
     Attributes:
         means: mean densities of the sparse evaluations; warm: dense ones at the start.
+        timed: whether it is about processor time: the dense run is timed, too, and the run's own budgets are left out.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Whole:
     calibration: tuple[CalibrationRun, ...]
     means: tuple[float, ...] = (0.15, 0.25)
     warm: int = 2
+    timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def scenarios(quick: bool) -> list[Scenario]:
         masks,
         # No seed that the profile was made from.
         Whole("whole runs, real size", real, 20, (0, 1, 2, 6), on_real),
+        Whole("processor time, real size", real, 4, (1,), on_real, means=(0.15,), warm=0, timed=True),
         replace(captured, name="from the real size to the small grid", elsewhere=on_real),
         replace(real_captured, name="published methods and masks, real size", published=(0.15,), masks=on_real),
         priors,

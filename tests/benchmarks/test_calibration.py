@@ -17,9 +17,12 @@ from benchmarks.calibration.evaluation import Evaluation, LayerCall
 from benchmarks.calibration.methods import ONLINE, ORACLE, PROFILE, UNIFORM
 from benchmarks.calibration.plan import Captured, Priors, Whole, scenarios
 from benchmarks.calibration.published import energies_of, published, score_masks, score_published, score_rettention
+from benchmarks.calibration.savings import captured_savings, savings_section, whole_savings
 from benchmarks.calibration.spend import figures_of, score_budgets, score_uniform
-from benchmarks.calibration.tables import Figure, Row, WholeRow, captured_rows, error_at, work_at
+from benchmarks.calibration.tables import Figure, Row, WholeRow, captured_rows, error_at, whole_rows, work_at
 from benchmarks.calibration.verdicts import equal_error, excess, gain_db, near_oracle
+from benchmarks.calibration.whole import DENSE, methods
+from benchmarks.calibration.whole import unit as whole_unit
 from benchmarks.quality.capture import CapturedCall
 from benchmarks.quality.raw import Raw
 from draftattention.draftattn_core import Policy, Settings, TableCache, TokenGrid
@@ -141,6 +144,46 @@ def test_a_gain_in_decibels_needs_four_seeds_at_the_real_size() -> None:
     assert gain_db(rows(4), ONLINE, real=True).met is True and gain_db(rows(2), ONLINE, real=False).met is True
     assert gain_db(rows(3), ONLINE, real=True).met is None
     assert gain_db(rows(3), PROFILE, real=True).found == "not measured"
+
+
+def test_what_a_profile_saves_is_the_work_of_one_density_for_all_at_its_quality() -> None:
+    scenario = next(one for one in scenarios(quick=False) if isinstance(one, Whole))
+    uniform = [
+        WholeRow(UNIFORM, 0.15, 0.4, {0: 20.0, 1: 30.0, 2: 0.0}, {}),
+        WholeRow(UNIFORM, 0.3, 0.6, {0: 30.0, 1: 40.0}, {}),
+    ]
+    (found,) = whole_savings(scenario, [*uniform, WholeRow(PROFILE, 0.15, 0.4, {0: 25.0, 1: 35.0, 2: 9.0}, {})])
+    assert found.needed == pytest.approx(0.5) and found.judged_on == (0, 1) and found.made_on == (3, 4, 5, 7)
+    assert "| 0.400 | 0.500 | 20% |" in savings_section([found])[-2]
+    (found,) = whole_savings(scenario, [*uniform, WholeRow(PROFILE, 0.3, 0.6, {0: 41.0, 1: 41.0}, {})])
+    assert found.needed is None and "| 0.600 | more than 0.600 | - |" in savings_section([found])[-2]
+    captured = scenarios(quick=False)[0]
+    assert isinstance(captured, Captured)
+    rows = [row(UNIFORM, 0.1, 0.1, 0.2), row(UNIFORM, 0.4, 0.4, 0.05), row(PROFILE, 0.1, 0.1, 0.1)]
+    (found,) = captured_savings(captured, rows)
+    assert (found.work, found.needed, found.judged_on) == (0.1, pytest.approx(0.2), (0,))
+
+
+def test_a_timed_run_stands_beside_the_dense_one_and_is_in_no_verdict() -> None:
+    timed = next(one for one in scenarios(quick=False) if isinstance(one, Whole) and one.timed)
+    wanted = methods(timed)
+    assert wanted[0] == (DENSE, 1.0) and {name for name, _ in wanted} == {DENSE, UNIFORM, PROFILE}
+    records = [
+        {
+            "unit": whole_unit(timed, 1, name, mean),
+            "ledger": {"computed": 4, "answered": 0, "attention": 4 * mean},
+            "scores": {"psnr_db": 30.0, "ssim": 0.9},
+            "cpu": 50.0 * mean,
+        }
+        for name, mean in wanted
+    ]
+    rows = whole_rows(timed, records, 0.8)
+    assert {found.method: (found.work, found.cpu[1]) for found in rows} == {
+        DENSE: (pytest.approx(1.0), 50.0),
+        UNIFORM: (pytest.approx(0.32), 7.5),
+        PROFILE: (pytest.approx(0.32), 7.5),
+    }
+    assert whole_savings(timed, rows) == []
 
 
 def test_what_was_measured_is_found_again_and_rows_are_means_over_it(tmp_path: Path) -> None:
