@@ -12,7 +12,7 @@ from benchmarks.calibration.plan import Captured, PortableMasks, Priors, Scenari
 from benchmarks.calibration.plot import plot
 from benchmarks.calibration.portable_report import memory_section, portable_json, portable_section
 from benchmarks.calibration.prior_report import prior_json, prior_rows, prior_section
-from benchmarks.calibration.savings import Saving, captured_savings, savings_section, whole_savings
+from benchmarks.calibration.savings import Saving, captured_savings, savings_section, times, whole_savings
 from benchmarks.calibration.sensitivity import unit as sensitivity_unit
 from benchmarks.calibration.tables import (
     Row,
@@ -42,7 +42,7 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
     found: list[dict[str, object]] = []
     sections: list[str] = []
     verdicts: list[tuple[str, Verdict]] = []
-    paths, saved = [], list[Saving]()
+    paths, saved, timed = [], list[Saving](), list[str]()
     for group in _by_path([scenario for scenario in scenarios if isinstance(scenario, Captured)]):
         rows = captured_rows(group, records)
         if not rows:
@@ -63,6 +63,7 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
             found += json_whole_rows(scenario, whole)
             sections += _whole_section(scenario, whole)
             saved += whole_savings(scenario, whole)
+            timed += times(scenario, whole)
             real = scenario.grid in BIG_GRIDS
             names = () if scenario.timed else (ONLINE, PROFILE)
             verdicts += [(str(scenario.grid), gain_db(whole, name, real=real)) for name in names]
@@ -79,7 +80,9 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
         sections += memory_section()
     table, page = out / "calibration.json", out / "calibration.md"
     table.write_text(json.dumps({"schema": SCHEMA, "rows": found}, indent=1) + "\n", encoding="utf-8")
-    page.write_text("\n".join([*_head(records, verdicts), *savings_section(saved), *sections]) + "\n", encoding="utf-8")
+    page.write_text(
+        "\n".join([*_head(records, verdicts), *savings_section(saved, timed), *sections]) + "\n", encoding="utf-8"
+    )
     return [table, page, *paths]
 
 
@@ -191,7 +194,7 @@ def _whole_section(scenario: Whole, rows: Sequence[WholeRow]) -> list[str]:
         figures = f"{psnr:.2f} | {ssim:.4f} | {len(row.psnr)} | {each}"
         if row.method == DENSE:
             figures = f"- | - | {len(row.psnr)} | -"
-        seconds = f" {sum(row.cpu.values()) / len(row.cpu):.0f} |" if scenario.timed else ""
+        seconds = f" {sum(row.cpu.values()) / len(row.cpu):.1f} |" if scenario.timed else ""
         lines.append(f"| {row.method} | {row.budget:g} | {row.work:.3f} | {figures} |{seconds}")
     return [*lines, ""]
 

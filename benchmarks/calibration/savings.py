@@ -9,6 +9,7 @@ from benchmarks.calibration.methods import PROFILE, UNIFORM
 from benchmarks.calibration.plan import CalibrationRun, Captured, Whole
 from benchmarks.calibration.tables import Row, WholeRow
 from benchmarks.calibration.verdicts import of_method, ratios
+from benchmarks.calibration.whole import DENSE
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,24 @@ def whole_savings(scenario: Whole, rows: Sequence[WholeRow]) -> list[Saving]:
     return found
 
 
-def savings_section(savings: Sequence[Saving]) -> list[str]:
+def times(scenario: Whole, rows: Sequence[WholeRow]) -> list[str]:
+    """One sentence on the processor time of a timed run with a profile, beside dense and one density for all."""
+    of = {row.method: row for row in rows if row.cpu}
+    if not scenario.timed or not {DENSE, UNIFORM, PROFILE} <= set(of):
+        return []
+    seconds = {name: sum(row.cpu.values()) / len(row.cpu) for name, row in of.items()}
+    made, judged = (", ".join(map(str, seeds)) for seeds in (_seeds(scenario.calibration), of[PROFILE].psnr))
+    quality = {name: _mean(of[name], list(of[name].psnr)) for name in (UNIFORM, PROFILE)}
+    return [
+        f"Processor time of a whole run of {scenario.steps} steps at {scenario.grid}, seed {judged}, one thread: dense "
+        f"{seconds[DENSE]:.1f} s; mean density {of[PROFILE].budget:g} by a profile of seeds {made} "
+        f"{seconds[PROFILE]:.1f} s ({seconds[DENSE] / seconds[PROFILE]:.2f} times as fast, {quality[PROFILE]:.1f} dB "
+        f"from the dense video), for all heads alike {seconds[UNIFORM]:.1f} s ({quality[UNIFORM]:.1f} dB).",
+        "",
+    ]
+
+
+def savings_section(savings: Sequence[Saving], timed: Sequence[str] = ()) -> list[str]:
     if not savings:
         return []
     lines = [
@@ -83,7 +101,7 @@ def savings_section(savings: Sequence[Saving]) -> list[str]:
         if one.needed is not None:
             needed, saved = f"{one.needed:.3f}", f"{1 - one.work / one.needed:.0%}"
         lines.append(f"| {one.grid} | {made} | {judged} | {one.quality} | {one.work:.3f} | {needed} | {saved} |")
-    return [*lines, ""]
+    return [*lines, "", *timed]
 
 
 def _seeds(runs: Sequence[CalibrationRun]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from benchmarks.calibration.evaluation import Evaluation, LayerCall
 from benchmarks.calibration.methods import ONLINE, ORACLE, PROFILE, UNIFORM
 from benchmarks.calibration.plan import Captured, Priors, Whole, scenarios
 from benchmarks.calibration.published import energies_of, published, score_masks, score_published, score_rettention
-from benchmarks.calibration.savings import captured_savings, savings_section, whole_savings
+from benchmarks.calibration.savings import captured_savings, savings_section, times, whole_savings
 from benchmarks.calibration.spend import figures_of, score_budgets, score_uniform
 from benchmarks.calibration.tables import Figure, Row, WholeRow, captured_rows, error_at, whole_rows, work_at
 from benchmarks.calibration.verdicts import equal_error, excess, gain_db, near_oracle
@@ -184,6 +184,10 @@ def test_a_timed_run_stands_beside_the_dense_one_and_is_in_no_verdict() -> None:
         PROFILE: (pytest.approx(0.32), 7.5),
     }
     assert whole_savings(timed, rows) == []
+    assert (
+        "dense 50.0 s; mean density 0.15 by a profile of seeds 3, 4 7.5 s (6.67 times as fast" in times(timed, rows)[0]
+    )
+    assert times(timed, rows[:1]) == []
 
 
 def test_what_was_measured_is_found_again_and_rows_are_means_over_it(tmp_path: Path) -> None:
