@@ -69,7 +69,7 @@ def survey(
     video = tables.inverse[layout.extra_before : layout.extra_before + grid.tokens]
     block = tables.q.of_token[video].view(grid.as_tuple())
     for part in _patterns(q, k, tables, scale, key_bias, chunk_bytes):
-        mass = part.weights.unflatten(-1, (tables.k.total, tables.k.size)).sum(-1)
+        mass = part.weights.view(*part.weights.shape[:-1], tables.k.total, tables.k.size).sum(-1)
         total = mass.sum(-1)
         mass /= total.unsqueeze(-1)
         rows = block[part.frame, :, part.columns].t().flatten()
@@ -125,7 +125,8 @@ def _patterns(
                 logits = torch.matmul(rows * scale, keys)
                 logits[..., first:] += bias
                 weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-                yield _Patterns(part, frame, some, weights.unflatten(2, (-1, grid.h)))
+                of_columns = weights.view(*rows.shape[:2], -1, grid.h, weights.shape[-1])
+                yield _Patterns(part, frame, some, of_columns)
 
 
 def _no_grams(q: Tensor, tables: LayoutTables) -> Tensor:
