@@ -50,7 +50,9 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
         name = f"{group[0].grid}-{group[0].steps}-steps"
         picture = out / f"error-{name}.png"
         fewest, most = min(len(row.figures) for row in rows), _evaluations(rows)
-        counted = f"{most} evaluations" if fewest == most else f"{most} evaluations, of published methods {fewest}"
+        counted = f"{most} evaluations"
+        if fewest < most:
+            counted += f", of published methods {fewest} (scaled by the error of uniform there)"
         plot(rows, f"{group[0].grid}, {group[0].steps} steps, {counted}", picture)
         paths.append(picture)
         found += json_rows(group[0], rows)
@@ -143,6 +145,9 @@ def _captured_section(scenario: Captured, rows: Sequence[Row], picture: str) -> 
         f"{', '.join(map(str, scenario.seeds))} as far as measured.",
         "",
         f"![Error against work]({picture})",
+        "",
+        "Rows of fewer evaluations are scaled in the picture by what uniform has on all evaluations over what it has "
+        "on those; the table has them as they are.",
         "",
         "The last column is the error beside that of one density for all heads at the same work on the same "
         "evaluations.",

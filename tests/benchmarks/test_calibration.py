@@ -16,6 +16,7 @@ from benchmarks.calibration.captured import known_cells, unit
 from benchmarks.calibration.evaluation import Evaluation, LayerCall
 from benchmarks.calibration.methods import ONLINE, ORACLE, PROFILE, UNIFORM
 from benchmarks.calibration.plan import Captured, Priors, Whole, scenarios
+from benchmarks.calibration.plot import on_all
 from benchmarks.calibration.published import energies_of, published, score_masks, score_published, score_rettention
 from benchmarks.calibration.savings import captured_savings, savings_section, times, whole_savings
 from benchmarks.calibration.spend import figures_of, score_budgets, score_uniform
@@ -99,6 +100,13 @@ def test_curves_are_read_between_their_points_in_logarithms_and_not_beyond() -> 
     rows = [row(UNIFORM, 0.1, 0.1, 0.2), row(UNIFORM, 0.4, 0.4, 0.05)]
     assert work_at(rows, 0.1, AT) == pytest.approx(0.2) and error_at(rows, 0.2, AT) == pytest.approx(0.1)
     assert work_at(rows, 0.04, AT) is None and error_at(rows, 0.5, AT) is None
+
+
+def test_in_the_picture_a_row_of_easy_evaluations_stands_where_all_of_them_would_put_it() -> None:
+    hard, easy = Figure(0.1, 0.4, 0.5, 0.5), Figure(0.1, 0.1, 0.2, 0.2)
+    rows = [Row(UNIFORM, 0.1, "", dict(zip(AT, (hard, easy), strict=True))), Row("SVG", 0.1, "", {AT[1]: easy})]
+    assert on_all(rows[0], rows) == pytest.approx(0.25) and on_all(rows[1], rows) == pytest.approx(0.25)
+    assert on_all(rows[1], rows[1:]) == pytest.approx(0.1)
 
 
 def test_the_verdict_at_equal_error_compares_works() -> None:
