@@ -49,10 +49,11 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
             continue
         name = f"{group[0].grid}-{group[0].steps}-steps"
         picture = out / f"error-{name}.png"
-        fewest, most = min(len(row.figures) for row in rows), _evaluations(rows)
-        counted = f"{most} evaluations"
-        if fewest < most:
-            counted += f", of published methods {fewest} (scaled by the error of uniform there)"
+        most = _evaluations(rows)
+        counted, fewer = f"{most} evaluations", sorted({len(row.figures) for row in rows} - {most})
+        if fewer:
+            words = " or ".join(map(str, fewer))
+            counted += f", of published methods {words} (scaled by the error of uniform there)"
         plot(rows, f"{group[0].grid}, {group[0].steps} steps, {counted}", picture)
         paths.append(picture)
         found += json_rows(group[0], rows)
