@@ -11,7 +11,7 @@ from benchmarks.calibration.published import mask_layout
 from draftattention.draftattn_core import Layout, Settings, TokenGrid
 from draftattention.draftattn_core.geometry.layout import build_tables
 from draftattention.draftattn_core.method.calibatt.displacement import DisplacementMask
-from draftattention.draftattn_core.method.calibatt.intervals import Intervals
+from draftattention.draftattn_core.method.calibatt.intervals import MOST_RUNS, Intervals
 from draftattention.draftattn_core.method.calibatt.portable import PortableScores, PortableVolume
 from draftattention.draftattn_core.run.calibration import calibration_forms
 from draftattention.draftattn_core.run.error_curve import CURVE_DENSITIES
@@ -24,7 +24,6 @@ GRIDS = {"480p": TokenGrid(21, 30, 52), "720p": TokenGrid(21, 45, 80)}
 STEPS = 50
 # GB of arXiv 2603.05503 for Wan at 720p: as they come, trimmed per layer, runs merged, late steps grouped.
 PUBLISHED_GB = (52.0, 21.5, 6.3, 3.6)
-MERGED_RUNS = 32
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class MaskMemory:
 
     Attributes:
         longest_lists: interval lists with a run in every second block, the longest there can be.
-        merged_lists: lists of at most `MERGED_RUNS` runs a row.
+        merged_lists: lists of at most `MOST_RUNS` runs a row, as a run keeps them.
         bits: a bit for each step, layer, head and block pair.
         votes: as a calibration's file keeps them.
         scores: portable scores as a run keeps them, made in the raster order of the masks.
@@ -74,7 +73,7 @@ def mask_memory(model: Fingerprint, grid: TokenGrid, steps: int) -> MaskMemory:
     figures = figure_forms(model.layers, model.heads, len(CURVE_DENSITIES)).values()
     return MaskMemory(
         lists(columns),
-        lists(MERGED_RUNS),
+        lists(MOST_RUNS),
         maps * math.ceil(heads * rows * columns / 8),
         maps * heads * rows * columns * votes.itemsize,
         portable(layout)[0],

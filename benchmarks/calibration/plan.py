@@ -68,6 +68,7 @@ class Whole:
 
     Attributes:
         means: mean densities of the sparse evaluations; warm: dense ones at the start.
+        timed: whether it is about processor time: the dense run is timed, too, and the run's own budgets are left out.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Whole:
     calibration: tuple[CalibrationRun, ...]
     means: tuple[float, ...] = (0.15, 0.25)
     warm: int = 2
+    timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ def scenarios(quick: bool) -> list[Scenario]:
     priors = Priors("priors from needs, small grid", small, 20, _PAIRS[20], (0, 1, 2), on_small[:3])
     portable = PortableMasks("portable masks, three runs", small, SMALL_GRIDS[1], 20, (2, 7, 13), (0, 1), on_small[:3])
     if quick:
-        return [captured, weighed, whole, masks]
+        # Parts of the whole plan: what is known of either is not measured again.
+        return [replace(captured, seeds=(0,)), replace(whole, means=(0.25,)), replace(masks, seeds=(0,))]
     real_captured = Captured("captured, real size", real, 8, _PAIRS[8], (0, 1), on_real, on_small, published=())
     return [
         captured,
@@ -192,10 +195,20 @@ def scenarios(quick: bool) -> list[Scenario]:
         masks,
         # No seed that the profile was made from.
         Whole("whole runs, real size", real, 20, (0, 1, 2, 6), on_real),
+        Whole("processor time, real size", real, 4, (1,), on_real, means=(0.15,), warm=0, timed=True),
         replace(captured, name="from the real size to the small grid", elsewhere=on_real),
         replace(real_captured, name="published methods and masks, real size", published=(0.15,), masks=on_real),
         priors,
         replace(priors, name="priors from needs, no tail, small grid", dropped=True, seeds=(0, 1), works=(0.15, 0.30)),
         portable,
+        replace(
+            portable,
+            name="portable masks, three runs of the other grid",
+            grid=portable.other,
+            other=portable.grid,
+            seeds=(0,),
+            calibration=runs(portable.other, 20, _CALIBRATION_SEEDS[:3]),
+            masses=(0.5,),
+        ),
         replace(portable, name="portable masks, one run", calibration=on_small[:1], at_steps=(2, 7), masses=(0.5,)),
     ]

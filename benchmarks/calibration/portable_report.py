@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from statistics import mean
 
 from benchmarks.calibration.evaluation import JUDGED_ROWS
-from benchmarks.calibration.mask_memory import GRIDS, MERGED_RUNS, PUBLISHED_GB, STEPS, WAN_14B, mask_memory
+from benchmarks.calibration.mask_memory import GRIDS, PUBLISHED_GB, STEPS, WAN_14B, mask_memory
 from benchmarks.calibration.plan import PortableMasks
 from benchmarks.calibration.portable import Judged
 from benchmarks.calibration.portable_runs import WHOLE, bytes_unit, captured_unit, kinds_on, whole_unit
 from benchmarks.quality.raw import Record
 from draftattention.draftattn_core import TokenGrid
+from draftattention.draftattn_core.method.calibatt.intervals import MOST_RUNS
 
 Line = tuple[float, float, float, float, float]
 
@@ -45,7 +46,8 @@ def portable_json(scenario: PortableMasks, records: Sequence[Record]) -> list[di
                 work, tail, recall, *errors = summary(record["figures"][kind])
                 for has_tail, error in zip((False, True), errors, strict=True):
                     total = work + tail if has_tail else work
-                    figures = {"work": round(total, 4), "rel_l2": round(error, 5), "recall": round(recall, 5)}
+                    figures = {"work": round(total, 4), "rel_l2": round(error, 5), "worst5": None}
+                    figures |= {"psnr_db": None, "ssim": None, "recall": round(recall, 5)}
                     name = _words(kind, has_tail)
                     rows.append({"part": "portable", "method": name, "budget": mass, **figures, **base})
         for kind, has_tail in WHOLE:
@@ -53,7 +55,8 @@ def portable_json(scenario: PortableMasks, records: Sequence[Record]) -> list[di
             if found:
                 psnr, ssim = (round(mean(one["scores"][name] for one in found), 5) for name in ("psnr_db", "ssim"))
                 total = round(mean(one["work"] + one["tail_work"] for one in found), 4)
-                figures = {"work": total, "psnr_db": psnr, "ssim": ssim, "evaluations": len(found)}
+                figures = {"work": total, "rel_l2": None, "worst5": None, "psnr_db": psnr, "ssim": ssim}
+                figures |= {"evaluations": len(found)}
                 name = _words(kind, has_tail)
                 rows.append(
                     {"part": "portable, whole", "method": name, "budget": scenario.masses[0], **figures, **base}
@@ -138,7 +141,7 @@ def memory_section() -> list[str]:
     found = [mask_memory(WAN_14B, grid, STEPS) for grid in GRIDS.values()]
     names = {
         "longest_lists": "interval lists, a run in every second block",
-        "merged_lists": f"interval lists, at most {MERGED_RUNS} runs a row",
+        "merged_lists": f"interval lists, at most {MOST_RUNS} runs a row, as a run keeps them",
         "bits": "a bit for each pair of blocks",
         "votes": "votes, as a calibration's file keeps them",
         "scores": "portable scores, raster order, as a run keeps them",

@@ -25,8 +25,8 @@ from draftattention.draftattn_core.method.calibatt.repetition import (
     anchor_work,
     attend_anchors,
     repetition_heads,
-    row_similarity,
 )
+from draftattention.draftattn_core.method.calibatt.survey import survey
 from draftattention.draftattn_core.method.policy import TailName
 from draftattention.draftattn_core.method.rules import rettention
 from draftattention.draftattn_core.method.rules.call import RuleCall, whole_map
@@ -186,12 +186,9 @@ def mask_layout(grid: TokenGrid) -> Layout:
 def energies_of(layer: LayerCall) -> dict[str, Tensor]:
     """What a calibration run leaves of one call: block energies in both layouts, similarity of its spatial rows."""
     call = layer.call
-    raster = layer.cache.get(mask_layout(call.grid), call.q.device)
-    return {
-        "raster": block_energy(call.q, call.k, raster, layer.scale).blocks,
-        "ours": block_energy(call.q, call.k, layer.tables, layer.scale).blocks,
-        "similarity": row_similarity(call.q, call.k, raster, layer.scale),
-    }
+    found = survey(call.q, call.k, layer.cache.get(mask_layout(call.grid), call.q.device), layer.scale)
+    ours = block_energy(call.q, call.k, layer.tables, layer.scale).blocks
+    return {"raster": found.energy, "ours": ours, "similarity": found.similarity}
 
 
 Energies = Mapping[tuple[int, int], Mapping[str, Tensor]]

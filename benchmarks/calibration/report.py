@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.calibration.evaluation import JUDGED_ROWS
-from benchmarks.calibration.methods import ORACLE, ORACLE_ROWS, UNIFORM
+from benchmarks.calibration.methods import ONLINE, ORACLE, ORACLE_ROWS, PROFILE, UNIFORM
 from benchmarks.calibration.plan import Captured, PortableMasks, Priors, Scenario, Sensitivity, Whole
 from benchmarks.calibration.plot import plot
 from benchmarks.calibration.portable_report import memory_section, portable_json, portable_section
 from benchmarks.calibration.prior_report import prior_json, prior_rows, prior_section
+from benchmarks.calibration.savings import Saving, captured_savings, savings_section, times, whole_savings
 from benchmarks.calibration.sensitivity import unit as sensitivity_unit
 from benchmarks.calibration.tables import (
     Row,
@@ -23,6 +24,7 @@ from benchmarks.calibration.tables import (
     whole_rows,
 )
 from benchmarks.calibration.verdicts import all_verdicts, common, excess, gain_db, of_method
+from benchmarks.calibration.whole import DENSE
 from benchmarks.quality.plan import BIG_GRIDS
 from benchmarks.quality.raw import Record, effort
 from benchmarks.verdict import Verdict
@@ -40,27 +42,33 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
     found: list[dict[str, object]] = []
     sections: list[str] = []
     verdicts: list[tuple[str, Verdict]] = []
-    paths = []
+    paths, saved, timed = [], list[Saving](), list[str]()
     for group in _by_path([scenario for scenario in scenarios if isinstance(scenario, Captured)]):
         rows = captured_rows(group, records)
         if not rows:
             continue
         name = f"{group[0].grid}-{group[0].steps}-steps"
         picture = out / f"error-{name}.png"
-        fewest, most = min(len(row.figures) for row in rows), _evaluations(rows)
-        counted = f"{most} evaluations" if fewest == most else f"{most} evaluations, of published methods {fewest}"
+        most = _evaluations(rows)
+        counted, fewer = f"{most} evaluations", sorted({len(row.figures) for row in rows} - {most})
+        if fewer:
+            words = " or ".join(map(str, fewer))
+            counted += f", of published methods {words} (scaled by the error of uniform there)"
         plot(rows, f"{group[0].grid}, {group[0].steps} steps, {counted}", picture)
         paths.append(picture)
         found += json_rows(group[0], rows)
         sections += _captured_section(group[0], rows, picture.name)
         verdicts += [(str(group[0].grid), verdict) for verdict in all_verdicts(rows)]
+        saved += captured_savings(group[0], rows)
     for scenario in scenarios:
         if isinstance(scenario, Whole):
             whole = whole_rows(scenario, records, share_of[str(scenario.grid)])
             found += json_whole_rows(scenario, whole)
             sections += _whole_section(scenario, whole)
+            saved += whole_savings(scenario, whole)
+            timed += times(scenario, whole)
             real = scenario.grid in BIG_GRIDS
-            names = ("online budgets", "profile, other seeds")
+            names = () if scenario.timed else (ONLINE, PROFILE)
             verdicts += [(str(scenario.grid), gain_db(whole, name, real=real)) for name in names]
         elif isinstance(scenario, Priors):
             rows = prior_rows(scenario, records)
@@ -75,7 +83,9 @@ def write(scenarios: Sequence[Scenario], records: list[Record], share_of: dict[s
         sections += memory_section()
     table, page = out / "calibration.json", out / "calibration.md"
     table.write_text(json.dumps({"schema": SCHEMA, "rows": found}, indent=1) + "\n", encoding="utf-8")
-    page.write_text("\n".join([*_head(records, verdicts), *sections]) + "\n", encoding="utf-8")
+    page.write_text(
+        "\n".join([*_head(records, verdicts), *savings_section(saved, timed), *sections]) + "\n", encoding="utf-8"
+    )
     return [table, page, *paths]
 
 
@@ -137,6 +147,9 @@ def _captured_section(scenario: Captured, rows: Sequence[Row], picture: str) -> 
         "",
         f"![Error against work]({picture})",
         "",
+        "Rows of fewer evaluations are scaled in the picture by what uniform has on all evaluations over what it has "
+        "on those; the table has them as they are.",
+        "",
         "The last column is the error beside that of one density for all heads at the same work on the same "
         "evaluations.",
         "",
@@ -175,17 +188,20 @@ def _whole_section(scenario: Whole, rows: Sequence[WholeRow]) -> list[str]:
         f"## {scenario.name[0].upper()}{scenario.name[1:]}: {scenario.grid}, {scenario.steps} steps, "
         f"{scenario.warm} dense at the start",
         "",
-        "Decoded frames against the dense run of the same seed; work is that of the whole run.",
+        "Decoded frames against the dense run of the same seed; work is that of the whole run."
+        + (" Seconds of processor time of the whole run, without decoding." if scenario.timed else ""),
         "",
-        "| method | mean density | work | PSNR dB | SSIM | seeds | PSNR by seed |",
-        "|---|---|---|---|---|---|---|",
+        "| method | mean density | work | PSNR dB | SSIM | seeds | PSNR by seed |" + " seconds |" * scenario.timed,
+        "|---|---|---|---|---|---|---|" + "---|" * scenario.timed,
     ]
     for row in rows:
         psnr, ssim = (sum(x.values()) / len(x) for x in (row.psnr, row.ssim))
         each = ", ".join(f"{seed}: {value:.1f}" for seed, value in row.psnr.items())
-        lines.append(
-            f"| {row.method} | {row.budget:g} | {row.work:.3f} | {psnr:.2f} | {ssim:.4f} | {len(row.psnr)} | {each} |"
-        )
+        figures = f"{psnr:.2f} | {ssim:.4f} | {len(row.psnr)} | {each}"
+        if row.method == DENSE:
+            figures = f"- | - | {len(row.psnr)} | -"
+        seconds = f" {sum(row.cpu.values()) / len(row.cpu):.1f} |" if scenario.timed else ""
+        lines.append(f"| {row.method} | {row.budget:g} | {row.work:.3f} | {figures} |{seconds}")
     return [*lines, ""]
 
 

@@ -113,6 +113,7 @@ class WholeRow:
     Attributes:
         work: of the whole run beside the dense one.
         psnr, ssim: by seed.
+        cpu: seconds of processor time by seed, of the runs in which it was measured.
     """
 
     method: str
@@ -120,6 +121,7 @@ class WholeRow:
     work: float
     psnr: dict[int, float]
     ssim: dict[int, float]
+    cpu: dict[int, float] = field(default_factory=dict)
 
 
 def whole_rows(scenario: Whole, records: Sequence[Record], share: float) -> list[WholeRow]:
@@ -132,7 +134,7 @@ def whole_rows(scenario: Whole, records: Sequence[Record], share: float) -> list
     wanted = methods(scenario)
     # The dearer density is measured first: rounds count for each density by themselves.
     rows = []
-    for mean in scenario.means:
+    for mean in dict.fromkeys(mean for _, mean in reversed(wanted)):
         names = [name for name, other in wanted if other == mean]
         seeds = [
             seed for seed in scenario.seeds
@@ -145,7 +147,8 @@ def whole_rows(scenario: Whole, records: Sequence[Record], share: float) -> list
             works = [Ledger(**record["ledger"]).work(scenario.steps, share) for record in found.values()]
             psnr = {seed: record["scores"]["psnr_db"] for seed, record in found.items()}
             ssim = {seed: record["scores"]["ssim"] for seed, record in found.items()}
-            rows.append(WholeRow(name, mean, sum(works) / len(works), psnr, ssim))
+            cpu = {seed: record["cpu"] for seed, record in found.items() if "cpu" in record}
+            rows.append(WholeRow(name, mean, sum(works) / len(works), psnr, ssim, cpu))
     return rows
 
 

@@ -27,12 +27,14 @@ from draftattention.draftattn_core.run.profile import Profile
 from draftattention.draftattn_core.run.schedule import constant
 from draftattention.nodes.demo_prompts import prompt_embedding
 
-UNIFORM, ONLINE, PROFILE = "uniform", "online budgets", "profile, other seeds"
+DENSE, UNIFORM, ONLINE, PROFILE = "dense", "uniform", "online budgets", "profile, other seeds"
 
 
 def methods(scenario: Whole) -> list[tuple[str, float]]:
     """(name, mean density), what a run cut short should have first."""
-    return [(name, mean) for mean in reversed(scenario.means) for name in (UNIFORM, PROFILE, ONLINE)]
+    names = (UNIFORM, PROFILE) if scenario.timed else (UNIFORM, PROFILE, ONLINE)
+    sparse = [(name, mean) for mean in reversed(scenario.means) for name in names]
+    return [(DENSE, 1.0), *sparse] if scenario.timed else sparse
 
 
 def unit(scenario: Whole, seed: int, name: str, mean: float) -> list[object]:
@@ -70,14 +72,16 @@ def measure_whole(
             for name, mean in missing:
                 if clock.left() < 0:
                     return False
-                since = time.monotonic()
+                since, cpu = time.monotonic(), time.process_time()
                 made = sampled(model, settings_of(scenario, name, mean, profile), grid, seed, scenario.steps)
+                cpu = time.process_time() - cpu
                 raw.append(
                     {
                         "unit": unit(scenario, seed, name, mean),
                         "ledger": asdict(made.ledger),
                         "scores": scores(made.frames, twin),
                         "took": round(time.monotonic() - since, 2),
+                        "cpu": round(cpu, 2),
                     }
                 )
                 bar.update()
@@ -87,7 +91,7 @@ def measure_whole(
 def settings_of(scenario: Whole, name: str, mean: float, profile: Profile) -> Settings:
     """As the nodes make them: the pack's defaults, with the schedule's density spread as `name` says."""
     schedule = constant(mean, warmup=scenario.warm / scenario.steps)
-    if name == UNIFORM:
+    if name in (DENSE, UNIFORM):
         return Settings(schedule=schedule)
     return Settings(schedule=schedule, budgets="error", profile=profile if name == PROFILE else None)
 

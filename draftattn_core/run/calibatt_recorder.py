@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from ..attention import check_inputs
-from ..backends.energy import measured_energy
+from ..backends.energy import surveyed
 from ..geometry.layout import Layout, TableCache
 from ..method.calibatt.masks import EnergyTarget, fewest_blocks
 from ..method.calibatt.portable import PortableScores
-from ..method.calibatt.repetition import row_similarity
 from ..phrase import Phrase
 from .calibration import Calibration, ExpertVotes
 from .figures import BUCKETS, bucket_of
@@ -63,7 +62,7 @@ class CalibAttRecorder:
     ) -> None:
         """Measure a video self-attention call, if it is the first of its step and layer. Waits for the device.
 
-        Costs the product of q and k twice.
+        Costs about as much as computing the call densely.
 
         Args:
             q, k, v: (B, H, L, D), as the run got them; each sample of the batch votes by itself.
@@ -91,10 +90,9 @@ class CalibAttRecorder:
             q, k = q.index_select(0, at), k.index_select(0, at)
             key_bias = key_bias.index_select(0, at) if key_bias is not None and key_bias.shape[0] > 1 else key_bias
         tables, scale = self._cache.get(layout, q.device), q.shape[-1] ** -0.5
-        energy = measured_energy(q, k, tables, scale, key_bias=key_bias)
-        keep = self._fewest(energy, tables.k.video, position.progress)
-        likeness = row_similarity(q, k, tables, scale, key_bias=key_bias).sum(0).cpu()
-        self._take(position, keep, likeness, energy, layout, q.shape[1])
+        found = surveyed(q, k, tables, scale, key_bias=key_bias)
+        keep = self._fewest(found.energy, tables.k.video, position.progress)
+        self._take(position, keep, found.similarity.sum(0).cpu(), found.energy, layout, q.shape[1])
 
     def _fewest(self, energy: Tensor, video: int, progress: float) -> Tensor:
         """One prompt's masks: the mass of extra blocks, which are always kept, counts towards eps."""

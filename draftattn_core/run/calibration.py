@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.layout import Layout, LayoutTables, build_tables
-from ..method.calibatt.intervals import Intervals, group_steps, intervals_of, share_masks
+from ..method.calibatt.intervals import MOST_RUNS, Intervals, close_gaps, group_steps, intervals_of, share_masks
 from ..method.calibatt.masks import RHO, EnergyTarget, MaskVotes
 from ..method.calibatt.portable import PortableScores, PortableVolume
 from ..method.calibatt.repetition import GAMMA, repetition_heads
@@ -307,9 +307,10 @@ def _compile(votes: ExpertVotes, layout: Layout, rho: float) -> CalibratedMasks:
     for layer, table in votes.votes.items():
         counted = [step for step in range(steps) if int(votes.masks[step, layer])]
         masks = [MaskVotes(table[step], int(votes.masks[step, layer])).decide(rho) for step in counted]
-        groups = group_steps(masks)
-        shared = share_masks(masks, groups)
-        made = {id(mask): intervals_of(mask) for mask in shared}
+        merged = [close_gaps(mask, MOST_RUNS) for mask in masks]
+        shared = share_masks(merged, group_steps(merged))
+        # What steps have in common may be in more pieces than that of each.
+        made = {id(mask): intervals_of(close_gaps(mask, MOST_RUNS)) for mask in shared}
         for step, mask in zip(counted, shared, strict=True):
             lists[step, layer] = made[id(mask)]
             likeness = votes.similarity[step, layer] / votes.masks[step, layer]

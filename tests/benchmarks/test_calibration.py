@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,15 @@ from benchmarks.calibration import __main__ as command
 from benchmarks.calibration.captured import known_cells, unit
 from benchmarks.calibration.evaluation import Evaluation, LayerCall
 from benchmarks.calibration.methods import ONLINE, ORACLE, PROFILE, UNIFORM
-from benchmarks.calibration.plan import Captured, Priors, scenarios
+from benchmarks.calibration.plan import Captured, Priors, Whole, scenarios
+from benchmarks.calibration.plot import on_all
 from benchmarks.calibration.published import energies_of, published, score_masks, score_published, score_rettention
+from benchmarks.calibration.savings import captured_savings, savings_section, times, whole_savings
 from benchmarks.calibration.spend import figures_of, score_budgets, score_uniform
-from benchmarks.calibration.tables import Figure, Row, WholeRow, captured_rows, error_at, work_at
+from benchmarks.calibration.tables import Figure, Row, WholeRow, captured_rows, error_at, whole_rows, work_at
 from benchmarks.calibration.verdicts import equal_error, excess, gain_db, near_oracle
+from benchmarks.calibration.whole import DENSE, methods
+from benchmarks.calibration.whole import unit as whole_unit
 from benchmarks.quality.capture import CapturedCall
 from benchmarks.quality.raw import Raw
 from draftattention.draftattn_core import Policy, Settings, TableCache, TokenGrid
@@ -97,6 +102,13 @@ def test_curves_are_read_between_their_points_in_logarithms_and_not_beyond() -> 
     assert work_at(rows, 0.04, AT) is None and error_at(rows, 0.5, AT) is None
 
 
+def test_in_the_picture_a_row_of_easy_evaluations_stands_where_all_of_them_would_put_it() -> None:
+    hard, easy = Figure(0.1, 0.4, 0.5, 0.5), Figure(0.1, 0.1, 0.2, 0.2)
+    rows = [Row(UNIFORM, 0.1, "", dict(zip(AT, (hard, easy), strict=True))), Row("SVG", 0.1, "", {AT[1]: easy})]
+    assert on_all(rows[0], rows) == pytest.approx(0.25) and on_all(rows[1], rows) == pytest.approx(0.25)
+    assert on_all(rows[1], rows[1:]) == pytest.approx(0.1)
+
+
 def test_the_verdict_at_equal_error_compares_works() -> None:
     uniform = [row(UNIFORM, 0.1, 0.1, 0.2), row(UNIFORM, 0.4, 0.4, 0.05)]
     found = equal_error([*uniform, row(ONLINE, 0.1, 0.1, 0.1)], ONLINE)
@@ -121,6 +133,17 @@ def test_nobody_is_judged_on_a_seed_that_its_profile_was_made_from() -> None:
         assert made.isdisjoint(scenario.seeds), scenario.name
 
 
+def test_the_quick_plan_is_a_part_of_the_whole_one() -> None:
+    whole = {scenario.name: scenario for scenario in scenarios(quick=False)}
+    for part in scenarios(quick=True):
+        full = whole[part.name]
+        assert set(part.seeds) <= set(full.seeds)
+        if isinstance(part, Whole) and isinstance(full, Whole):
+            assert set(part.means) <= set(full.means)
+            part = replace(part, means=full.means)
+        assert replace(part, seeds=full.seeds) == full
+
+
 def test_a_gain_in_decibels_needs_four_seeds_at_the_real_size() -> None:
     def rows(seeds: int) -> list[WholeRow]:
         uniform, ours = ({seed: value + seed for seed in range(seeds)} for value in (30.0, 33.5))
@@ -129,6 +152,50 @@ def test_a_gain_in_decibels_needs_four_seeds_at_the_real_size() -> None:
     assert gain_db(rows(4), ONLINE, real=True).met is True and gain_db(rows(2), ONLINE, real=False).met is True
     assert gain_db(rows(3), ONLINE, real=True).met is None
     assert gain_db(rows(3), PROFILE, real=True).found == "not measured"
+
+
+def test_what_a_profile_saves_is_the_work_of_one_density_for_all_at_its_quality() -> None:
+    scenario = next(one for one in scenarios(quick=False) if isinstance(one, Whole))
+    uniform = [
+        WholeRow(UNIFORM, 0.15, 0.4, {0: 20.0, 1: 30.0, 2: 0.0}, {}),
+        WholeRow(UNIFORM, 0.3, 0.6, {0: 30.0, 1: 40.0}, {}),
+    ]
+    (found,) = whole_savings(scenario, [*uniform, WholeRow(PROFILE, 0.15, 0.4, {0: 25.0, 1: 35.0, 2: 9.0}, {})])
+    assert found.needed == pytest.approx(0.5) and found.judged_on == (0, 1) and found.made_on == (3, 4, 5, 7)
+    assert "| 0.400 | 0.500 | 20% |" in savings_section([found])[-2]
+    (found,) = whole_savings(scenario, [*uniform, WholeRow(PROFILE, 0.3, 0.6, {0: 41.0, 1: 41.0}, {})])
+    assert found.needed is None and "| 0.600 | more than 0.600 | - |" in savings_section([found])[-2]
+    captured = scenarios(quick=False)[0]
+    assert isinstance(captured, Captured)
+    rows = [row(UNIFORM, 0.1, 0.1, 0.2), row(UNIFORM, 0.4, 0.4, 0.05), row(PROFILE, 0.1, 0.1, 0.1)]
+    (found,) = captured_savings(captured, rows)
+    assert (found.work, found.needed, found.judged_on) == (0.1, pytest.approx(0.2), (0,))
+
+
+def test_a_timed_run_stands_beside_the_dense_one_and_is_in_no_verdict() -> None:
+    timed = next(one for one in scenarios(quick=False) if isinstance(one, Whole) and one.timed)
+    wanted = methods(timed)
+    assert wanted[0] == (DENSE, 1.0) and {name for name, _ in wanted} == {DENSE, UNIFORM, PROFILE}
+    records = [
+        {
+            "unit": whole_unit(timed, 1, name, mean),
+            "ledger": {"computed": 4, "answered": 0, "attention": 4 * mean},
+            "scores": {"psnr_db": 30.0, "ssim": 0.9},
+            "cpu": 50.0 * mean,
+        }
+        for name, mean in wanted
+    ]
+    rows = whole_rows(timed, records, 0.8)
+    assert {found.method: (found.work, found.cpu[1]) for found in rows} == {
+        DENSE: (pytest.approx(1.0), 50.0),
+        UNIFORM: (pytest.approx(0.32), 7.5),
+        PROFILE: (pytest.approx(0.32), 7.5),
+    }
+    assert whole_savings(timed, rows) == []
+    assert (
+        "dense 50.0 s; mean density 0.15 by a profile of seeds 3, 4 7.5 s (6.67 times as fast" in times(timed, rows)[0]
+    )
+    assert times(timed, rows[:1]) == []
 
 
 def test_what_was_measured_is_found_again_and_rows_are_means_over_it(tmp_path: Path) -> None:

@@ -113,4 +113,7 @@ def test_the_page_says_what_was_measured() -> None:
     page = "\n".join(portable_section(scenario, records))
     assert f"| {scenario.other} | 0.5 | {PORTABLE} | 0.300 | 0.9000 | 0.2000 | 0.1000 | 0.020 |" in page
     rows = portable_json(scenario, records)
+    assert all(
+        {"method", "budget", "work", "rel_l2", "worst5", "psnr_db", "ssim", "grid", "held_out"} <= set(r) for r in rows
+    )
     assert {row["method"]: row["work"] for row in rows}[f"{PORTABLE}, our tail"] == pytest.approx(0.32)

@@ -76,9 +76,41 @@ def runs_as_published(preset: str, dense_steps: int, most: float = DENSITY + 0.2
     assert nearly < 1e-4, f"with every block kept the call must be dense attention, in whatever order: {nearly}"
 
 
+def each_head_has_its_own_mask() -> None:
+    """Sparse VideoGen: the one that loses less, computed in its order; some heads of the run take either."""
+    rule, taken = host.pack("draftattn_core.method.rules.svg"), []
+    measure = rule.profile_errors
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: Any) -> torch.Tensor:
+        errors: torch.Tensor = measure(q, k, v, *more)
+        taken.append((q, k, v, errors[1] < errors[0]))
+        return errors
+
+    patched, handle = apply(wan(), preset="sparse videogen")
+    rule.profile_errors = watched
+    try:
+        with calls_of(handle) as seen:
+            run(patched, LATENT, steps=FEW)
+    finally:
+        rule.profile_errors = measure
+    assert len(seen) == len(taken) == FEW * LAYERS
+    kinds = torch.cat([moved.flatten() for *_, moved in taken])
+    assert kinds.any() and not kinds.all(), f"{int(kinds.sum())} of {len(kinds)} heads are temporal"
+    frames, places = LATENT.shape[2], LATENT.shape[3] * LATENT.shape[4] // 4
+    token = torch.arange(frames * places)
+    for call, (q, k, v, moved) in zip(seen, taken):
+        keep, logits = call.result.request.keep, q.double() @ k.double().transpose(-1, -2) * q.shape[-1] ** -0.5
+        for at in torch.cartesian_prod(torch.arange(moved.shape[0]), torch.arange(moved.shape[1])).tolist():
+            place = token % places * frames + token // places if moved[tuple(at)] else token
+            mask = keep[tuple(at)][place // 128][:, place // 128]
+            truth = logits[tuple(at)].masked_fill(~mask, -torch.inf).softmax(-1) @ v[tuple(at)].double()
+            torch.testing.assert_close(call.result.out[tuple(at)].double(), truth, rtol=1e-4, atol=1e-5)
+
+
 @check("Sparse VideoGen runs by its preset")
 def svg() -> None:
     runs_as_published("sparse videogen", 2)
+    each_head_has_its_own_mask()
 
 
 @check("Radial attention runs by its preset")

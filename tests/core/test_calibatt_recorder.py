@@ -13,11 +13,14 @@ from torch import Tensor
 from draftattention.draftattn_core import Policy, Position, Run, Schedule, Settings
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables
+from draftattention.draftattn_core.method.calibatt.intervals import MOST_RUNS
 from draftattention.draftattn_core.method.calibatt.masks import EnergyTarget
-from draftattention.draftattn_core.method.calibatt.repetition import row_similarity
+from draftattention.draftattn_core.method.calibatt.portable import PortableScores
+from draftattention.draftattn_core.method.calibatt.survey import row_similarity
 from draftattention.draftattn_core.run.calibatt_recorder import CalibAttRecorder, conditional_rows
 from draftattention.draftattn_core.run.calibration import Calibration
 from draftattention.draftattn_core.run.events import CallDone
+from draftattention.draftattn_core.run.figures import BUCKETS
 from draftattention.draftattn_core.run.fingerprint import ModelName, ProfileError
 from draftattention.draftattn_core.run.published import published
 from tests.core.cases import smooth_qkv
@@ -141,6 +144,26 @@ def test_half_of_the_prompts_decide() -> None:
     assert bool((found | ~expected).all()), "steps that share a list keep what any of them keeps"
     alone = (exact.lists[2, 1] is not exact.lists[step, 1] for step in (0, 1))
     assert not all(alone) or torch.equal(found, expected)
+
+
+def test_rows_of_the_lists_that_a_run_follows_have_a_bounded_number_of_runs() -> None:
+    (made,) = recorded()
+    layout = replace(made.layout, grid=TokenGrid(2, 10, 28))
+    blocks = layout.grid.tokens // BLOCK
+    votes = torch.zeros(STEPS, HEADS, blocks, blocks, dtype=torch.uint8)
+    votes[..., ::2] = 1
+    cells = PortableScores.for_layout(1, build_tables(layout)).pairs.numel()
+    each = range(LAYERS)
+    expert = replace(
+        made.experts["main"],
+        votes=dict.fromkeys(each, votes),
+        energy=dict.fromkeys(each, torch.ones(BUCKETS, HEADS, cells)),
+    )
+    exact = replace(made, layout=layout, experts={"main": expert}).compiled("main").exact
+    for found in exact.lists.values():
+        assert found.bounds.shape[-2] == MOST_RUNS < blocks // 2
+        mask = found.mask()
+        assert bool(mask[..., ::2].all()) and bool((mask[..., 1::2].sum(-1) == blocks // 2 - MOST_RUNS).all())
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

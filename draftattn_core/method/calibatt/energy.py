@@ -1,7 +1,8 @@
 """Block energies: how much attention a query block pays to each key block, without ever holding the whole map.
 
-The softmax mass of row i in block j is a block sum of exp(logit - LSE_i). A few query blocks of a few heads are taken
-at a time: their logits give the log-sum-exp of each row, then the sums over key blocks; nothing else is kept.
+The softmax mass of row i in block j is a block sum of exp(logit - peak_i), over the sum of all blocks. A few query
+blocks of a few heads are taken at a time, so few that their logits stay in a core's cache; each is made and
+exponentiated once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 from ...geometry.blocks import statistics_dtype
 from ...geometry.layout import BlockTable, LayoutTables
 
-# Logits of one chunk.
+# Logits of one chunk: what a core's own cache holds, and what keeps another device busy.
+_CPU_CHUNK_BYTES = 2 << 20
 _CHUNK_BYTES = 64 << 20
 
 
@@ -80,6 +82,13 @@ def key_slot_bias(tables: LayoutTables, key_bias: Tensor | None, dtype: torch.dt
     return bias
 
 
+def chunk_bytes_on(device: torch.device, given: int | None) -> int:
+    """How large the logits of one chunk may be: as given, or what suits the device."""
+    if given is not None:
+        return given
+    return _CPU_CHUNK_BYTES if device.type == "cpu" else _CHUNK_BYTES
+
+
 def row_masses(
     q: Tensor,
     k: Tensor,
@@ -88,7 +97,7 @@ def row_masses(
     *,
     key_bias: Tensor | None = None,
     lse: Tensor | None = None,
-    chunk_bytes: int = _CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Iterator[RowMasses]:
     """Softmax masses of all video rows, a few query blocks at a time.
 
@@ -96,10 +105,14 @@ def row_masses(
         q, k: (B, H, L, D) with RoPE applied, in the host's token order.
         key_bias: (B or 1, extra tokens) added to the logits of the extra tokens, or None.
         lse: `Energy.lse` of an earlier call, to be used in place of the rows' own; None to compute it.
-        chunk_bytes: how large the logits of one chunk may be; one query block of one head is the least.
+        chunk_bytes: how large the logits of one chunk may be, None for what suits the device; one query block of one
+            head is the least.
     """
+    chunk_bytes = chunk_bytes_on(q.device, chunk_bytes)
     batch, heads = q.shape[:2]
     bias = key_slot_bias(tables, key_bias, statistics_dtype(q))[:, None, None, None]
+    # Blocks before the last video one are full, and nothing weighs on their keys.
+    first = tables.k.video - 1
     unused = empty_slots(tables.q, tables.q.video).unsqueeze(-1)
     row_bytes = batch * tables.q.size * tables.k.total * tables.k.size * bias.element_size()
     rows = max(1, chunk_bytes // row_bytes)
@@ -108,14 +121,21 @@ def row_masses(
     for h in range(0, heads, head_step):
         part = slice(h, min(h + head_step, heads))
         queries = block_slots(q[:, part], tables.perm, tables.q, tables.q.video)
-        keys = block_slots(k[:, part], tables.perm, tables.k, tables.k.total).flatten(2, 3).transpose(-1, -2)
+        keys = block_slots(k[:, part], tables.perm, tables.k, tables.k.total).flatten(2, 3)
+        keys = keys.transpose(-1, -2).contiguous()
         for r in range(0, tables.q.video, row_step):
             blocks = slice(r, min(r + row_step, tables.q.video))
             some = queries[:, :, blocks]
             logits = torch.matmul(some.flatten(2, 3) * scale, keys)
-            logits = logits.view(*some.shape[:4], tables.k.total, tables.k.size).add_(bias)
-            own = logits.flatten(-2).logsumexp(-1) if lse is None else lse[:, part, blocks]
-            mass = logits.sub_(own[..., None, None]).exp_().sum(-1)
+            logits = logits.view(*some.shape[:4], tables.k.total, tables.k.size)
+            logits[..., first:, :] += bias[..., first:, :]
+            peak = logits.amax((-2, -1)) if lse is None else lse[:, part, blocks]
+            mass = logits.sub_(peak[..., None, None]).exp_().sum(-1)
+            own = peak
+            if lse is None:
+                total = mass.sum(-1)
+                mass /= total.unsqueeze(-1)
+                own = peak + total.log()
             mass.masked_fill_(unused[blocks], 0.0)
             yield RowMasses(part, blocks, mass, own.masked_fill(unused[blocks, :, 0], 0.0))
 
@@ -128,7 +148,7 @@ def block_energy(
     *,
     key_bias: Tensor | None = None,
     lse: Tensor | None = None,
-    chunk_bytes: int = _CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Energy:
     """Mean mass of every video query block in every key block; arguments as for `row_masses`.
 
@@ -152,7 +172,7 @@ def kept_mass(
     scale: float,
     *,
     key_bias: Tensor | None = None,
-    chunk_bytes: int = _CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
     """Share of each token's softmax mass that lies in the kept blocks: (B, H, L) in the host's order.
 

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 IOU = 0.97
+# Runs in a row of a list that is followed. The paper merges and does not say how far; rows of few blocks never have as
+# many, and at 720p it bounds lists that could be nine times as long.
+MOST_RUNS = 32
 # Block numbers of a whole 720p video fit, and a signed type is what every device indexes with.
 _MOST_BLOCKS = torch.iinfo(torch.int16).max
 

@@ -2,7 +2,7 @@
 
 arXiv 2603.05503, "spatial repetition": a spatial row is the W tokens of one height of one frame; its pattern is all
 their attention, flattened. Where the rows of a frame have similar patterns, five anchor rows are computed densely and
-every other row takes the output of the nearest anchor, token by token.
+every other row takes the output of the nearest anchor, token by token. `survey.py` measures how alike they are.
 """
 
 from __future__ import annotations
@@ -13,62 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...geometry.blocks import statistics_dtype
 from ...geometry.layout import LayoutTables
 
 ANCHORS = 5
 GAMMA = 0.87
-_CHUNK_BYTES = 64 << 20
-
-
-def row_similarity(
-    q: Tensor,
-    k: Tensor,
-    tables: LayoutTables,
-    scale: float,
-    *,
-    key_bias: Tensor | None = None,
-    chunk_bytes: int = _CHUNK_BYTES,
-) -> Tensor:
-    """Mean cosine similarity of the patterns of two different spatial rows of one frame: (B, H), float32 or float64.
-
-    Patterns cover all keys of the call, extra tokens included. The mean is over pairs of rows, then over frames; a grid
-    of one row gives 0. Only the Gram matrix of a frame's rows is kept, never a pattern.
-
-    Args:
-        q, k: (B, H, L, D) with RoPE applied, in the host's token order.
-        key_bias: (B or 1, extra tokens) added to the logits of the extra tokens, or None.
-        chunk_bytes: how large the logits of one chunk may be; one column of one frame of one head is the least.
-    """
-    grid, before = tables.layout.grid, tables.layout.extra_before
-    batch, heads, length, dim = q.shape
-    dtype = statistics_dtype(q)
-    found = torch.zeros(batch, heads, dtype=dtype, device=q.device)
-    if grid.h == 1:
-        return found
-    bias = host_key_bias(tables, key_bias, dtype)
-    columns = max(1, chunk_bytes // (batch * grid.h * length * found.element_size()))
-    head_step = max(1, columns // grid.w)
-    column_step = min(columns, grid.w)
-    for h in range(0, heads, head_step):
-        part = slice(h, min(h + head_step, heads))
-        video = q[:, part, before : before + grid.tokens].reshape(batch, -1, *grid.as_tuple(), dim)
-        keys = k[:, part].to(dtype).transpose(-1, -2).unsqueeze(2)
-        for frame in range(grid.t):
-            gram = torch.zeros(batch, part.stop - part.start, grid.h, grid.h, dtype=dtype, device=q.device)
-            for start in range(0, grid.w, column_step):
-                # (B, h, columns, H, D): the rows of one column side by side.
-                some = video[:, :, frame, :, start : start + column_step].transpose(2, 3).to(dtype)
-                pattern = torch.matmul(some * scale, keys)
-                if bias is not None:
-                    pattern += bias.unsqueeze(2)
-                pattern = pattern.softmax(-1)
-                gram += torch.matmul(pattern, pattern.transpose(-1, -2)).sum(2)
-            length_of = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-            cosine = gram / (length_of.unsqueeze(-1) * length_of.unsqueeze(-2))
-            pairs = cosine.sum((2, 3)) - cosine.diagonal(dim1=-2, dim2=-1).sum(-1)
-            found[:, part] += pairs / (grid.h * (grid.h - 1) * grid.t)
-    return found
 
 
 def host_key_bias(tables: LayoutTables, key_bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -140,7 +88,10 @@ def attend_anchors(
 ) -> Tensor:
     """Output (B, H, L, D) of repetition heads: anchor rows and extra tokens dense, other rows as their nearest anchor.
 
-    q, k, v hold the repetition heads alone; arguments otherwise as for `row_similarity`.
+    Args:
+        q, k, v: (B, H, L, D) of the repetition heads alone, in the host's token order.
+        key_bias: (B or 1, extra tokens) added to the logits of the extra tokens, or None.
+        anchors: anchor rows in each frame.
     """
     tokens = anchor_tokens(tables, anchors)
     bias = host_key_bias(tables, key_bias, q.dtype)
