@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from draftattention.draftattn_core.run.evaluation import Outcome, Uncorrected
+from draftattention.draftattn_core.run.skips import uncorrected
 from draftattention.draftattn_core.run.step_cache import Reason, RunStepCache, StepCacheSettings, nothing_to_gain
 from draftattention.draftattn_core.run.step_cache.settings import Quantity
 from draftattention.draftattn_core.run.step_cache.spread import planned_steps
@@ -299,3 +301,19 @@ def test_a_step_cache_may_not_change_what_it_was_given() -> None:
 
     run(host, model, SCHEDULE)
     assert len(made) == 4 and all(torch.equal(out, copy) for out, copy in made)
+
+
+@pytest.mark.parametrize("why", list(Uncorrected))
+def test_where_forecasts_are_left_as_they_were_the_decision_says_why(why: Uncorrected) -> None:
+    host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False, uncorrected=why)
+    run(host, smooth_model(0), SCHEDULE)
+    computed = {i: d for i, d in enumerate(host.cache.decisions) if d.outcome is Outcome.COMPUTED}
+    assert {i: d.uncorrected for i, d in computed.items()} == {0: None, 4: why, 7: why, 11: why}
+    assert uncorrected(host.cache.decisions) == {str(why): 3}
+
+
+def test_nothing_was_left_uncorrected_where_all_was_corrected_or_nobody_wanted_it() -> None:
+    for wanted in (True, False):
+        host = Host(spread(correct=wanted), steps=12, schedule=SCHEDULE, euler=wanted)
+        run(host, smooth_model(0), SCHEDULE)
+        assert uncorrected(host.cache.decisions) == {} and host.cache.forecast == 8

@@ -250,7 +250,11 @@ class RunStepCache:
     ) -> Parts | None:
         if self.settings.rule != "spread" or not self.settings.correct:
             return None
-        if evaluation.next_level is None or not stream.skipped:
+        if stream.skipped == []:
+            return None
+        if evaluation.next_level is None or stream.skipped is None:
+            decision = self._open(stream, evaluation, level)
+            decision.uncorrected = evaluation.uncorrected
             return None
         return state.corrected(x, v, level, kind.level(evaluation.next_level), stream.skipped)
 

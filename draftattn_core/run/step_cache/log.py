@@ -8,7 +8,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from ..evaluation import Outcome
+from ..evaluation import Outcome, Uncorrected
 from .latents import relative_error
 from .together import Together
 
@@ -83,6 +83,7 @@ class Decision:
             skipped or there was nothing to predict it from.
         branches_computed, branches_skipped: how many branches were answered either way.
         corrected: whether its output makes good what the forecasts before it missed.
+        uncorrected: why it does not, where there were forecasts and corrections are wanted; else None.
     """
 
     index: int
@@ -97,6 +98,7 @@ class Decision:
     branches_computed: int
     branches_skipped: int
     corrected: bool = False
+    uncorrected: Uncorrected | None = None
 
 
 @dataclass(eq=False)
@@ -115,6 +117,7 @@ class OpenDecision:
     branches_computed: int = 0
     branches_skipped: int = 0
     corrected: bool = False
+    uncorrected: Uncorrected | None = None
 
     @property
     def skips(self) -> bool:
@@ -137,4 +140,5 @@ class OpenDecision:
             self.branches_computed,
             self.branches_skipped,
             self.corrected,
+            self.uncorrected,
         )
