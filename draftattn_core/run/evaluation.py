@@ -113,6 +113,13 @@ class Evaluation:
     uncorrected: Uncorrected = Uncorrected.UNKNOWN
 
     @property
+    def asked_once(self) -> bool:
+        """Whether the sampler is known to ask for each condition once at a noise level, as Euler's rule does."""
+        if self.next_level is None:
+            return self.uncorrected not in (Uncorrected.STEPS, Uncorrected.UNKNOWN)
+        return self.next_level != self.level
+
+    @property
     def latent(self) -> str:
         """How x holds its noise: "flow" if `level` is t of x = (1 - t) * x0 + t * noise, "exploding" if it is sigma of
         x = x0 + sigma * noise."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import host
 import torch
-from skipped_runs import STEPS, compared, counted, put_right, skipping
+from skipped_runs import FORECAST, SPREAD, STEPS, compared, counted, put_right, skipping
 from toy_runs import LATENT, TEXT, calm, difference, node, run, wan
 
 CHECKS, check = host.registry()
@@ -17,8 +17,6 @@ SHORT_TEXT = [[torch.zeros(1, 5, 64), {}]]
 SMOOTH = ("euler", "dpmpp_2m", "uni_pc", "heun", "dpm_2")
 NOISY = ("euler_ancestral", "dpmpp_2s_ancestral", "dpm_2_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde")
 ALL = {"threshold": 1e9, "first": 2, "max_skips": None}
-FORECAST = {"rule": "forecast", "threshold": 0.1}
-SPREAD = {"rule": "spread", "share": 0.4}
 
 
 @check("Skip Steps with guidance stacked, split and none: near the run without it, one decision for all conditions")
@@ -35,8 +33,11 @@ def _() -> None:
 @check("Skip Steps with a batch of two different videos, and the noise of one alone decides for neither")
 def _() -> None:
     noise = host.noise_like(LATENT.repeat(2, 1, 1, 1, 1))
-    found = compared(calm(wan()), latent=LATENT.repeat(2, 1, 1, 1, 1), noise=noise, negative=SHORT_TEXT, cfg=3.0)
-    assert 0 < found.off < 0.04, found.off
+    for rule in (SPREAD, FORECAST):
+        found = compared(
+            calm(wan()), latent=LATENT.repeat(2, 1, 1, 1, 1), noise=noise, negative=SHORT_TEXT, cfg=3.0, **rule
+        )
+        assert 0 < found.off < 0.04, (rule, found.off)
     alone = [compared(calm(wan()), noise=noise[index : index + 1], negative=SHORT_TEXT, cfg=3.0) for index in (0, 1)]
     # The errors measured are those of the video that errs more, as long as both have the same history.
     worst = [max(pair) for pair in zip(*([made.error or 0.0 for made in one.report.decisions[:3]] for one in alone))]
@@ -129,6 +130,9 @@ def _() -> None:
         report = handle.report
         assert report.skipped > 0 and torch.isfinite(out).all(), (sampler, report.summary())
         assert not any(made.corrected for made in report.decisions), sampler
+        why = {str(made.uncorrected) for made in report.decisions if made.uncorrected is not None}
+        left = {"euler": "guidance of another node", "churn": "noise added by the sampler"}
+        assert why == ({left.get(sampler, "other sampler than euler")} if correct else set()), (sampler, why)
         if sampler not in ("churn", "heun"):
             planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
             assert {made.index for made in report.decisions if str(made.outcome) == "computed"} == planned, sampler
@@ -175,35 +179,38 @@ def _() -> None:
         assert off[0] < 0.75 * off[1] if corrects else off[0] == off[1], (change, off)
 
 
-@check("Skip Steps in both halves of a run under KSamplerAdvanced")
+@check("Skip Steps in both halves of a run under KSamplerAdvanced, handed on with its noise and without")
 def _() -> None:
-    def halves(model: Any, **more: Any) -> torch.Tensor:
-        first = run(model, start_step=0, last_step=STEPS, **more)
-        none = torch.zeros_like(LATENT)
-        return run(
-            model, first, noise=none, disable_noise=True, start_step=STEPS, last_step=10000, force_full_denoise=True,
-            **more,
-        )  # fmt: skip
+    none = torch.zeros_like(LATENT)
 
-    model = calm(wan())
-    bare, every = counted(model)
-    plain = halves(bare, steps=2 * STEPS)
-    exact, _ = skipping(model, threshold=0.0)
-    assert torch.equal(halves(exact, steps=2 * STEPS), plain) and len(every) == 2 * STEPS
-    patched, handle = skipping(model)
-    patched, calls = counted(patched)
-    reports: list[Any] = []
-    patched.add_wrapper_with_key(
-        "sampler_sample", "check", lambda ex, *a, **k: (ex(*a, **k), reports.append(handle))[0]
-    )
-    out = halves(patched, steps=2 * STEPS)
-    off = float((out - plain).norm() / plain.norm())
-    assert 0 < off < 0.04, off
-    second = handle.report
-    # The second half is a run of its own: it begins in the middle of the noise, without history.
-    assert [made.index for made in second.decisions] == list(range(STEPS)) and second.decisions[0].progress > 0.4
-    assert [str(made.outcome) for made in second.decisions[:3]] == ["computed"] * 3
-    assert second.skipped > 0 and len(calls) - second.outcomes["computed"] < STEPS
+    def halves(model: Any, leftover: bool, **more: Any) -> torch.Tensor:
+        """Without leftover noise the first half ends clean, and the second one adds noise of its own."""
+        first = run(model, start_step=0, last_step=STEPS, force_full_denoise=not leftover, **more)
+        noise = {"noise": none, "disable_noise": True} if leftover else {"noise": host.noise_like(LATENT, seed=9)}
+        return run(model, first, start_step=STEPS, last_step=10000, force_full_denoise=True, **noise, **more)
+
+    for leftover, rule in product((True, False), (FORECAST, SPREAD)):
+        model = calm(wan())
+        bare, every = counted(model)
+        plain = halves(bare, leftover, steps=2 * STEPS)
+        exact, _ = skipping(model, **{**rule, "threshold": 0.0, "share": 1.0})
+        assert torch.equal(halves(exact, leftover, steps=2 * STEPS), plain) and len(every) == 2 * STEPS
+        patched, handle = skipping(model, **rule)
+        patched, calls = counted(patched)
+        out = halves(patched, leftover, steps=2 * STEPS)
+        off = float((out - plain).norm() / plain.norm())
+        assert 0 < off < 0.04, (leftover, rule, off)
+        second = handle.report
+        # The second half is a run of its own: it begins in the middle of the noise, without history.
+        assert [made.index for made in second.decisions] == list(range(STEPS))
+        assert second.decisions[0].progress > 0.4 and second.skipped > 0
+        computed = [index for index, made in enumerate(second.decisions) if str(made.outcome) == "computed"]
+        if rule is FORECAST:
+            assert computed[:3] == [0, 1, 2] and len(calls) - len(computed) < STEPS
+            continue
+        planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
+        assert set(computed) == planned and len(calls) == 2 * len(planned)
+        assert sum(made.corrected for made in second.decisions) == len(planned) - 1
 
 
 @check("Skip Steps in context windows: a history and a decision for each, near the run without it")

@@ -12,6 +12,8 @@ import torch
 from toy_runs import difference, run
 
 STEPS = 12
+FORECAST = {"rule": "forecast", "threshold": 0.1}
+SPREAD = {"rule": "spread", "share": 0.4}
 
 
 @dataclass(frozen=True)

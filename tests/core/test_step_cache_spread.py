@@ -15,7 +15,7 @@ from draftattention.draftattn_core.run.step_cache import Reason, RunStepCache, S
 from draftattention.draftattn_core.run.step_cache.settings import Quantity
 from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 
-from .step_cases import Host, Model, euler, levels, noise, outcomes, reasons, run, smooth_model
+from .step_cases import Host, Model, euler, levels, noise, outcomes, reasons, run, smooth_model, walk
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 SCHEDULE = levels(12)
@@ -257,6 +257,45 @@ def test_a_sampler_that_asks_twice_at_a_level_as_heun_does_is_planned_as_any_oth
         for _ in range(1 + (i > 0)):
             host.ask(smooth_model(0), noise(i), s)
     assert outcomes(host.cache.decisions) == "CffffffCCffffCCffffffCC"
+
+
+@pytest.mark.parametrize("begins", [2, 3, 6])
+def test_a_condition_asked_for_twice_from_the_middle_on_is_no_heun_and_is_computed_from_there(begins: int) -> None:
+    """As guidance asks that looks at another latent, or tiles that begin late: the second is no newer history."""
+    for euler_steps, known in ((True, 0), (False, 0 if begins > 2 else 1)):
+        host = Host(spread(), steps=12, schedule=SCHEDULE, euler=euler_steps)
+        for i, s in enumerate(SCHEDULE[:-1]):
+            for piece in range(2 if i >= begins else 1):
+                host.ask(smooth_model(0), noise(10 * piece + i), s)
+        late = [decision for decision in host.cache.decisions if decision.level <= SCHEDULE[begins]]
+        assert {decision.outcome.value for decision in late[1 + 2 * known :]} == {"computed"}, euler_steps
+        assert Reason.SAME_LEVEL in {decision.reason for decision in late}
+
+
+def test_samplers_that_go_back_up_are_not_taken_for_tiles() -> None:
+    up = [*SCHEDULE[:6], *SCHEDULE[2:-1]]
+    # Heun, restarted: once where it begins, and twice at every other level.
+    heun = [level for i, level in enumerate(up) for _ in range(1 if i in (0, 6) else 2)]
+    for at in (up, heun):
+        host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False)
+        walk(host, smooth_model(0), at)
+        assert Reason.SAME_LEVEL not in reasons(host.cache), at
+
+
+def test_a_schedule_that_holds_a_level_twice_cannot_be_told_from_tiles_and_costs_its_skips() -> None:
+    host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False)
+    walk(host, smooth_model(0), [*SCHEDULE[:6], SCHEDULE[5], *SCHEDULE[6:-1]])
+    assert outcomes(host.cache.decisions)[6:] == "C" * 7
+
+
+def test_a_window_that_heun_first_meets_in_the_middle_is_planned_as_the_others() -> None:
+    host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False, window="a")
+    other = host.of("cond", conditional=0, window="b")
+    for i, s in enumerate(SCHEDULE[:-1]):
+        for visit in range(1 + (i > 0)):
+            for part in (host, other) if i > 3 else (host,):
+                part.ask(smooth_model(0), noise(10 * visit + i), s)
+    assert any(decision.window == "b" and decision.outcome == "forecast" for decision in host.cache.decisions)
 
 
 def test_outside_its_windows_everything_is_computed() -> None:

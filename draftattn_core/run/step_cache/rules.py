@@ -1,0 +1,63 @@
+"""What the settings' rule says of one evaluation: that it is computed, and why, or what is held against the threshold."""
+
+from __future__ import annotations
+
+from ..evaluation import Evaluation
+from .easycache import EasyCacheState
+from .latents import Parts
+from .log import Reason
+from .settings import StepCacheSettings
+from .spread import planned_steps
+from .stream import State, Stream
+
+
+def ruled_out(settings: StepCacheSettings, stream: Stream, evaluation: Evaluation, index: int) -> Reason | None:
+    """Why an evaluation is computed whatever its estimate; None if it may be skipped.
+
+    Args:
+        index: of the evaluation in the run, from 0.
+    """
+    if settings.rule == "spread":
+        return Reason.SAME_LEVEL if stream.in_parts else _planned(settings, evaluation)
+    if evaluation.is_last:
+        return Reason.LAST
+    if settings.in_first(index, evaluation.steps, evaluation.progress):
+        return Reason.FIRST
+    if not settings.in_window(evaluation.progress):
+        return Reason.WINDOW
+    if settings.max_skips is not None and stream.in_a_row >= settings.max_skips:
+        return Reason.IN_A_ROW
+    return None
+
+
+def _planned(settings: StepCacheSettings, evaluation: Evaluation) -> Reason | None:
+    """Why `spread` computes an evaluation; None if it is to be forecast."""
+    if evaluation.steps is None:
+        return Reason.LENGTH
+    if evaluation.sampler_step in planned_steps(evaluation.steps, settings.share):
+        return Reason.PLANNED
+    return None if settings.in_window(evaluation.progress) else Reason.WINDOW
+
+
+def estimate(
+    settings: StepCacheSettings, state: State, x: Parts, level: float, reason: Reason | None
+) -> tuple[float | None, Reason | None]:
+    """What is held against the threshold, or why there is nothing to hold.
+
+    Args:
+        state: of the branch that decides. x: the latent it sees.
+        reason: why the evaluation is computed anyway, if it is.
+    """
+    if isinstance(state, EasyCacheState):
+        found = state.change(x, forced=reason is not None)
+    elif reason is not None:
+        return None, reason
+    elif settings.rule == "spread":
+        return None, Reason.REACH if state.reach(level) > settings.max_reach else None
+    elif state.level == level:
+        return None, Reason.SAME_LEVEL
+    elif state.reach(level) > settings.max_reach:
+        return None, Reason.REACH
+    else:
+        found = state.error(level)
+    return found, (reason or Reason.HISTORY) if found is None else None
