@@ -113,10 +113,15 @@ class Evaluation:
     uncorrected: Uncorrected = Uncorrected.UNKNOWN
 
     @property
+    def renoised(self) -> bool:
+        """Whether the sampler is known to add fresh noise at its steps (ancestral and SDE samplers, churn)."""
+        return self.uncorrected is Uncorrected.NOISE
+
+    @property
     def asked_once(self) -> bool:
         """Whether the sampler is known to ask for each condition once at a noise level, as Euler's rule does."""
         if self.next_level is None:
-            return self.uncorrected not in (Uncorrected.STEPS, Uncorrected.UNKNOWN)
+            return self.uncorrected not in (Uncorrected.STEPS, Uncorrected.NOISE, Uncorrected.UNKNOWN)
         return self.next_level != self.level
 
     @property

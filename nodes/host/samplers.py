@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -38,6 +39,8 @@ _GUIDANCE = frozenset(
         "comfy_extras/nodes_slg:SkipLayerGuidanceDiT",
     }
 )
+# Samplers of the host that take a source of noise and leave it alone.
+_QUIET = ("sample_res_multistep", "sample_res_multistep_cfg_pp")
 # A mask that changes along the run lets in what was kept out when it was forecast.
 _MASKING = "denoise_mask_function"
 _FUNCTIONS = (
@@ -66,7 +69,7 @@ def why_not_corrected(sampler: Any, guider: Any, mask: Any = None) -> Uncorrecte
     """
     function = getattr(sampler, "sampler_function", None)
     if function is None or function is not getattr(sys.modules.get(_SAMPLING), "sample_euler", None):
-        return Uncorrected.STEPS
+        return Uncorrected.NOISE if _adds_noise(sampler) else Uncorrected.STEPS
     if (getattr(sampler, "extra_options", None) or {}).get("s_churn"):
         return Uncorrected.NOISE
     if mask is not None and not _is_hard(mask):
@@ -74,6 +77,19 @@ def why_not_corrected(sampler: Any, guider: Any, mask: Any = None) -> Uncorrecte
     if not _is_sum(guider):
         return Uncorrected.GUIDER
     return next((why for why, function in _between(guider) if not _known(function)), None)
+
+
+def _adds_noise(sampler: Any) -> bool:
+    """Whether a sampler asks for a source of noise and does not multiply it by zero."""
+    function = getattr(sampler, "sampler_function", None)
+    try:
+        taken = inspect.signature(function).parameters  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    if "noise_sampler" not in taken or getattr(function, "__name__", "") in _QUIET:
+        return False
+    options = getattr(sampler, "extra_options", None) or {}
+    return all(options.get(name, taken[name].default) != 0 for name in ("eta", "s_noise") if name in taken)
 
 
 def _is_sum(guider: Any) -> bool:

@@ -16,6 +16,7 @@ SHORT_TEXT = [[torch.zeros(1, 5, 64), {}]]
 # Deterministic samplers: of one evaluation per step, some remembering steps before; and of two.
 SMOOTH = ("euler", "dpmpp_2m", "uni_pc", "heun", "dpm_2")
 NOISY = ("euler_ancestral", "dpmpp_2s_ancestral", "dpm_2_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde")
+RENOISED = ("churn", "euler_ancestral", "dpmpp_2m_sde")
 ALL = {"threshold": 1e9, "first": 2, "max_skips": None}
 
 
@@ -64,6 +65,24 @@ def _() -> None:
         assert handle.report.skip_error() > 0.1, (sampler, handle.report.summary())
         off = float((out - plain).norm() / plain.norm())
         assert off < 0.02 and (off == 0.0) == (handle.report.skipped == 0), (sampler, off, handle.report.summary())
+
+
+@check("Skip Steps by a plan under samplers that add noise: x0 is forecast, and a forecast that errs much is not made")
+def _() -> None:
+    for sampler in NOISY:
+        plain = run(calm(wan()), steps=STEPS, sampler=sampler)
+        off, extra = [], []
+        for most in (0.5, 0.05, float("inf")):
+            patched, handle = skipping(calm(wan()), **SPREAD, max_error=most)
+            off.append(difference(run(patched, steps=STEPS, sampler=sampler), plain))
+            made = handle.report.decisions
+            extra.append(sum(str(one.reason) == "forecasts err too much" for one in made))
+            assert all(one.estimate <= most for one in made if one.estimate and str(one.outcome) == "forecast"), sampler
+            told = host.pack("draftattn_core.run.skips").reasons(made)
+            assert told.get("forecasts err too much", 0) == extra[-1]
+        assert extra[1] >= extra[0] > extra[2] == 0, (sampler, extra)
+        # Weights are random, so the noise is not told from the video and nothing can be foretold.
+        assert off[1] <= off[0] < 0.02 and off[2] > 0.1, (sampler, off)
 
 
 @check("Skip Steps from an image or video (denoise below 1)")
@@ -131,14 +150,14 @@ def _() -> None:
         assert report.skipped > 0 and torch.isfinite(out).all(), (sampler, report.summary())
         assert not any(made.corrected for made in report.decisions), sampler
         why = {str(made.uncorrected) for made in report.decisions if made.uncorrected is not None}
-        left = {"euler": "guidance of another node", "churn": "noise added by the sampler"}
+        left = {"euler": "guidance of another node", **dict.fromkeys(RENOISED, "noise added by the sampler")}
         assert why == ({left.get(sampler, "other sampler than euler")} if correct else set()), (sampler, why)
-        if sampler not in ("churn", "heun"):
+        if sampler not in (*RENOISED, "heun"):
             planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
             assert {made.index for made in report.decisions if str(made.outcome) == "computed"} == planned, sampler
         return out
 
-    for sampler in (*SMOOTH[1:4], "euler_ancestral", "dpmpp_2m_sde", "churn"):
+    for sampler in (*SMOOTH[1:4], *RENOISED):
         assert torch.equal(sample(calm(wan()), sampler, True), sample(calm(wan()), sampler, False)), sampler
 
     for module, name, given in (

@@ -131,6 +131,30 @@ def test_a_guider_that_does_not_stand_on_the_hosts_is_not_known(why_not, euler, 
     assert why_not(euler, made) == "guider of another node"
 
 
+def test_a_sampler_that_takes_a_source_of_noise_adds_some_unless_it_is_told_not_to(why_not, euler) -> None:
+    def ancestral(model: Any, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: Any = None) -> None: ...
+
+    def lcm(model: Any, noise_sampler: Any = None) -> None: ...
+
+    def sample_res_multistep(model: Any, s_noise: float = 1.0, noise_sampler: Any = None) -> None: ...
+
+    def dpm_adaptive(model: Any, eta: float = 0.0, noise_sampler: Any = None) -> None: ...
+
+    noise, steps = "noise added by the sampler", "other sampler than euler"
+    for function, options, expected in (
+        (ancestral, {}, noise),
+        (ancestral, {"eta": 0.0}, steps),
+        (ancestral, {"s_noise": 0.0}, steps),
+        (ancestral, {"eta": 0.3}, noise),
+        (lcm, {}, noise),
+        (sample_res_multistep, {}, steps),
+        (dpm_adaptive, {}, steps),
+        (object(), {}, steps),
+    ):
+        sampler = SimpleNamespace(sampler_function=function, extra_options=options)
+        assert why_not(sampler, guider()) == expected, (function, options)
+
+
 def test_what_stands_against_a_correction_is_named(why_not, euler) -> None:
     other = named("custom_nodes.other", "f")
     assert why_not(SimpleNamespace(), guider()) == "other sampler than euler"

@@ -156,10 +156,11 @@ class RunClock:
         """What a scheduler says against corrections; that nothing is known if it says nothing."""
         if self._scheduler is None:
             return Uncorrected.UNKNOWN
-        if type(self._scheduler).__name__ != EULER:
-            return Uncorrected.STEPS
         config = getattr(self._scheduler, "config", None)
-        return Uncorrected.NOISE if getattr(config, "stochastic_sampling", False) else Uncorrected.UNKNOWN
+        # DPM-Solver's stochastic kinds are named so; Euler's scheduler has a switch.
+        if getattr(config, "stochastic_sampling", False) or "sde" in str(getattr(config, "algorithm_type", "")):
+            return Uncorrected.NOISE
+        return Uncorrected.UNKNOWN if type(self._scheduler).__name__ == EULER else Uncorrected.STEPS
 
     def _read_scheduler(self) -> bool:
         if self._scheduler is None or self._scheduler.timesteps is self._source:

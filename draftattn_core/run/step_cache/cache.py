@@ -31,7 +31,7 @@ from .flow import flow_latent, flow_velocity, joined, kind_of, prediction_of, sp
 from .forecast import ForecastState
 from .latents import Parts, error_norms
 from .log import Decision, OpenDecision, Reading, Reason
-from .rules import estimate, ruled_out
+from .rules import estimate, quantity_of, ruled_out
 from .settings import StepCacheSettings
 from .stream import BranchState, Form, State, Stream
 from .together import Together
@@ -220,7 +220,9 @@ class RunStepCache:
         for at, (branch, y, v) in enumerate(zip(evaluation.branches, latents, velocities, strict=True)):
             kept = self._kept(stream, branch.key, Form.of(y, kind))
             if kept is None:
-                kept = stream.branches[branch.key] = BranchState(Form.of(y, kind), prediction.dtype, self._new_state())
+                kept = stream.branches[branch.key] = BranchState(
+                    Form.of(y, kind), prediction.dtype, self._new_state(evaluation)
+                )
             decides, state = branch.key == stream.decider, kept.state
             predicted = _predicted(state, y, level) if decides else None
             if predicted is not None:
@@ -363,10 +365,11 @@ class RunStepCache:
             return None
         return branch
 
-    def _new_state(self) -> State:
-        if self.settings.rule in ("forecast", "spread"):
-            return ForecastState(self.settings.quantity, self.settings.offload)
-        return EasyCacheState(self.settings.offload, self.together)
+    def _new_state(self, evaluation: Evaluation) -> State:
+        settings = self.settings
+        if settings.rule in ("forecast", "spread"):
+            return ForecastState(quantity_of(settings, evaluation), settings.offload)
+        return EasyCacheState(settings.offload, self.together)
 
 
 def _predicted(state: State, x: Parts, level: float) -> Parts | None:

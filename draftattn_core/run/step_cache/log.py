@@ -26,6 +26,7 @@ class Reason(str, Enum):
     IN_A_ROW = "as many skipped in a row as allowed"
     REACH = "too far from the computed evaluations"
     PLANNED = "planned"
+    ERRS = "forecasts err too much"
     LENGTH = "number of steps unknown"
     SAME_LEVEL = "computed noise level again"
     LEVEL_UP = "noise level went up"

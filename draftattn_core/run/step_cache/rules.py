@@ -1,12 +1,13 @@
-"""What the settings' rule says of one evaluation: that it is computed, and why, or what is held against the threshold."""
+"""What the settings' rule says of one evaluation: why it is computed, or what is held against the threshold."""
 
 from __future__ import annotations
 
 from ..evaluation import Evaluation
 from .easycache import EasyCacheState
+from .forecast import ForecastState
 from .latents import Parts
 from .log import Reason
-from .settings import StepCacheSettings
+from .settings import Quantity, StepCacheSettings
 from .spread import planned_steps
 from .stream import State, Stream
 
@@ -53,7 +54,7 @@ def estimate(
     elif reason is not None:
         return None, reason
     elif settings.rule == "spread":
-        return None, Reason.REACH if state.reach(level) > settings.max_reach else None
+        return _guarded(settings, state, level)
     elif state.level == level:
         return None, Reason.SAME_LEVEL
     elif state.reach(level) > settings.max_reach:
@@ -61,3 +62,20 @@ def estimate(
     else:
         found = state.error(level)
     return found, (reason or Reason.HISTORY) if found is None else None
+
+
+def _guarded(settings: StepCacheSettings, state: ForecastState, level: float) -> tuple[float | None, Reason | None]:
+    """What the forecast that `spread` has planned is expected to err by, and why it is not made, if it is not."""
+    if state.reach(level) > settings.max_reach:
+        return None, Reason.REACH
+    expected = state.error(level)
+    # What is no number is no small error either.
+    errs = expected is not None and not expected <= settings.max_error
+    return expected, Reason.ERRS if errs else None
+
+
+def quantity_of(settings: StepCacheSettings, evaluation: Evaluation) -> Quantity:
+    """What is forecast: x0 where `spread` meets a sampler that adds noise. That moves the latent and with it the velocity,
+    but hardly what the model takes the video to be.
+    """
+    return "x0" if settings.rule == "spread" and evaluation.renoised else settings.quantity
