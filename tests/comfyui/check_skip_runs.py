@@ -73,7 +73,7 @@ def _() -> None:
         plain = run(calm(wan()), steps=STEPS, sampler=sampler)
         off, extra = [], []
         for most in (0.5, 0.05, float("inf")):
-            patched, handle = skipping(calm(wan()), **SPREAD, max_error=most)
+            patched, handle = skipping(calm(wan()), **SPREAD, max_forecast_error=most)
             off.append(difference(run(patched, steps=STEPS, sampler=sampler), plain))
             made = handle.report.decisions
             extra.append(sum(str(one.reason) == "forecasts err too much" for one in made))
@@ -198,7 +198,7 @@ def _() -> None:
         assert off[0] < 0.75 * off[1] if corrects else off[0] == off[1], (change, off)
 
 
-@check("Skip Steps in both halves of a run under KSamplerAdvanced, handed on with its noise and without")
+@check("Skip Steps in both halves of a run under KSamplerAdvanced")
 def _() -> None:
     none = torch.zeros_like(LATENT)
 

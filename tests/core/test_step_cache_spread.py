@@ -253,7 +253,7 @@ def test_a_latent_asked_for_piece_by_piece_under_one_name_is_computed() -> None:
 
 
 def test_a_sampler_that_asks_twice_at_a_level_as_heun_does_is_planned_as_any_other() -> None:
-    host = Host(spread(max_error=math.inf), steps=12, schedule=SCHEDULE, euler=False)
+    host = Host(spread(max_forecast_error=math.inf), steps=12, schedule=SCHEDULE, euler=False)
     for i, s in enumerate(SCHEDULE[:-1]):
         for _ in range(1 + (i > 0)):
             host.ask(smooth_model(0), noise(i), s)
@@ -308,7 +308,7 @@ def test_outside_its_windows_everything_is_computed() -> None:
 
 
 def test_a_second_expert_begins_with_a_history_of_its_own() -> None:
-    cache = spread(max_error=math.inf)
+    cache = spread(max_forecast_error=math.inf)
     high = Host(cache, steps=12, schedule=SCHEDULE, expert="high")
     low = high.of("cond", conditional=0, expert="low")
     for i, s in enumerate(SCHEDULE[:-1]):
@@ -327,7 +327,7 @@ def test_few_steps_and_a_share_that_computes_all_have_nothing_to_gain() -> None:
 def test_under_samplers_that_add_noise_the_video_is_forecast_and_not_the_noise(why: Uncorrected) -> None:
     """x0 a line in the squared noise level: exact where x0 is forecast, far off where the fresh noise is."""
     base, slope = noise(5), noise(6)
-    cache = spread(max_error=math.inf)
+    cache = spread(max_forecast_error=math.inf)
     host = Host(cache, steps=12, schedule=SCHEDULE, euler=False, uncorrected=why)
     off = []
     for i, s in enumerate(SCHEDULE[:-1]):
@@ -350,7 +350,7 @@ def test_a_plan_gives_way_where_its_forecasts_are_measured_to_err_and_takes_over
 
     ends = {}
     for most in (0.5, math.inf):
-        host = Host(spread(0.5, max_error=most), steps=24, schedule=schedule)
+        host = Host(spread(0.5, max_forecast_error=most), steps=24, schedule=schedule)
         found = run(host, model, schedule)
         exact = euler(lambda x, s, *_: model(x, s), noise(0), schedule)[-1]
         ends[most] = float((found - exact).norm() / exact.norm())
@@ -373,18 +373,18 @@ def test_an_error_that_is_no_number_is_no_small_one() -> None:
 
 
 def test_a_smooth_path_is_computed_as_planned_whatever_the_bound() -> None:
-    """What is measured on trained models at the shares in use stays below the bound: see MAX_ERROR."""
+    """What is measured on trained models at the shares in use stays below the bound: see MAX_FORECAST_ERROR."""
     found = []
-    for most in (StepCacheSettings().max_error, math.inf):
-        host = Host(spread(max_error=most), steps=12, schedule=SCHEDULE)
+    for most in (StepCacheSettings().max_forecast_error, math.inf):
+        host = Host(spread(max_forecast_error=most), steps=12, schedule=SCHEDULE)
         found.append((run(host, smooth_model(0), SCHEDULE), outcomes(host.cache.decisions)))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1] == "CfffCffCfffC"
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan])
 def test_a_bound_that_is_no_error_is_refused(bound: float) -> None:
-    with pytest.raises(ValueError, match="max_error"):
-        StepCacheSettings("spread", max_error=bound)
+    with pytest.raises(ValueError, match="max_forecast_error"):
+        StepCacheSettings("spread", max_forecast_error=bound)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])

@@ -70,12 +70,12 @@ def _guarded(settings: StepCacheSettings, state: ForecastState, level: float) ->
         return None, Reason.REACH
     expected = state.error(level)
     # What is no number is no small error either.
-    errs = expected is not None and not expected <= settings.max_error
+    errs = expected is not None and not expected <= settings.max_forecast_error
     return expected, Reason.ERRS if errs else None
 
 
 def quantity_of(settings: StepCacheSettings, evaluation: Evaluation) -> Quantity:
-    """What is forecast: x0 where `spread` meets a sampler that adds noise. That moves the latent and with it the velocity,
-    but hardly what the model takes the video to be.
+    """What is forecast: x0 where `spread` meets a sampler that adds noise. Noise moves the latent and the velocity with
+    it, but hardly what the model takes the video to be.
     """
     return "x0" if settings.rule == "spread" and evaluation.renoised else settings.quantity
