@@ -7,8 +7,8 @@ behind it do not tell, while the user's schedule already puts its steps where th
 `benchmarks/results/frontier` has the figures.
 
 Two things guard a plan. Where the error measured at a computed step says that the next forecasts would be of no use,
-steps are computed beside the plan until it has fallen (`max_forecast_error`). And under samplers that add noise, what
-the model takes the video to be (x0) is forecast: the velocity, and its difference to the latent, follow the fresh noise.
+steps are computed beside the plan until it has fallen (`max_forecast_error`). And under samplers that add noise, x0 is
+forecast, what the model takes the video to be: the velocity, and its difference to the latent, follow the fresh noise.
 """
 
 from __future__ import annotations
