@@ -7,7 +7,7 @@ from typing import Any
 
 import host
 import torch
-from skipped_runs import FORECAST, SPREAD, STEPS, compared, counted, put_right, skipping
+from skipped_runs import FORECAST, SPREAD, STEPS, compared, counted, put_right, settings, skipping
 from toy_runs import LATENT, TEXT, calm, difference, node, run, wan
 
 CHECKS, check = host.registry()
@@ -72,7 +72,7 @@ def _() -> None:
     for sampler in NOISY:
         plain = run(calm(wan()), steps=STEPS, sampler=sampler)
         off, extra = [], []
-        for most in (0.5, 0.05, float("inf")):
+        for most in (settings().max_forecast_error, 0.05, float("inf")):
             patched, handle = skipping(calm(wan()), **SPREAD, max_forecast_error=most)
             off.append(difference(run(patched, steps=STEPS, sampler=sampler), plain))
             made = handle.report.decisions

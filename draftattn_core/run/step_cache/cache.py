@@ -312,7 +312,7 @@ class RunStepCache:
         decider, x, reason = self._decider(stream, latents, evaluation, kind)
         reason = ruled_out(self.settings, stream, evaluation, self._index) or (Reason.LEVEL_UP if rose else reason)
         if decider is not None:
-            decision.estimate, reason = estimate(self.settings, decider, x, level, reason)
+            decision.estimate, reason = estimate(self.settings, evaluation, decider, x, level, reason)
         if reason is None and self.settings.rule == "spread":
             reason = Reason.PLANNED
             decision.outcome = Outcome.FORECAST

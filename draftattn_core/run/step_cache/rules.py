@@ -41,7 +41,7 @@ def _planned(settings: StepCacheSettings, evaluation: Evaluation) -> Reason | No
 
 
 def estimate(
-    settings: StepCacheSettings, state: State, x: Parts, level: float, reason: Reason | None
+    settings: StepCacheSettings, evaluation: Evaluation, state: State, x: Parts, level: float, reason: Reason | None
 ) -> tuple[float | None, Reason | None]:
     """What is held against the threshold, or why there is nothing to hold.
 
@@ -54,7 +54,8 @@ def estimate(
     elif reason is not None:
         return None, reason
     elif settings.rule == "spread":
-        return _guarded(settings, state, level)
+        corrected = settings.correct and evaluation.next_level is not None
+        return _guarded(settings, state, level, 2.0 if corrected else 1.0)
     elif state.level == level:
         return None, Reason.SAME_LEVEL
     elif state.reach(level) > settings.max_reach:
@@ -64,13 +65,19 @@ def estimate(
     return found, (reason or Reason.HISTORY) if found is None else None
 
 
-def _guarded(settings: StepCacheSettings, state: ForecastState, level: float) -> tuple[float | None, Reason | None]:
-    """What the forecast that `spread` has planned is expected to err by, and why it is not made, if it is not."""
+def _guarded(
+    settings: StepCacheSettings, state: ForecastState, level: float, times: float
+) -> tuple[float | None, Reason | None]:
+    """What the forecast that `spread` has planned is expected to err by, and why it is not made, if it is not.
+
+    Args:
+        times: the bound it may err by.
+    """
     if state.reach(level) > settings.max_reach:
         return None, Reason.REACH
     expected = state.error(level)
     # What is no number is no small error either.
-    errs = expected is not None and not expected <= settings.max_forecast_error
+    errs = expected is not None and not expected <= times * settings.max_forecast_error
     return expected, Reason.ERRS if errs else None
 
 

@@ -30,9 +30,10 @@ REACHED = 1e-4
 # Computed evaluations a rule needs before it can skip one: EasyCache a rate, the forecast a measured error, a plan none
 # beside the first.
 NEEDED: Mapping[Rule, int] = {"off": 0, "easycache": 2, "forecast": 2, "spread": 1}
-# Half of the model's output. On the trained models of the demo (20 Euler steps at shift 5, shares of 0.25 to 0.5, dense
-# and with sparse attention at a density of 0.4) at most 0.2 is expected, so that a plan stands as it is; what cannot be
-# foretold, such as models of random weights under fresh noise, is beyond it from the second gap on.
+# Half of the model's output. On the trained models of the demo (3,072 tokens, Euler at shift 5: 8 steps at a share of
+# 0.5, 20 at 0.25 to 0.5, 50 at 0.2; dense and with sparse attention at densities of 0.2 and 0.4) at most 0.2 is
+# expected, so that a plan stands as it is. Models of random weights under fresh noise, which cannot be foretold, are
+# beyond it.
 MAX_FORECAST_ERROR = 0.5
 # A run of which at most this share could be skipped has nothing to gain from a cache.
 LEAST_GAIN = 0.25
@@ -63,8 +64,9 @@ class StepCacheSettings:
             pipeline cannot be, so switch this off there beside guiders that scale or remember outputs (CFG-Zero*,
             adaptive projected guidance).
         max_forecast_error: `spread` computes a step that it would have forecast where the forecast is expected to err
-            by more than this, relative to the norm of the velocity: the error measured at the last computed step, in
-            proportion to the distance in noise level. inf lets the plan stand.
+            by more than this, or by more than twice this where the next computed step corrects it. Relative to the norm
+            of the velocity: the error measured at the last computed step, in proportion to the distance in noise level.
+            inf lets the plan stand.
 
     Raises:
         ValueError: if a name is unknown or a value out of range.
