@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..draftattn_core.phrase import CLAUSES, LINES, LIST, OR, REMEDY, Joined, Phrase
-from ..draftattn_core.run.evaluation import Outcome
+from ..draftattn_core.run.evaluation import Outcome, Uncorrected
 from ..draftattn_core.run.report import DenseReason
 from ..draftattn_core.run.step_cache.log import Reason
 
@@ -34,7 +34,12 @@ def texts(language: str) -> dict[str, str]:
 
 ENGLISH: Mapping[str, str] = texts("en")
 # Lists of names of the core's, and what their keys begin with.
-TERMS: Mapping[type[Enum], str] = {DenseReason: "reason", Outcome: "outcome", Reason: "computed"}
+TERMS: Mapping[type[Enum], str] = {
+    DenseReason: "reason",
+    Outcome: "outcome",
+    Reason: "computed",
+    Uncorrected: "uncorrected",
+}
 W = TypeVar("W", bound="Words")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from draftattention.draftattn_core import Schedule, Settings
@@ -228,7 +229,11 @@ def put_right(model: Any, scheduler: Any, inputs: dict[str, Any], steps: int, sh
 
 
 def test_a_plan_under_flow_match_euler_ends_where_a_latent_put_right_at_each_computed_step_does() -> None:
-    model, inputs, skip = build("wan"), MODELS["wan"].inputs(2), StepCacheSettings("spread", share=0.4)
+    model, inputs, skip = (
+        build("wan"),
+        MODELS["wan"].inputs(2),
+        StepCacheSettings("spread", share=0.4, max_forecast_error=math.inf),
+    )
     with torch.no_grad():
         expected = put_right(model, FlowMatchEulerDiscreteScheduler(shift=5.0), inputs, 12, skip.share)
         plain = guided(model, FlowMatchEulerDiscreteScheduler(shift=5.0), inputs, 12)
@@ -243,11 +248,15 @@ def test_a_plan_under_flow_match_euler_ends_where_a_latent_put_right_at_each_com
 
 def test_under_other_schedulers_a_plan_skips_and_corrects_nothing() -> None:
     model, inputs = build("wan"), MODELS["wan"].inputs(1)
-    noisy = FlowMatchEulerDiscreteScheduler(shift=5.0, stochastic_sampling=True)
-    for scheduler in (UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True), noisy):
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    for scheduler, why in (
+        (UniPCMultistepScheduler(**flow), "other sampler than euler"),
+        (FlowMatchEulerDiscreteScheduler(shift=5.0, stochastic_sampling=True), "noise added by the sampler"),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **flow), "noise added by the sampler"),
+    ):
         ends = []
         for correct in (True, False):
-            skip = StepCacheSettings("spread", share=0.4, correct=correct)
+            skip = StepCacheSettings("spread", share=0.4, correct=correct, max_forecast_error=math.inf)
             torch.manual_seed(0)
             with (
                 torch.no_grad(),
@@ -256,6 +265,8 @@ def test_under_other_schedulers_a_plan_skips_and_corrects_nothing() -> None:
                 ends.append(guided(model, scheduler, inputs, 12))
             assert handle.report.outcomes == {"computed": 10, "forecast": 14}
             assert not any(made.corrected for made in handle.report.decisions)
+            told = {str(made.uncorrected) for made in handle.report.decisions} - {"None"}
+            assert told == ({why} if correct else set())
         assert torch.equal(*ends)
 
 

@@ -22,6 +22,21 @@ class Outcome(str, Enum):
         return self.value
 
 
+class Uncorrected(str, Enum):
+    """Why a computed evaluation leaves what forecasts before it missed as it is (see `step_cache.corrector`)."""
+
+    STEPS = "other sampler than euler"
+    NOISE = "noise added by the sampler"
+    MASK = "soft mask"
+    GUIDER = "guider of another node"
+    GUIDANCE = "guidance of another node"
+    WRAPPER = "wrapper of another node"
+    UNKNOWN = "steps of the sampler unknown"
+
+    def __str__(self) -> str:
+        return self.value
+
+
 @dataclass(frozen=True)
 class Branch:
     """One condition within an evaluation.
@@ -76,6 +91,7 @@ class Evaluation:
         is_last: whether it belongs to the last step.
         next_level: noise level, in the terms of `level`, where a plain Euler step of the sampler ends; None
             if the sampler takes another kind of step, or nobody knows.
+        uncorrected: why `next_level` is None, in so far as the host knows.
         streams: lengths along the last axis of x of several latents (video, audio) in one; () for one latent.
     """
 
@@ -94,6 +110,19 @@ class Evaluation:
     is_last: bool
     streams: tuple[int, ...] = ()
     next_level: float | None = None
+    uncorrected: Uncorrected = Uncorrected.UNKNOWN
+
+    @property
+    def renoised(self) -> bool:
+        """Whether the sampler is known to add fresh noise at its steps (ancestral and SDE samplers, churn)."""
+        return self.uncorrected is Uncorrected.NOISE
+
+    @property
+    def asked_once(self) -> bool:
+        """Whether the sampler is known to ask for each condition once at a noise level, as Euler's rule does."""
+        if self.next_level is None:
+            return self.uncorrected not in (Uncorrected.STEPS, Uncorrected.NOISE, Uncorrected.UNKNOWN)
+        return self.next_level != self.level
 
     @property
     def latent(self) -> str:

@@ -42,8 +42,14 @@ def corrected(decisions: Iterable[Decision]) -> int:
     return sum(made.corrected for made in decisions)
 
 
+def uncorrected(decisions: Iterable[Decision]) -> dict[str, int]:
+    """How often each reason kept an evaluation from making good what the forecasts before it missed."""
+    return dict(Counter(str(made.uncorrected) for made in decisions if made.uncorrected is not None).most_common())
+
+
 def told(outcomes: Mapping[str, int], decisions: Sequence[Decision], steps: int | None, rule: Rule) -> str:
-    """Such as "20 steps: 9 computed, 11 forecast; forecast error 0.8%"; under `spread` also how often it was corrected.
+    """Such as "20 steps: 9 computed, 11 forecast; forecast error 0.8%"; under `spread` also how often it was corrected
+    or, and why, not.
 
     Args:
         outcomes: number of calls by outcome; conditions that are called one by one count one by one.
@@ -62,7 +68,12 @@ def told(outcomes: Mapping[str, int], decisions: Sequence[Decision], steps: int 
     error, made_good = mean_error(decisions), corrected(decisions)
     if error is not None:
         line += f"; {ERRORS.get(rule, 'error of the rule')} {percent(error)}"
-    return f"{line}; corrections: {made_good}" if made_good else line
+    if made_good:
+        line += f"; corrections: {made_good}"
+    left = uncorrected(decisions)
+    if left:
+        line += "; not corrected: " + ", ".join(f"{count} {reason}" for reason, count in left.items())
+    return line
 
 
 def percent(share: float) -> str:
@@ -86,6 +97,7 @@ def plain(decisions: Iterable[Decision]) -> list[dict[str, Any]]:
             "estimate": _finite(made.estimate),
             "error": _finite(made.error),
             "corrected": made.corrected,
+            "uncorrected": None if made.uncorrected is None else str(made.uncorrected),
         }
         for made in decisions
     ]

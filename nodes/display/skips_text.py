@@ -24,9 +24,11 @@ def skips_text(report: RunReport) -> list[str]:
     if work is not None:
         lines.append(Words("skips_work", work=f"{work:.0%}"))
     lines.append(_errors(report))
-    if report.skip.rule == "spread" and report.skipped:
-        corrected = skips.corrected(report.decisions)
-        lines.append(Words("skips_corrected", count=corrected) if corrected else Words("skips_uncorrected"))
+    corrected, left = skips.corrected(report.decisions), skips.uncorrected(report.decisions)
+    if corrected:
+        lines.append(Words("skips_corrected", count=corrected))
+    if left:
+        lines.append(Words("skips_uncorrected", reasons=counted(left, "uncorrected")))
     return lines
 
 

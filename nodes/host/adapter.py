@@ -35,7 +35,7 @@ from .memory import unrecorded
 from .raylight import attention_of_raylight
 from .recording import keep_recording, model_name, recording_of
 from .runs import ModelCall, Moment, ReportHandle, Sampling, Trajectory
-from .samplers import takes_euler_steps
+from .samplers import why_not_corrected
 from .status import show_status
 from .strict import refuse_surprises
 
@@ -109,7 +109,7 @@ class Adapter:
         try:
             sampling = patcher.get_model_object("model_sampling")
             schedule = tuple(float(sigma) for sigma in sigmas)
-            trajectory = Trajectory(sampling.percent_to_sigma, schedule, takes_euler_steps(sampler, guider, mask))
+            trajectory = Trajectory(sampling.percent_to_sigma, schedule, why_not_corrected(sampler, guider, mask))
             steps = trajectory.whole_steps()
             tokens = _expected(patcher.model.diffusion_model, tuple(shapes[0]) if shapes else tuple(noise.shape))
             bypassed = tuple(name for name in patcher.object_patches if ATTENTION_FORWARD.search(name))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...draftattn_core.run.evaluation import Branch, Denoised, Evaluation
+from ...draftattn_core.run.evaluation import Branch, Denoised, Evaluation, Uncorrected
 from .runs import Moment, Trajectory
 
 # What a model predicts, by the class of comfy.model_sampling that makes the denoised latent of it. Only these are known
@@ -72,6 +72,7 @@ def evaluation_of(
         is_last=moment.sampler_step >= trajectory.steps - 1,
         streams=_streams(kwargs.get("latent_shapes")),
         next_level=trajectory.next_level(moment.sigma),
+        uncorrected=trajectory.uncorrected or Uncorrected.UNKNOWN,
     )
 
 

@@ -64,6 +64,9 @@ def _skips(report: RunReport) -> list[str]:
         clauses.append(Words(_ERRORS.get(report.skip.rule, "run_rule_error"), error=skips.percent(error)))
     if corrected:
         clauses.append(Words("run_corrected", count=corrected))
+    left = skips.uncorrected(report.decisions)
+    if left:
+        clauses.append(Words("run_uncorrected", reasons=counted(left, "uncorrected")))
     return clauses
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...draftattn_core.phrase import Text
-from ...draftattn_core.run.evaluation import StepCache
+from ...draftattn_core.run.evaluation import StepCache, Uncorrected
 from ...draftattn_core.run.events import Events
 from ...draftattn_core.run.report import EXPECTED_REASONS, DenseReason, Position, RunReport
 from ...draftattn_core.run.run import Run
@@ -51,12 +51,12 @@ class Trajectory:
     Attributes:
         to_sigma: the model's percent_to_sigma, falling from its largest sigma at 0 to its smallest at 1.
         schedule: sigmas of this sampler run, as floats.
-        euler: whether the sampler takes plain Euler steps from one to the next.
+        uncorrected: None if the sampler takes plain Euler steps from one to the next (see `samplers`); else why not.
     """
 
     to_sigma: Callable[[float], float]
     schedule: tuple[float, ...]
-    euler: bool = False
+    uncorrected: Uncorrected | None = Uncorrected.UNKNOWN
     _known: dict[float, float] = field(default_factory=dict)
 
     def progress(self, sigma: float) -> float:
@@ -82,7 +82,7 @@ class Trajectory:
     def next_level(self, sigma: float) -> float | None:
         """Where a plain Euler step leads from a sigma of the schedule; None from elsewhere and with other samplers."""
         step = self.step_of(sigma)
-        if not self.euler or step + 1 >= len(self.schedule):
+        if self.uncorrected is not None or step + 1 >= len(self.schedule):
             return None
         return self.schedule[step + 1] if abs(self.schedule[step] - sigma) <= SAME_SIGMA * sigma else None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import host
-from skipped_runs import skipping
+from skipped_runs import FORECAST, SPREAD, skipping
 from toy_runs import LAYERS, calm, difference, node, run, wan
 
 CHECKS, check = host.registry()
@@ -65,23 +66,24 @@ def _() -> None:
 def _() -> None:
     import torch._dynamo.utils
 
-    plain, handle = skipping(calm(wan()))
-    expected = run(plain, steps=12)
-    assert handle.report.skipped > 0
-    skips = [str(made.outcome) for made in handle.report.decisions]
     counters = torch._dynamo.utils.counters
-    for before in (True, False):
+    for rule, before in product((FORECAST, SPREAD), (True, False)):
+        plain, handle = skipping(calm(wan()), **rule)
+        expected = run(plain, steps=12)
+        assert handle.report.skipped > 0
+        decided = [(str(made.outcome), made.corrected) for made in handle.report.decisions]
+        assert any(corrected for _, corrected in decided) == (rule is SPREAD)
         torch._dynamo.reset()
         counters.clear()
         if before:
-            model, handle = skipping(compiled_model(calm(wan()), "eager"))
+            model, handle = skipping(compiled_model(calm(wan()), "eager"), **rule)
         else:
-            patched, handle = skipping(calm(wan()))
+            patched, handle = skipping(calm(wan()), **rule)
             model = compiled_model(patched, "eager")
         graphs: list[int] = []
         for _ in range(2):
             out = run(model, steps=12, callback=lambda *_, kept=graphs: kept.append(counters["stats"]["unique_graphs"]))
-            assert [str(made.outcome) for made in handle.report.decisions] == skips
+            assert [(str(made.outcome), made.corrected) for made in handle.report.decisions] == decided
             assert difference(out, expected) < 1e-4
         assert graphs == [graphs[0]] * 24 and graphs[0] > 0, graphs
 

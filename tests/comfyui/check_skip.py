@@ -6,7 +6,7 @@ from typing import Any
 
 import host
 import torch
-from toy_runs import LATENT, LAYERS, TEXT, Logged, difference, half_dense, node, run, wan
+from toy_runs import LATENT, LAYERS, TEXT, Logged, calm, difference, half_dense, node, run, wan
 
 CHECKS, check = host.registry()
 OTHER_TEXT = [[torch.zeros(1, 7, 64), {}]]
@@ -142,7 +142,7 @@ def _() -> None:
 )
 def _() -> None:
     def made(model: Any = None, **choices: Any) -> tuple[list[int], Any]:
-        patched, handle = host.apply(wan() if model is None else model, **choices)
+        patched, handle = host.apply(calm(wan()) if model is None else model, **choices)
         patched, calls = counted(patched)
         run(patched, steps=STEPS)
         assert handle.report.calls_sparse > 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import host
 import torch
-from skipped_runs import STEPS, compared, counted, put_right, skipping
+from skipped_runs import FORECAST, SPREAD, STEPS, compared, counted, put_right, settings, skipping
 from toy_runs import LATENT, TEXT, calm, difference, node, run, wan
 
 CHECKS, check = host.registry()
@@ -16,9 +16,8 @@ SHORT_TEXT = [[torch.zeros(1, 5, 64), {}]]
 # Deterministic samplers: of one evaluation per step, some remembering steps before; and of two.
 SMOOTH = ("euler", "dpmpp_2m", "uni_pc", "heun", "dpm_2")
 NOISY = ("euler_ancestral", "dpmpp_2s_ancestral", "dpm_2_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde")
+RENOISED = ("churn", "euler_ancestral", "dpmpp_2m_sde")
 ALL = {"threshold": 1e9, "first": 2, "max_skips": None}
-FORECAST = {"rule": "forecast", "threshold": 0.1}
-SPREAD = {"rule": "spread", "share": 0.4}
 
 
 @check("Skip Steps with guidance stacked, split and none: near the run without it, one decision for all conditions")
@@ -35,8 +34,11 @@ def _() -> None:
 @check("Skip Steps with a batch of two different videos, and the noise of one alone decides for neither")
 def _() -> None:
     noise = host.noise_like(LATENT.repeat(2, 1, 1, 1, 1))
-    found = compared(calm(wan()), latent=LATENT.repeat(2, 1, 1, 1, 1), noise=noise, negative=SHORT_TEXT, cfg=3.0)
-    assert 0 < found.off < 0.04, found.off
+    for rule in (SPREAD, FORECAST):
+        found = compared(
+            calm(wan()), latent=LATENT.repeat(2, 1, 1, 1, 1), noise=noise, negative=SHORT_TEXT, cfg=3.0, **rule
+        )
+        assert 0 < found.off < 0.04, (rule, found.off)
     alone = [compared(calm(wan()), noise=noise[index : index + 1], negative=SHORT_TEXT, cfg=3.0) for index in (0, 1)]
     # The errors measured are those of the video that errs more, as long as both have the same history.
     worst = [max(pair) for pair in zip(*([made.error or 0.0 for made in one.report.decisions[:3]] for one in alone))]
@@ -63,6 +65,24 @@ def _() -> None:
         assert handle.report.skip_error() > 0.1, (sampler, handle.report.summary())
         off = float((out - plain).norm() / plain.norm())
         assert off < 0.02 and (off == 0.0) == (handle.report.skipped == 0), (sampler, off, handle.report.summary())
+
+
+@check("Skip Steps by a plan under samplers that add noise: x0 is forecast, and a forecast that errs much is not made")
+def _() -> None:
+    for sampler in NOISY:
+        plain = run(calm(wan()), steps=STEPS, sampler=sampler)
+        off, extra = [], []
+        for most in (settings().max_forecast_error, 0.05, float("inf")):
+            patched, handle = skipping(calm(wan()), **SPREAD, max_forecast_error=most)
+            off.append(difference(run(patched, steps=STEPS, sampler=sampler), plain))
+            made = handle.report.decisions
+            extra.append(sum(str(one.reason) == "forecasts err too much" for one in made))
+            assert all(one.estimate <= most for one in made if one.estimate and str(one.outcome) == "forecast"), sampler
+            told = host.pack("draftattn_core.run.skips").reasons(made)
+            assert told.get("forecasts err too much", 0) == extra[-1]
+        assert extra[1] >= extra[0] > extra[2] == 0, (sampler, extra)
+        # Weights are random, so the noise is not told from the video and nothing can be foretold.
+        assert off[1] <= off[0] < 0.02 and off[2] > 0.1, (sampler, off)
 
 
 @check("Skip Steps from an image or video (denoise below 1)")
@@ -129,12 +149,15 @@ def _() -> None:
         report = handle.report
         assert report.skipped > 0 and torch.isfinite(out).all(), (sampler, report.summary())
         assert not any(made.corrected for made in report.decisions), sampler
-        if sampler not in ("churn", "heun"):
+        why = {str(made.uncorrected) for made in report.decisions if made.uncorrected is not None}
+        left = {"euler": "guidance of another node", **dict.fromkeys(RENOISED, "noise added by the sampler")}
+        assert why == ({left.get(sampler, "other sampler than euler")} if correct else set()), (sampler, why)
+        if sampler not in (*RENOISED, "heun"):
             planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
             assert {made.index for made in report.decisions if str(made.outcome) == "computed"} == planned, sampler
         return out
 
-    for sampler in (*SMOOTH[1:4], "euler_ancestral", "dpmpp_2m_sde", "churn"):
+    for sampler in (*SMOOTH[1:4], *RENOISED):
         assert torch.equal(sample(calm(wan()), sampler, True), sample(calm(wan()), sampler, False)), sampler
 
     for module, name, given in (
@@ -177,33 +200,36 @@ def _() -> None:
 
 @check("Skip Steps in both halves of a run under KSamplerAdvanced")
 def _() -> None:
-    def halves(model: Any, **more: Any) -> torch.Tensor:
-        first = run(model, start_step=0, last_step=STEPS, **more)
-        none = torch.zeros_like(LATENT)
-        return run(
-            model, first, noise=none, disable_noise=True, start_step=STEPS, last_step=10000, force_full_denoise=True,
-            **more,
-        )  # fmt: skip
+    none = torch.zeros_like(LATENT)
 
-    model = calm(wan())
-    bare, every = counted(model)
-    plain = halves(bare, steps=2 * STEPS)
-    exact, _ = skipping(model, threshold=0.0)
-    assert torch.equal(halves(exact, steps=2 * STEPS), plain) and len(every) == 2 * STEPS
-    patched, handle = skipping(model)
-    patched, calls = counted(patched)
-    reports: list[Any] = []
-    patched.add_wrapper_with_key(
-        "sampler_sample", "check", lambda ex, *a, **k: (ex(*a, **k), reports.append(handle))[0]
-    )
-    out = halves(patched, steps=2 * STEPS)
-    off = float((out - plain).norm() / plain.norm())
-    assert 0 < off < 0.04, off
-    second = handle.report
-    # The second half is a run of its own: it begins in the middle of the noise, without history.
-    assert [made.index for made in second.decisions] == list(range(STEPS)) and second.decisions[0].progress > 0.4
-    assert [str(made.outcome) for made in second.decisions[:3]] == ["computed"] * 3
-    assert second.skipped > 0 and len(calls) - second.outcomes["computed"] < STEPS
+    def halves(model: Any, leftover: bool, **more: Any) -> torch.Tensor:
+        """Without leftover noise the first half ends clean, and the second one adds noise of its own."""
+        first = run(model, start_step=0, last_step=STEPS, force_full_denoise=not leftover, **more)
+        noise = {"noise": none, "disable_noise": True} if leftover else {"noise": host.noise_like(LATENT, seed=9)}
+        return run(model, first, start_step=STEPS, last_step=10000, force_full_denoise=True, **noise, **more)
+
+    for leftover, rule in product((True, False), (FORECAST, SPREAD)):
+        model = calm(wan())
+        bare, every = counted(model)
+        plain = halves(bare, leftover, steps=2 * STEPS)
+        exact, _ = skipping(model, **{**rule, "threshold": 0.0, "share": 1.0})
+        assert torch.equal(halves(exact, leftover, steps=2 * STEPS), plain) and len(every) == 2 * STEPS
+        patched, handle = skipping(model, **rule)
+        patched, calls = counted(patched)
+        out = halves(patched, leftover, steps=2 * STEPS)
+        off = float((out - plain).norm() / plain.norm())
+        assert 0 < off < 0.04, (leftover, rule, off)
+        second = handle.report
+        # The second half is a run of its own: it begins in the middle of the noise, without history.
+        assert [made.index for made in second.decisions] == list(range(STEPS))
+        assert second.decisions[0].progress > 0.4 and second.skipped > 0
+        computed = [index for index, made in enumerate(second.decisions) if str(made.outcome) == "computed"]
+        if rule is FORECAST:
+            assert computed[:3] == [0, 1, 2] and len(calls) - len(computed) < STEPS
+            continue
+        planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
+        assert set(computed) == planned and len(calls) == 2 * len(planned)
+        assert sum(made.corrected for made in second.decisions) == len(planned) - 1
 
 
 @check("Skip Steps in context windows: a history and a decision for each, near the run without it")
@@ -262,12 +288,14 @@ def _() -> None:
         run(bare, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
         levels = sorted({call.sigma for call in every}, reverse=True)
         switch = next(index for index, sigma in enumerate(levels) if sigma <= middle * (1 + 1e-6))
-        # Everything is skipped that may be: what is left had to be computed.
-        patched, _ = skipping(model, **ALL, max_reach=1e9)
-        patched, calls = counted(patched)
-        run(patched, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
-        computed = [levels.index(call.sigma) for call in calls if set(call.kinds) == {0}]
-        assert computed == [0, 1, switch, switch + 1, STEPS - 1], (switch, computed)
+        planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
+        # By a threshold everything is skipped that may be: what is left had to be computed.
+        for rule, expected in ((ALL, {0, 1, switch, switch + 1, STEPS - 1}), (SPREAD, {*planned, switch})):
+            patched, handle = skipping(model, **rule, max_reach=1e9)
+            patched, calls = counted(patched)
+            run(patched, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
+            computed = [levels.index(call.sigma) for call in calls if set(call.kinds) == {0}]
+            assert computed == sorted(expected), (rule, switch, computed, handle.report.summary())
 
 
 @check("Skip Steps holds three latents of the condition and two of every other at most, and none after the run")

@@ -12,6 +12,10 @@ import torch
 from toy_runs import difference, run
 
 STEPS = 12
+FORECAST = {"rule": "forecast", "threshold": 0.1}
+# Settings of Skip Steps that `compared` takes.
+SKIP = ("rule", "threshold", "first", "max_skips", "share", "max_forecast_error")
+SPREAD = {"rule": "spread", "share": 0.4}
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,9 @@ def compared(
     Args:
         each: calls of the network per evaluation. windows: whether the run has context windows.
         sample: runs a model, by default as `run` does.
-        given: for `sample`, but for rule, threshold, first, max_skips and share, which are for Skip Steps.
+        given: for `sample`, but for what `SKIP` names, which is for Skip Steps.
     """
-    skip = {name: given.pop(name) for name in ("rule", "threshold", "first", "max_skips", "share") if name in given}
+    skip = {name: given.pop(name) for name in SKIP if name in given}
     more = {"steps": STEPS, **given}
     bare, every = counted(model)
     plain = sample(bare, **more)

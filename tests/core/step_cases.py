@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattention.draftattn_core.run.evaluation import Branch, Denoised, Evaluation
+from draftattention.draftattn_core.run.evaluation import Branch, Denoised, Evaluation, Uncorrected
 from draftattention.draftattn_core.run.step_cache import Decision, Reason, RunStepCache, StepCacheSettings
 
 SHAPE = (1, 4, 3, 4, 6)
@@ -54,7 +54,7 @@ class Host:
         calls: noise levels at which the model was called.
         waiting: told before the model is called; may raise.
         schedule: noise levels of a sampler whose step is told; empty for a host that tells none.
-        euler: whether it takes plain Euler steps along the schedule.
+        euler: whether it takes plain Euler steps along the schedule. uncorrected: what it says if it does not.
     """
 
     cache: RunStepCache
@@ -69,6 +69,7 @@ class Host:
     progress: float | None = None
     schedule: Sequence[float] = ()
     euler: bool = True
+    uncorrected: Uncorrected = Uncorrected.UNKNOWN
 
     def __post_init__(self) -> None:
         self.calls: list[float] = []
@@ -98,6 +99,7 @@ class Host:
             is_last=is_last,
             streams=self.streams,
             next_level=self.schedule[at + 1] if self.schedule and self.euler else None,
+            uncorrected=self.uncorrected,
         )
 
     def ask(self, model: Model, x: Tensor, s: float, is_last: bool = False) -> Tensor:

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from draftattention.draftattn_core.run.evaluation import Outcome, Uncorrected
+from draftattention.draftattn_core.run.skips import reasons as reason_counts
+from draftattention.draftattn_core.run.skips import uncorrected
 from draftattention.draftattn_core.run.step_cache import Reason, RunStepCache, StepCacheSettings, nothing_to_gain
 from draftattention.draftattn_core.run.step_cache.settings import Quantity
 from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 
-from .step_cases import Host, Model, euler, levels, noise, outcomes, reasons, run, smooth_model
+from .step_cases import Host, Model, euler, levels, noise, outcomes, reasons, run, smooth_model, walk
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 SCHEDULE = levels(12)
@@ -250,11 +253,50 @@ def test_a_latent_asked_for_piece_by_piece_under_one_name_is_computed() -> None:
 
 
 def test_a_sampler_that_asks_twice_at_a_level_as_heun_does_is_planned_as_any_other() -> None:
-    host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False)
+    host = Host(spread(max_forecast_error=math.inf), steps=12, schedule=SCHEDULE, euler=False)
     for i, s in enumerate(SCHEDULE[:-1]):
         for _ in range(1 + (i > 0)):
             host.ask(smooth_model(0), noise(i), s)
     assert outcomes(host.cache.decisions) == "CffffffCCffffCCffffffCC"
+
+
+@pytest.mark.parametrize("begins", [2, 3, 6])
+def test_a_condition_asked_for_twice_from_the_middle_on_is_no_heun_and_is_computed_from_there(begins: int) -> None:
+    """As guidance asks that looks at another latent, or tiles that begin late: the second is no newer history."""
+    for euler_steps, known in ((True, 0), (False, 0 if begins > 2 else 1)):
+        host = Host(spread(), steps=12, schedule=SCHEDULE, euler=euler_steps)
+        for i, s in enumerate(SCHEDULE[:-1]):
+            for piece in range(2 if i >= begins else 1):
+                host.ask(smooth_model(0), noise(10 * piece + i), s)
+        late = [decision for decision in host.cache.decisions if decision.level <= SCHEDULE[begins]]
+        assert {decision.outcome.value for decision in late[1 + 2 * known :]} == {"computed"}, euler_steps
+        assert Reason.SAME_LEVEL in {decision.reason for decision in late}
+
+
+def test_samplers_that_go_back_up_are_not_taken_for_tiles() -> None:
+    up = [*SCHEDULE[:6], *SCHEDULE[2:-1]]
+    # Heun, restarted: once where it begins, and twice at every other level.
+    heun = [level for i, level in enumerate(up) for _ in range(1 if i in (0, 6) else 2)]
+    for at in (up, heun):
+        host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False)
+        walk(host, smooth_model(0), at)
+        assert Reason.SAME_LEVEL not in reasons(host.cache), at
+
+
+def test_a_schedule_that_holds_a_level_twice_cannot_be_told_from_tiles_and_costs_its_skips() -> None:
+    host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False)
+    walk(host, smooth_model(0), [*SCHEDULE[:6], SCHEDULE[5], *SCHEDULE[6:-1]])
+    assert outcomes(host.cache.decisions)[6:] == "C" * 7
+
+
+def test_a_window_that_heun_first_meets_in_the_middle_is_planned_as_the_others() -> None:
+    host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False, window="a")
+    other = host.of("cond", conditional=0, window="b")
+    for i, s in enumerate(SCHEDULE[:-1]):
+        for visit in range(1 + (i > 0)):
+            for part in (host, other) if i > 3 else (host,):
+                part.ask(smooth_model(0), noise(10 * visit + i), s)
+    assert any(decision.window == "b" and decision.outcome == "forecast" for decision in host.cache.decisions)
 
 
 def test_outside_its_windows_everything_is_computed() -> None:
@@ -266,7 +308,7 @@ def test_outside_its_windows_everything_is_computed() -> None:
 
 
 def test_a_second_expert_begins_with_a_history_of_its_own() -> None:
-    cache = spread()
+    cache = spread(max_forecast_error=math.inf)
     high = Host(cache, steps=12, schedule=SCHEDULE, expert="high")
     low = high.of("cond", conditional=0, expert="low")
     for i, s in enumerate(SCHEDULE[:-1]):
@@ -279,6 +321,92 @@ def test_few_steps_and_a_share_that_computes_all_have_nothing_to_gain() -> None:
     settings = StepCacheSettings("spread", share=0.5)
     assert [nothing_to_gain(settings, steps) is None for steps in (1, 2, 4, 5, 20)] == [False] * 3 + [True] * 2
     assert nothing_to_gain(StepCacheSettings("spread", share=1.0), 20) is not None
+
+
+@pytest.mark.parametrize("why", [Uncorrected.NOISE, Uncorrected.STEPS])
+def test_under_samplers_that_add_noise_the_video_is_forecast_and_not_the_noise(why: Uncorrected) -> None:
+    """x0 a line in the squared noise level: exact where x0 is forecast, far off where the fresh noise is."""
+    base, slope = noise(5), noise(6)
+    cache = spread(max_forecast_error=math.inf)
+    host = Host(cache, steps=12, schedule=SCHEDULE, euler=False, uncorrected=why)
+    off = []
+    for i, s in enumerate(SCHEDULE[:-1]):
+        x0 = base + slope * s * s
+        x = (1 - s) * x0 + s * noise(50 + i)
+        exact = (x - x0) / s
+        found = host.ask(lambda *_: exact, x, s)  # noqa: B023
+        if i > 4:
+            off.append(float((found - exact).norm() / exact.norm()))
+    assert max(off) < 1e-4 if why is Uncorrected.NOISE else max(off) > 0.1
+
+
+def test_a_plan_gives_way_where_its_forecasts_are_measured_to_err_and_takes_over_when_they_no_longer_do() -> None:
+    """The model jumps about between steps 3 and 12 of 24 and is smooth again after."""
+    schedule, calm_model = levels(24), smooth_model(0)
+    wild = {schedule[step]: noise(70 + step) for step in range(3, 13)}
+
+    def model(x: Tensor, s: float) -> Tensor:
+        return calm_model(x, s) + 3.0 * wild.get(s, torch.zeros(()))
+
+    ends = {}
+    for most in (0.25, math.inf):
+        host = Host(spread(0.5, max_forecast_error=most), steps=24, schedule=schedule)
+        found = run(host, model, schedule)
+        exact = euler(lambda x, s, *_: model(x, s), noise(0), schedule)[-1]
+        ends[most] = float((found - exact).norm() / exact.norm())
+        extra = [made.index for made in host.cache.decisions if made.reason is Reason.ERRS]
+        if most == math.inf:
+            assert not extra
+            continue
+        assert extra and min(extra) > 3 and max(extra) < 16, extra
+        for made in host.cache.decisions:
+            # A correction follows, so twice as much may be missed.
+            assert made.estimate is None or (made.estimate > 2 * most) == (made.reason is Reason.ERRS)
+        assert reason_counts(host.cache.decisions)["forecasts err too much"] == len(extra)
+    assert ends[0.25] < 0.5 * ends[math.inf], ends
+
+
+def test_forecasts_that_no_correction_follows_may_err_by_half_as_much() -> None:
+    for more in ({"euler": False}, {"euler": True, "correct": False}):
+        host = Host(
+            spread(0.5, max_forecast_error=0.2, correct=more.get("correct", True)),
+            steps=12,
+            schedule=SCHEDULE,
+            euler=more["euler"],
+        )
+        for i, s in enumerate(SCHEDULE[:-1]):
+            host.ask(smooth_model(0), noise(0) + 0.05 * i * noise(i), s)
+        told = [made for made in host.cache.decisions if made.estimate is not None]
+        assert any(0.2 < made.estimate < 0.4 for made in told)
+        assert all((made.estimate > 0.2) == (made.reason is Reason.ERRS) for made in told)
+
+
+def test_an_error_that_is_no_number_is_no_small_one() -> None:
+    host = Host(spread(0.5), steps=12, schedule=SCHEDULE)
+    for i, s in enumerate(SCHEDULE[:6]):
+        host.ask(lambda x, _: torch.full_like(x, math.nan), noise(i), s)
+    assert outcomes(host.cache.decisions) == "CfCCCC"
+
+
+@pytest.mark.parametrize("steps", [8, 20, 50])
+@pytest.mark.parametrize("share", [0.2, 0.25, 0.3, 0.4, 0.5])
+def test_smooth_paths_under_euler_are_computed_as_planned_at_every_share_of_the_frontier(
+    share: float, steps: int
+) -> None:
+    schedule = levels(steps)
+    for seed in range(6):
+        found = []
+        for most in (StepCacheSettings().max_forecast_error, math.inf):
+            host = Host(spread(share, max_forecast_error=most), steps=steps, schedule=schedule)
+            found.append((run(host, smooth_model(seed), schedule, seed), host.cache.decisions))
+        assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+        assert {made.reason for made in found[0][1]} == {Reason.PLANNED}
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, math.nan])
+def test_a_bound_that_is_no_error_is_refused(bound: float) -> None:
+    with pytest.raises(ValueError, match="max_forecast_error"):
+        StepCacheSettings("spread", max_forecast_error=bound)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
@@ -299,3 +427,19 @@ def test_a_step_cache_may_not_change_what_it_was_given() -> None:
 
     run(host, model, SCHEDULE)
     assert len(made) == 4 and all(torch.equal(out, copy) for out, copy in made)
+
+
+@pytest.mark.parametrize("why", list(Uncorrected))
+def test_where_forecasts_are_left_as_they_were_the_decision_says_why(why: Uncorrected) -> None:
+    host = Host(spread(), steps=12, schedule=SCHEDULE, euler=False, uncorrected=why)
+    run(host, smooth_model(0), SCHEDULE)
+    computed = {i: d for i, d in enumerate(host.cache.decisions) if d.outcome is Outcome.COMPUTED}
+    assert {i: d.uncorrected for i, d in computed.items()} == {0: None, 4: why, 7: why, 11: why}
+    assert uncorrected(host.cache.decisions) == {str(why): 3}
+
+
+def test_nothing_was_left_uncorrected_where_all_was_corrected_or_nobody_wanted_it() -> None:
+    for wanted in (True, False):
+        host = Host(spread(correct=wanted), steps=12, schedule=SCHEDULE, euler=wanted)
+        run(host, smooth_model(0), SCHEDULE)
+        assert uncorrected(host.cache.decisions) == {} and host.cache.forecast == 8

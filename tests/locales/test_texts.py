@@ -11,7 +11,7 @@ import pytest
 
 from draftattention.draftattn_core.method.policy import METHODS, TAILS
 from draftattention.draftattn_core.phrase import SEPARATORS
-from draftattention.draftattn_core.run.evaluation import Outcome
+from draftattention.draftattn_core.run.evaluation import Outcome, Uncorrected
 from draftattention.draftattn_core.run.report import DenseReason
 from draftattention.draftattn_core.run.step_cache.log import Reason
 from tests.locales.phrases import core_texts, files_that_tell, keyless, phrases, said_by_core
@@ -25,6 +25,7 @@ FAMILIES = {
     "reason": [str(one) for one in DenseReason],
     "remedy": [str(one) for one in DenseReason],
     "computed": [str(one) for one in Reason],
+    "uncorrected": [str(one) for one in Uncorrected],
     "outcome": [one.value for one in Outcome],
     "source": ["profile", "this run"],
     "bucket": ["early", "middle", "late"],

@@ -22,10 +22,28 @@ def named(module: str, qualname: str) -> Any:
     return function
 
 
+PATH = ("__call__", "outer_predict_noise", "predict_noise", "inner_sample", "outer_sample", "sample")
+SUMS = ("sampling_function", "cfg_function", "calc_cond_batch")
+
+
+def defined(module: str, *names: str) -> dict[str, Any]:
+    """Functions of a module, as if its source had been run."""
+    space: dict[str, Any] = {"__name__": module}
+    exec("".join(f"def {name}(self): pass\n" for name in names), space)  # noqa: S102
+    return {name: space[name] for name in names}
+
+
 def guider(
-    module: str = SAMPLERS, cls: str = "CFGGuider", wrappers: dict[str, Any] | None = None, **options: Any
+    module: str = SAMPLERS,
+    cls: str = "CFGGuider",
+    wrappers: dict[str, Any] | None = None,
+    overrides: tuple[str, ...] = (),
+    **options: Any,
 ) -> Any:
-    made = type(cls, (), {"__module__": module})()
+    """A guider that stands on the host's, with methods of its own named `overrides`."""
+    base: type = sys.modules[SAMPLERS].CFGGuider  # type: ignore[attr-defined]
+    own = {"__module__": module, **defined(module, *overrides)}
+    made: Any = base() if module == SAMPLERS else type(cls, (base,), own)()
     made.model_options, made.model_patcher = options, SimpleNamespace(wrappers=wrappers or {})
     return made
 
@@ -36,12 +54,27 @@ def euler(monkeypatch: pytest.MonkeyPatch) -> Any:
     sampling = ModuleType(SAMPLING)
     sampling.sample_euler = named(SAMPLING, "sample_euler")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, SAMPLING, sampling)
+    samplers: Any = ModuleType(SAMPLERS)
+    samplers.CFGGuider = type("CFGGuider", (), {"__module__": SAMPLERS, **defined(SAMPLERS, *PATH)})
+    for name, function in defined(SAMPLERS, *SUMS).items():
+        setattr(samplers, name, function)
+    monkeypatch.setitem(sys.modules, SAMPLERS, samplers)
     return SimpleNamespace(sampler_function=sampling.sample_euler, extra_options={})
 
 
 @pytest.fixture
-def takes_euler_steps(part) -> Any:
-    return part("nodes.host.samplers").takes_euler_steps
+def why_not(part) -> Any:
+    """Reason that no correction is made, as a word; "" if one is."""
+
+    def reason(*given: Any) -> str:
+        return str(part("nodes.host.samplers").why_not_corrected(*given) or "")
+
+    return reason
+
+
+@pytest.fixture
+def takes_euler_steps(why_not) -> Any:
+    return lambda *given: not why_not(*given)
 
 
 def test_the_hosts_euler_takes_euler_steps_and_nothing_that_looks_like_it(takes_euler_steps, euler) -> None:
@@ -54,15 +87,82 @@ def test_the_hosts_euler_takes_euler_steps_and_nothing_that_looks_like_it(takes_
     assert not takes_euler_steps(SimpleNamespace(), guider())
 
 
-def test_guiders_of_the_host_that_are_sums_pass_a_correction_on(takes_euler_steps, euler) -> None:
-    for module, cls, expected in (
-        ("comfy_extras.nodes_custom_sampler", "Guider_DualCFG", True),
-        ("/opt/ComfyUI-0.33/comfy_extras/nodes_custom_sampler", "Guider_Basic", True),
-        (r"C:\ComfyUI\comfy_extras\nodes_lt", "Guider_LTXAVDualCFG", True),
-        ("comfy_extras.nodes_perpneg", "Guider_PerpNeg", False),
-        ("/opt/ComfyUI/custom_nodes/other/samplers", "CFGGuider", False),
+def test_a_guider_that_leaves_the_hosts_path_alone_passes_a_correction_on_whatever_its_name(
+    takes_euler_steps, euler
+) -> None:
+    for module, cls in (
+        ("comfy_extras.nodes_custom_sampler", "Guider_Basic"),
+        ("comfy_extras.nodes_custom_sampler", "Guider_Renamed"),
+        ("/opt/ComfyUI/custom_nodes/other/samplers", "CFGGuider"),
     ):
-        assert takes_euler_steps(euler, guider(module, cls)) is expected, (module, cls)
+        assert takes_euler_steps(euler, guider(module, cls, overrides=("set_cfg", "set_conds"))), cls
+
+
+@pytest.mark.parametrize("method", PATH)
+def test_a_guider_with_code_of_its_own_on_that_path_passes_it_on_only_if_it_is_known_to(why_not, euler, method) -> None:
+    for module, cls, expected in (
+        ("comfy_extras.nodes_custom_sampler", "Guider_DualCFG", ""),
+        (r"C:\ComfyUI\comfy_extras\nodes_lt", "Guider_LTXAVDualCFG", ""),
+        ("comfy_extras.nodes_custom_sampler", "Guider_DualRenamed", "guider of another node"),
+        ("comfy_extras.nodes_perpneg", "Guider_PerpNeg", "guider of another node"),
+        ("/opt/ComfyUI/custom_nodes/other/samplers", "CFGGuider", "guider of another node"),
+    ):
+        assert why_not(euler, guider(module, cls, overrides=(method,))) == expected, (module, cls)
+    patched = guider()
+    setattr(patched, method, lambda *_: None)
+    assert why_not(euler, patched) == "guider of another node"
+
+
+@pytest.mark.parametrize("name", [*PATH, *SUMS])
+def test_code_that_another_node_put_in_place_of_the_hosts_is_seen_under_the_hosts_name(
+    why_not, euler, name: str
+) -> None:
+    samplers = sys.modules[SAMPLERS]
+    theirs = defined("custom_nodes.other", name)[name]
+    theirs.__module__ = SAMPLERS
+    setattr(samplers if name in SUMS else samplers.CFGGuider, name, theirs)  # type: ignore[attr-defined]
+    assert why_not(euler, guider()) == "guider of another node"
+
+
+def test_a_guider_that_does_not_stand_on_the_hosts_is_not_known(why_not, euler, monkeypatch) -> None:
+    made = guider()
+    assert why_not(euler, SimpleNamespace(model_options={})) == "guider of another node"
+    monkeypatch.delitem(sys.modules, SAMPLERS)
+    assert why_not(euler, made) == "guider of another node"
+
+
+def test_a_sampler_that_takes_a_source_of_noise_adds_some_unless_it_is_told_not_to(why_not, euler) -> None:
+    def ancestral(model: Any, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: Any = None) -> None: ...
+
+    def lcm(model: Any, noise_sampler: Any = None) -> None: ...
+
+    def sample_res_multistep(model: Any, s_noise: float = 1.0, noise_sampler: Any = None) -> None: ...
+
+    def dpm_adaptive(model: Any, eta: float = 0.0, noise_sampler: Any = None) -> None: ...
+
+    noise, steps = "noise added by the sampler", "other sampler than euler"
+    for function, options, expected in (
+        (ancestral, {}, noise),
+        (ancestral, {"eta": 0.0}, steps),
+        (ancestral, {"s_noise": 0.0}, steps),
+        (ancestral, {"eta": 0.3}, noise),
+        (lcm, {}, noise),
+        (sample_res_multistep, {}, steps),
+        (dpm_adaptive, {}, steps),
+        (object(), {}, steps),
+    ):
+        sampler = SimpleNamespace(sampler_function=function, extra_options=options)
+        assert why_not(sampler, guider()) == expected, (function, options)
+
+
+def test_what_stands_against_a_correction_is_named(why_not, euler) -> None:
+    other = named("custom_nodes.other", "f")
+    assert why_not(SimpleNamespace(), guider()) == "other sampler than euler"
+    noisy = SimpleNamespace(sampler_function=euler.sampler_function, extra_options={"s_churn": 0.5})
+    assert why_not(noisy, guider()) == "noise added by the sampler"
+    assert why_not(euler, guider(), object()) == "soft mask" == why_not(euler, guider(denoise_mask_function=other))
+    assert why_not(euler, guider(sampler_cfg_function=other)) == "guidance of another node"
+    assert why_not(euler, guider(wrappers={"predict_noise": {"k": [other]}})) == "wrapper of another node"
 
 
 @pytest.mark.parametrize(

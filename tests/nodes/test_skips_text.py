@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+EVALUATION = "draftattn_core.run.evaluation"
+
 
 @pytest.fixture
 def skipping(part):
@@ -59,7 +61,12 @@ def test_a_plan_speaks_of_the_error_across_a_gap_and_of_what_was_corrected(skipp
     def planned(corrected: bool):
         def fill(report) -> None:
             report.decisions = tuple(
-                replace(made, reason=type(made.reason).PLANNED, corrected=corrected and made.error is not None)
+                replace(
+                    made,
+                    reason=type(made.reason).PLANNED,
+                    corrected=corrected and made.error is not None,
+                    uncorrected=None if corrected or made.error is None else part(EVALUATION).Uncorrected.GUIDER,
+                )
                 for made in report.decisions
             )
             told.append(report)
@@ -72,7 +79,9 @@ def test_a_plan_speaks_of_the_error_across_a_gap_and_of_what_was_corrected(skipp
     assert "inside the gap it is smaller. By evaluation: 2: 1.2%." in text
     assert part("nodes.host.run_words").run_words(told[0]) == told[0].summary()
     text = planned(corrected=False)
-    assert "corrections" not in text and "that needs the sampler euler" in text
+    assert "corrections" not in text and "gap 1.2%; not corrected: 1 guider of another node; about" in text
+    assert "missed as it is, and why: 1 guider of another node." in text
+    assert part("nodes.host.run_words").run_words(told[1]) == told[1].summary()
 
 
 def test_notes_are_told_and_what_was_not_measured_is_said(skipping) -> None:

@@ -305,6 +305,7 @@ class DraftAttentionHandle:
             device=call.latent.device,
             is_last=tick.steps is not None and tick.sampler_step >= tick.steps - 1,
             next_level=tick.next_level,
+            uncorrected=tick.uncorrected,
         )
 
     @uncompiled

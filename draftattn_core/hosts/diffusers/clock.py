@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...run.evaluation import Uncorrected
+
 # How far, as a share of the largest timestep, an evaluation may lie from every listed timestep and still belong to one.
 _NEAR = 0.01
 # The scheduler of diffusers whose steps are x + v (t' - t), by name: diffusers is not asked for here.
@@ -29,6 +31,7 @@ class Tick:
         level: noise level t in 0..1, 1 for pure noise.
         next_level: where a plain Euler step of the scheduler leads; None if it takes another kind of step, or none is
             known.
+        uncorrected: why it is None.
     """
 
     step: int
@@ -39,6 +42,7 @@ class Tick:
     steps: int | None = None
     level: float = 1.0
     next_level: float | None = None
+    uncorrected: Uncorrected = Uncorrected.UNKNOWN
 
 
 class RunClock:
@@ -134,6 +138,7 @@ class RunClock:
             len(self._levels) or self._steps,
             self._level(value, index),
             self._next_level(index),
+            self._uncorrected(),
         )
 
     def _level(self, value: float, index: int | None) -> float:
@@ -144,9 +149,18 @@ class RunClock:
         return value / float(getattr(config, "num_train_timesteps", None) or 1000.0)
 
     def _next_level(self, index: int | None) -> float | None:
-        config = getattr(self._scheduler, "config", None)
-        euler = type(self._scheduler).__name__ == EULER and not getattr(config, "stochastic_sampling", False)
+        euler = self._uncorrected() is Uncorrected.UNKNOWN
         return self._sigmas[index + 1] if euler and index is not None and index + 1 < len(self._sigmas) else None
+
+    def _uncorrected(self) -> Uncorrected:
+        """What a scheduler says against corrections; that nothing is known if it says nothing."""
+        if self._scheduler is None:
+            return Uncorrected.UNKNOWN
+        config = getattr(self._scheduler, "config", None)
+        # DPM-Solver's stochastic kinds are named so; Euler's scheduler has a switch.
+        if getattr(config, "stochastic_sampling", False) or "sde" in str(getattr(config, "algorithm_type", "")):
+            return Uncorrected.NOISE
+        return Uncorrected.UNKNOWN if type(self._scheduler).__name__ == EULER else Uncorrected.STEPS
 
     def _read_scheduler(self) -> bool:
         if self._scheduler is None or self._scheduler.timesteps is self._source:

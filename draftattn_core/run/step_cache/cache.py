@@ -31,8 +31,8 @@ from .flow import flow_latent, flow_velocity, joined, kind_of, prediction_of, sp
 from .forecast import ForecastState
 from .latents import Parts, error_norms
 from .log import Decision, OpenDecision, Reading, Reason
+from .rules import estimate, quantity_of, ruled_out
 from .settings import StepCacheSettings
-from .spread import planned_steps
 from .stream import BranchState, Form, State, Stream
 from .together import Together
 
@@ -63,6 +63,7 @@ class RunStepCache:
         self._log: list[OpenDecision] = []
         self._index = -1
         self._level = 0.0
+        self._first_level: float | None = None
         self._errors = 0
         self._lock = threading.RLock()
 
@@ -219,7 +220,9 @@ class RunStepCache:
         for at, (branch, y, v) in enumerate(zip(evaluation.branches, latents, velocities, strict=True)):
             kept = self._kept(stream, branch.key, Form.of(y, kind))
             if kept is None:
-                kept = stream.branches[branch.key] = BranchState(Form.of(y, kind), prediction.dtype, self._new_state())
+                kept = stream.branches[branch.key] = BranchState(
+                    Form.of(y, kind), prediction.dtype, self._new_state(evaluation)
+                )
             decides, state = branch.key == stream.decider, kept.state
             predicted = _predicted(state, y, level) if decides else None
             if predicted is not None:
@@ -250,7 +253,11 @@ class RunStepCache:
     ) -> Parts | None:
         if self.settings.rule != "spread" or not self.settings.correct:
             return None
-        if evaluation.next_level is None or not stream.skipped:
+        if stream.skipped == []:
+            return None
+        if evaluation.next_level is None or stream.skipped is None:
+            decision = self._open(stream, evaluation, level)
+            decision.uncorrected = evaluation.uncorrected
             return None
         return state.corrected(x, v, level, kind.level(evaluation.next_level), stream.skipped)
 
@@ -294,7 +301,8 @@ class RunStepCache:
             # Threads bring several conditions in any order: the one that decides goes on deciding.
             stream.decider = stream.decider if stream.decider in able else able[0]
             stream.branches = {key: branch for key, branch in stream.branches.items() if key in served}
-        stream.visit(level)
+        self._first_level = level if self._first_level is None else self._first_level
+        stream.visit(level, self._first_level, evaluation.asked_once)
         if before is None or not before.skips:
             stream.skipped = []
         rose = before is not None and level > before.level
@@ -302,9 +310,9 @@ class RunStepCache:
             stream.branches.clear()
         decision = self._open(stream, evaluation, level)
         decider, x, reason = self._decider(stream, latents, evaluation, kind)
-        reason = self._ruled_out(stream, evaluation) or (Reason.LEVEL_UP if rose else reason)
+        reason = ruled_out(self.settings, stream, evaluation, self._index) or (Reason.LEVEL_UP if rose else reason)
         if decider is not None:
-            decision.estimate, reason = self._estimate(decider, x, level, reason)
+            decision.estimate, reason = estimate(self.settings, evaluation, decider, x, level, reason)
         if reason is None and self.settings.rule == "spread":
             reason = Reason.PLANNED
             decision.outcome = Outcome.FORECAST
@@ -336,39 +344,6 @@ class RunStepCache:
         same = branch.form == form
         return (branch.state, x, None) if same else (None, x, Reason.LATENT)
 
-    def _ruled_out(self, stream: Stream, evaluation: Evaluation) -> Reason | None:
-        """Why an evaluation is computed whatever its estimate."""
-        settings = self.settings
-        if settings.rule == "spread":
-            return Reason.SAME_LEVEL if stream.in_parts else _planned(settings, evaluation)
-        if evaluation.is_last:
-            return Reason.LAST
-        if settings.in_first(self._index, evaluation.steps, evaluation.progress):
-            return Reason.FIRST
-        if not settings.in_window(evaluation.progress):
-            return Reason.WINDOW
-        if settings.max_skips is not None and stream.in_a_row >= settings.max_skips:
-            return Reason.IN_A_ROW
-        return None
-
-    def _estimate(
-        self, state: State, x: Parts, level: float, reason: Reason | None
-    ) -> tuple[float | None, Reason | None]:
-        """What is held against the threshold, or why there is nothing to hold."""
-        if isinstance(state, EasyCacheState):
-            estimate = state.change(x, forced=reason is not None)
-        elif reason is not None:
-            return None, reason
-        elif self.settings.rule == "spread":
-            return None, Reason.REACH if state.reach(level) > self.settings.max_reach else None
-        elif state.level == level:
-            return None, Reason.SAME_LEVEL
-        elif state.reach(level) > self.settings.max_reach:
-            return None, Reason.REACH
-        else:
-            estimate = state.error(level)
-        return estimate, (reason or Reason.HISTORY) if estimate is None else None
-
     def _predict(
         self, stream: Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction, level: float
     ) -> list[tuple[Parts, torch.dtype]] | None:
@@ -390,23 +365,15 @@ class RunStepCache:
             return None
         return branch
 
-    def _new_state(self) -> State:
-        if self.settings.rule in ("forecast", "spread"):
-            return ForecastState(self.settings.quantity, self.settings.offload)
-        return EasyCacheState(self.settings.offload, self.together)
+    def _new_state(self, evaluation: Evaluation) -> State:
+        settings = self.settings
+        if settings.rule in ("forecast", "spread"):
+            return ForecastState(quantity_of(settings, evaluation), settings.offload)
+        return EasyCacheState(settings.offload, self.together)
 
 
 def _predicted(state: State, x: Parts, level: float) -> Parts | None:
     return state.predict(x, level) if isinstance(state, ForecastState) else state.predict(x)
-
-
-def _planned(settings: StepCacheSettings, evaluation: Evaluation) -> Reason | None:
-    """Why `spread` computes an evaluation; None if it is to be forecast."""
-    if evaluation.steps is None:
-        return Reason.LENGTH
-    if evaluation.sampler_step in planned_steps(evaluation.steps, settings.share):
-        return Reason.PLANNED
-    return None if settings.in_window(evaluation.progress) else Reason.WINDOW
 
 
 def _serve(stream: Stream, evaluation: Evaluation) -> None:

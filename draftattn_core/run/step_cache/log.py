@@ -8,7 +8,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from ..evaluation import Outcome
+from ..evaluation import Outcome, Uncorrected
 from .latents import relative_error
 from .together import Together
 
@@ -26,6 +26,7 @@ class Reason(str, Enum):
     IN_A_ROW = "as many skipped in a row as allowed"
     REACH = "too far from the computed evaluations"
     PLANNED = "planned"
+    ERRS = "forecasts err too much"
     LENGTH = "number of steps unknown"
     SAME_LEVEL = "computed noise level again"
     LEVEL_UP = "noise level went up"
@@ -83,6 +84,7 @@ class Decision:
             skipped or there was nothing to predict it from.
         branches_computed, branches_skipped: how many branches were answered either way.
         corrected: whether its output makes good what the forecasts before it missed.
+        uncorrected: why it does not, where there were forecasts and corrections are wanted; else None.
     """
 
     index: int
@@ -97,6 +99,7 @@ class Decision:
     branches_computed: int
     branches_skipped: int
     corrected: bool = False
+    uncorrected: Uncorrected | None = None
 
 
 @dataclass(eq=False)
@@ -115,6 +118,7 @@ class OpenDecision:
     branches_computed: int = 0
     branches_skipped: int = 0
     corrected: bool = False
+    uncorrected: Uncorrected | None = None
 
     @property
     def skips(self) -> bool:
@@ -137,4 +141,5 @@ class OpenDecision:
             self.branches_computed,
             self.branches_skipped,
             self.corrected,
+            self.uncorrected,
         )

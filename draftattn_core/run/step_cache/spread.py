@@ -1,10 +1,14 @@
 """Spread: which steps are computed is planned before the run, evenly over the sampler's own steps.
 
 The steps between are forecast (see `forecast`; by the last output alone until two are computed) and, where the sampler
-allows it, corrected (see `corrector`). A plan costs no waiting for the device and says beforehand what a run will cost.
-It is also closer than a threshold on the forecast's error at equal work: an error weighs by what it does to the rest
-of the run, which the steps just behind it do not tell, while the user's schedule already puts its steps where they
-matter. `benchmarks/results/frontier` has the figures.
+allows it, corrected (see `corrector`). A plan says beforehand what a run will cost. It is also closer than a threshold
+on the forecast's error at equal work: an error weighs by what it does to the rest of the run, which the steps just
+behind it do not tell, while the user's schedule already puts its steps where they matter.
+`benchmarks/results/frontier` has the figures.
+
+Two things guard a plan. Where the error measured at a computed step says that the next forecasts would be of no use,
+steps are computed beside the plan until it has fallen (`max_forecast_error`). And under samplers that add noise, x0 is
+forecast, what the model takes the video to be: the velocity, and its difference to the latent, follow the fresh noise.
 """
 
 from __future__ import annotations

@@ -66,19 +66,29 @@ class Stream:
     in_a_row: int = 0
     skipped: list[Skipped] | None = field(default_factory=list)
     in_parts: bool = False
-    _first_level: float | None = None
     _repeats: int = 0
+    _asked_once: int = 0
 
-    def visit(self, level: float) -> None:
-        """Take note of an evaluation at this level, before it is decided.
+    def visit(self, level: float, first: float, asked_once: bool) -> None:
+        """Take note of an evaluation at this level, before it is decided, and tell samplers from nodes that cut a
+        latent into tiles, or ask for one condition twice in a way that its key does not show.
 
-        No sampler asks twice at its first level, or three times at any: Heun's second evaluation of a step shares its
-        level with the first of the next. Nodes that cut a latent into tiles do.
+        No sampler asks twice at the level its run begins at, or three times at any: Heun's second evaluation of a step
+        shares its level with the first of the next, at every level but the first. So one that has moved on from two
+        levels in a row, asking once at each, does not begin to ask twice.
+
+        Args:
+            first: level that the run began at.
+            asked_once: whether the sampler is known to ask once at each level.
         """
-        self._repeats = self._repeats + 1 if self.decision is not None and self.decision.level == level else 0
-        if self._first_level is None:
-            self._first_level = level
-        if self._repeats > (0 if level == self._first_level else 1):
+        again = self.decision is not None and self.decision.level == level
+        if again:
+            self._repeats += 1
+        else:
+            if self.decision is not None:
+                self._asked_once = 0 if self._repeats else self._asked_once + 1
+            self._repeats = 0
+        if again and (asked_once or level == first or self._repeats > 1 or self._asked_once > 1):
             self.in_parts = True
 
     def add_skipped(self, level: float, next_level: float | None) -> None:

@@ -31,21 +31,23 @@ def evaluations(report: RunReport, width: int = 640, look: Look = LIGHT) -> Imag
     Skipped ones are tinted over their whole height. A bar is the error of the prediction that would have stood in for a
     computed one, a tick what the rule expected of it and its predecessors and held against the threshold, which is the
     line across. Bars and ticks of the forecast are one quantity (relative L2 of the model's output); EasyCache's ticks
-    are changes of the output (mean absolute value). A plan expects nothing; a mark below the axis says that an
-    evaluation made good what the forecasts before it missed.
+    are changes of the output (mean absolute value). Of a plan what was expected is not shown, for it rarely
+    decides; a mark below the axis says that an evaluation made good what the forecasts before it missed.
     """
     decided = _by_evaluation(report.decisions)
     if not decided:
         return None
-    errors, expected = skips.measured_errors(report.decisions), _expected(report.decisions)
-    threshold = 0.0 if report.skip.rule == "spread" else report.skip.threshold
+    planned = report.skip.rule == "spread"
+    errors = skips.measured_errors(report.decisions)
+    expected = {} if planned else _expected(report.decisions)
+    threshold = 0.0 if planned else report.skip.threshold
     highest = max([*errors.values(), *expected.values(), 1e-9])
     if 0.0 < threshold <= 3.0 * highest:
         highest = max(highest, threshold)
     top, measured = above(look), look.ramp_colour(MEASURED)
     picture, pen = look.blank(width, top + HEIGHT + 34)
     corrected = {made.index for made in report.decisions if made.corrected}
-    if report.skip.rule == "spread":
+    if planned:
         title = Phrase("chart_evaluations_planned", "Evaluations: skipped and measured error")
     else:
         title = Phrase("chart_evaluations", "Evaluations: skipped, expected and measured error")
