@@ -61,10 +61,10 @@ def test_a_missing_or_old_triton_is_named(monkeypatch: pytest.MonkeyPatch, versi
 @pytest.mark.parametrize(
     ("architecture", "version", "reason"),
     [
-        ("sm_89", "3.3.1", "Triton 3.3.1 is too old: 3.6 or newer"),
-        ("sm_120", "3.3.1", "Triton 3.3.1 is too old: 3.6 or newer"),
+        ("sm_89", "3.3.1", "Triton 3.3.1 is too old: 3.5 or newer"),
+        ("sm_120", "3.4.0", "Triton 3.4.0 is too old: 3.5 or newer"),
         ("sm_90", "3.9.0", "has no FP8 products summed in float16"),
-        ("sm_89", "3.6.0", None),
+        ("sm_89", "3.5.1", None),
         ("sm_120", "3.10.1", None),
     ],
 )

@@ -12,9 +12,9 @@ from ...phrase import Phrase, Text
 from .trust import in_short
 
 OLDEST_TRITON = (3, 3)
-# The oldest whose products of FP8, summed in float16, were seen to compile to those instructions. 3.3 does not compile
-# them for sm_89, and leaves them out for sm_120.
-OLDEST_FP8 = (3, 6)
+# The oldest whose products of FP8, summed in float16, become those instructions. 3.3 and 3.4 do not compile them for
+# sm_89, and use others for sm_120.
+OLDEST_FP8 = (3, 5)
 
 
 @functools.cache
