@@ -166,7 +166,7 @@ def prepare_backend(
         if backend.warm_up is not None:
             backend.warm_up(kind, tails, report)
             if 8 in backend.bits and (codes in ("8", "fp8") or (codes == "auto" and machine.codes_first(kind.device))):
-                fp8 = codes == "fp8" and machine.fp8_sums(kind.device)
+                fp8 = codes == "fp8" and machine.fp8_missing(kind.device) is None
                 backend.warm_up(kind.with_bits(8, fp8), tails, report)
         if name != "auto" or backend.refuses(kind) is None:
             return
@@ -201,8 +201,9 @@ def without_fp8(backend: Backend, kind: CallKind) -> Text | None:
     every device, in torch."""
     if 8 not in backend.bits:
         return Phrase("codes_none", "backend {name} has no INT8 scores", name=backend.name)
-    if backend.run is not None and not machine.fp8_sums(kind.device):
-        return Phrase("fp8_none", "this {device} device has no FP8 products summed in float16", device=kind.device.type)
+    missing = None if backend.run is None else machine.fp8_missing(kind.device)
+    if missing is not None:
+        return missing
     return backend.refuses(kind.with_bits(8, fp8=True))
 
 

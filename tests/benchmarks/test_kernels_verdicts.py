@@ -113,7 +113,7 @@ def a_cell(shape: str, density: float, attend: float = 1.1, tail: float = 0.02) 
     return [
         timed("ours", WHOLE, density * attend + 0.05, **where, extra_bytes=400.0, io_bytes=100.0, error=0.05),
         timed("ours", ATTEND, density * attend, **where),
-        timed("ours", ATTEND_TAIL, density * attend + tail, **where),
+        timed("ours", ATTEND_TAIL, density * attend + tail * (1 - density), **where),
         timed("ours", PREPARE, 0.02, **where),
         timed("ours", PREPARE_BARE, 0.015, **where),
         timed("ours", SELECT, 0.005, **where),
@@ -142,7 +142,7 @@ def test_verdicts_of_a_run_that_meets_its_targets() -> None:
         "unmeasured",
     ]
     assert "worst 1.10 x" in found[0].said and "worst 2.5 %" in found[1].said
-    # At 720p the products of the tail are 3.2 % of the dense call's, which took a second.
+    # At 720p and density 0.1 the products of the tail are 2.8 to 2.9 % of the dense call's, which took a second.
     assert found[2].said.startswith("worst 0.63 x")
     # 400 bytes beside the inputs, 100 of them the output, K + V are 200.
     assert "1.50 x K + V" in found[3].said and "over the limit by 0.50" in found[3].said
@@ -151,7 +151,7 @@ def test_verdicts_of_a_run_that_meets_its_targets() -> None:
 def test_a_missed_target_says_where_and_by_how_much() -> None:
     found = words(all_cells(attend=1.4, tail=0.05))
     assert found[0].word == "missed" and "over the limit by 0.25 x" in found[0].said
-    assert found[2].word == "missed" and "over the limit by 0.44 x" in found[2].said
+    assert found[2].word == "missed" and "over the limit by 0.43 x" in found[2].said
 
 
 def test_what_was_timed_in_part_or_elsewhere_is_not_called_met() -> None:

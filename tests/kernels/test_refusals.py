@@ -57,6 +57,27 @@ def test_a_missing_or_old_triton_is_named(monkeypatch: pytest.MonkeyPatch, versi
         triton_missing.cache_clear()
 
 
+@needs_triton
+@pytest.mark.parametrize(
+    ("architecture", "version", "reason"),
+    [
+        ("sm_89", "3.3.1", "Triton 3.3.1 is too old: 3.5 or newer"),
+        ("sm_120", "3.4.0", "Triton 3.4.0 is too old: 3.5 or newer"),
+        ("sm_90", "3.9.0", "has no FP8 products summed in float16"),
+        ("sm_89", "3.5.1", None),
+        ("sm_120", "3.10.1", None),
+    ],
+)
+def test_fp8_values_need_a_gpu_and_a_triton_that_have_their_product(
+    hopper: None, monkeypatch: pytest.MonkeyPatch, architecture: str, version: str, reason: str | None
+) -> None:
+    assert triton_missing() is None
+    monkeypatch.setattr(machine, "architecture", lambda device: architecture)
+    monkeypatch.setattr("triton.__version__", version)
+    found = registry.fp8_unwanted("triton", GPU)
+    assert found is None if reason is None else reason in str(found)
+
+
 @pytest.mark.parametrize(
     "error",
     [

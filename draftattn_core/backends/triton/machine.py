@@ -12,6 +12,9 @@ from ...phrase import Phrase, Text
 from .trust import in_short
 
 OLDEST_TRITON = (3, 3)
+# The oldest whose products of FP8, summed in float16, become those instructions. 3.3 and 3.4 do not compile them for
+# sm_89, and use others for sm_120.
+OLDEST_FP8 = (3, 5)
 
 
 @functools.cache
@@ -27,18 +30,24 @@ def triton_missing() -> Text | None:
         return _broken(error)
     except Exception as error:
         return _broken(error)
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON:
-        return Phrase(
-            "triton_old",
-            "Triton {version} is too old: {oldest} or newer is needed",
-            version=version,
-            oldest=".".join(map(str, OLDEST_TRITON)),
-        )
+    if (old := _too_old(version, OLDEST_TRITON)) is not None:
+        return old
     try:
         from ....kernels import attend_pointer  # noqa: F401
     except Exception as error:
         return not_imported(error)
     return None
+
+
+def _too_old(version: str, oldest: tuple[int, int]) -> Text | None:
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) >= oldest:
+        return None
+    return Phrase(
+        "triton_old",
+        "Triton {version} is too old: {oldest} or newer is needed",
+        version=version,
+        oldest=".".join(map(str, oldest)),
+    )
 
 
 def _broken(error: Exception) -> Text:
@@ -78,13 +87,18 @@ def architecture(device: torch.device) -> str:
     return architecture_of(torch.cuda.get_device_capability(device), gcn)
 
 
-def fp8_sums(device: torch.device) -> bool:
-    """Whether kernels multiply values in FP8 on a device (`kernels.configs.fp8_sums`); interpreted ones do."""
-    if triton_missing() is not None or device.type != "cuda":
-        return device.type == "cpu" and triton_missing() is None and interpreted()
+def fp8_missing(device: torch.device) -> Text | None:
+    """Why kernels do not multiply values in FP8 on a device (`configs.fp8_sums`), or None; interpreted ones do."""
+    none = Phrase("fp8_none", "this {device} device has no FP8 products summed in float16", device=device.type)
+    if triton_missing() is not None:
+        return none
+    if device.type != "cuda":
+        return None if device.type == "cpu" and interpreted() else none
+    import triton
+
     from ....kernels import configs
 
-    return configs.fp8_sums(architecture(device))
+    return _too_old(str(triton.__version__), OLDEST_FP8) if configs.fp8_sums(architecture(device)) else none
 
 
 def codes_first(device: torch.device) -> bool:
