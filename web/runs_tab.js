@@ -2,7 +2,7 @@
 
 import { api, app, nodeOfRun, workflowId } from "./host.js"
 import { drawMap, duration, keyElements, reasonWord } from "./map_drawing.js"
-import { say, tell } from "./words.js"
+import { language, say, tell } from "./words.js"
 
 const ROUTE = "/draftattention/runs"
 const EVENT = "draftattention.run"
@@ -57,7 +57,8 @@ function card(run) {
   const box = element("details", "draftattention-run")
   const head = document.createElement("summary")
   const node = run.workflow === workflowId() ? nodeOfRun(run.node) : null
-  const when = new Date(1000 * run.at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" })
+  const time = { hour: "2-digit", minute: "2-digit", second: "2-digit" }
+  const when = new Date(1000 * run.at).toLocaleTimeString(language(), time)
   const settings = Object.entries(run.settings).map(([name, value]) => `${name} ${tell(value)}`)
   head.append(element("b", "", `${when}  ${node?.title ?? say("runs_node", { node: run.node })}`))
   head.append(element("span", "", figures(run)), element("span", "draftattention-faint", settings.join(", ")))

@@ -17,11 +17,11 @@ async function load() {
 // The front end waits for all scripts before it makes a node.
 const texts = await load()
 
+/** The user's language, such as "zh" or "pt-BR". */
+export const language = () => app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en"
+
 /** A text of the user's language, or of English; undefined where neither has it. @param {string} key */
-export function find(key) {
-  const language = app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en"
-  return texts[language]?.[key] ?? texts.en?.[key]
-}
+export const find = (key) => texts[language()]?.[key] ?? texts.en?.[key]
 
 /** @param {string} key @param {Record<string, string|number>} [values] for the places in braces */
 export function say(key, values = {}) {

@@ -40,7 +40,10 @@ def enough(item: pytest.Item, cell: tuple[FrontEnd, str]) -> tuple[FrontEnd, str
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what needs a browser, and leave out the cells that a test says are all the same to it."""
+    """Mark what needs a browser, and leave out the cells that a test says are all the same to it.
+
+    Other languages come last in each cell, one after the other: the page is loaded anew for each change of language.
+    """
     spare = []
     for item in items:
         if "canvas" not in getattr(item, "fixturenames", ()):
@@ -51,7 +54,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             spare.append(item)
     if spare:
         config.hook.pytest_deselected(items=spare)
-        items[:] = [item for item in items if item not in set(spare)]
+        left_out = set(spare)
+        items[:] = [item for item in items if item not in left_out]
+    places = [index for index, item in enumerate(items) if item.get_closest_marker("browser")]
+    for index, item in zip(places, sorted((items[index] for index in places), key=cell_and_language)):
+        items[index] = item
+
+
+def cell_and_language(item: pytest.Item) -> tuple[int, str]:
+    """Where a test runs, as its place among the cells, and the language that it asks for; English is the page's own."""
+    marker = item.get_closest_marker("language")
+    return CELLS.index(item.callspec.params["opened"]), str(marker.args[0]) if marker else ""  # type: ignore[attr-defined]
 
 
 def clone_and_archive(target: Path) -> None:

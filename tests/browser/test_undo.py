@@ -19,6 +19,15 @@ IN_SIGHT = """([id, names]) => names.every((name) => {
     const widget = app.graph.getNodeById(id)?.widgets.find((one) => one.name === name)
     return widget?.element.isConnected && widget.element.getClientRects().length
 })"""
+SIZES = "() => Object.fromEntries(app.graph.nodes.map(({ id, size }) => [id, [...size]]))"
+ADD_ALL = """() => {
+    const ours = ([, kind]) => kind.nodeData?.category?.includes('draft attention')
+    Object.entries(LiteGraph.registered_node_types).filter(ours).forEach(([name], index) => {
+        const node = LiteGraph.createNode(name)
+        app.graph.add(node)
+        node.pos = [600 * (index % 4), 700 * (1 + Math.floor(index / 4))]
+    })
+}"""
 VALUE = "([id, name, value]) => app.graph.getNodeById(id)?.widgets.find((one) => one.name === name).value === value"
 
 
@@ -33,6 +42,32 @@ def test_after_undo_the_curve_in_sight_is_the_nodes_own(canvas: Canvas) -> None:
     drag(canvas, (0.6, 0.3), (0.7, 0.4))
     assert [round(one, 1) for one in points(canvas, node)[-1]] == [0.7, 0.4]
     assert canvas.page.locator(".draftattention-curve").count() == 1
+
+
+def test_nodes_of_a_workflow_keep_their_sizes_however_often_it_is_opened(canvas: Canvas) -> None:
+    """One that grew by itself would be a change, and the next click would write it over what redo brings back."""
+    scheduler(canvas)
+    canvas.js(ADD_ALL)
+    canvas.frames(10)
+    before = canvas.js(SIZES)
+    assert len(before) > 10
+    for _ in range(2):
+        canvas.js("() => app.loadGraphData(app.graph.serialize(), false, false)")
+        canvas.frames(10)
+        assert canvas.js(SIZES) == before
+
+
+def test_a_click_between_undo_and_redo_changes_nothing(canvas: Canvas) -> None:
+    node = scheduler(canvas)
+    canvas.settle()
+    drag(canvas, (0.6, 0.3), (0.8, 0.12))
+    moved = canvas.widget(node, "points")
+    canvas.command("Comfy.Undo")
+    canvas.until(VALUE, [node, "points", STEPPED])
+    canvas.until(IN_SIGHT, [node, ["curve_editor"]])
+    canvas.settle()
+    canvas.command("Comfy.Redo")
+    canvas.until(VALUE, [node, "points", moved])
 
 
 def test_a_run_is_no_step_to_undo_and_undo_leaves_what_it_came_to(canvas: Canvas) -> None:
