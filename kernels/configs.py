@@ -81,7 +81,7 @@ ATTEND: dict[tuple[str, int], AttendConfig] = {
     ("sm_100", 64): AttendConfig(128, 128, 64, 8, 3, 2),
     ("sm_100", 128): AttendConfig(128, 128, 32, 8, 2, 2),
     ("sm_120", 64): AttendConfig(128, 64, 16, 8, 3, 2),
-    ("sm_120", 128): AttendConfig(128, 64, 16, 8, 3, 2),
+    ("sm_120", 128): AttendConfig(128, 64, 16, 8, 3, 3),
     ("gfx942", 64): AttendConfig(128, 64, 32, 8, 2, 1),
     ("gfx942", 128): AttendConfig(128, 64, 32, 8, 2, 1),
     ("gfx1100", 64): AttendConfig(128, 32, 16, 16, 2, 1),

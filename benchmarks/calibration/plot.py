@@ -60,10 +60,13 @@ def plot(rows: Sequence[Row], title: str, path: Path) -> None:
         colour, style = _STYLES.get(method, _STYLES.get(base, ("#aaaaaa", ":")))
         if method.endswith(" + our tail"):
             style = "-"
-        width, marker = (2.4, "o") if method in list(_STYLES)[:4] else (1.2, "s")
+        ours = method in list(_STYLES)[:4]
+        width, marker = (2.4, "o") if ours else (1.2, "s")
+        # Hollow: another system as published, or its selection with what it skips dropped.
+        face = colour if ours or method.endswith(" + our tail") else "white"
         axes.plot(
-            *zip(*points, strict=True), color=colour, linestyle=style, linewidth=width, marker=marker, markersize=4,
-            label=method,
+            *zip(*points, strict=True), color=colour, linestyle=style, linewidth=width, marker=marker, markersize=5,
+            markerfacecolor=face, label=method,
         )  # fmt: skip
     axes.set(xlabel="work (exact pairs plus tail, share of dense attention)", ylabel="relative L2 error of attention")
     axes.set(xscale="log", yscale="log")

@@ -147,7 +147,7 @@ SMALL: dict[int, Choice] = {
         },
         fewer_sparse=((8, 0.4), (10, 0.4)),
         spread=(0.2, 0.25, 0.3, 0.4, 0.5),
-        spread_pairs={"budgets": SPEED_PAIRS, "ours": ((0.4, 0.4),)},
+        spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.6), (0.6, 0.5), (0.65, 0.6)), "ours": ((0.4, 0.4),)},
     ),
     4: Choice(
         fewer={"euler": (2, 3), "dpmpp_2m": (2, 3), "unipc": (2, 3)},

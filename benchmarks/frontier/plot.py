@@ -7,13 +7,14 @@ from pathlib import Path
 from benchmarks.frontier.fronts import by_family, envelope, front
 from benchmarks.frontier.report import Table
 
-# Lines of one kind share a colour: dense grey, skipping blue, sparse orange, compositions red.
+# Lines of one kind are near in colour: dense grey, skipping blue, sparse orange, compositions red, those of a plan violet.
 _COLOURS = {
     "dense, Euler": ("#555555", "-"),
     "dense, dpmpp_2m": ("#888888", "--"),
     "dense, unipc": ("#aaaaaa", ":"),
     "easycache": ("#7fb2e5", "--"),
     "forecast": ("#1f6fc4", "-"),
+    "spread": ("#0b2f66", "-"),
     "sparse, ours": ("#e58a1f", "-"),
     "sparse, ours with budgets": ("#8a4b00", "-"),
     "sparse, paper": ("#f0b96f", "--"),
@@ -23,8 +24,10 @@ _COLOURS = {
     "dpmpp_2m x sparse, ours with budgets": ("#2f8f4e", "-."),
     "forecast x sparse, ours": ("#c01818", "-"),
     "forecast x sparse, ours with budgets": ("#6e0b0b", "-"),
-    "forecast x sparse, paper": ("#b888d8", "--"),
-    "forecast x sparse, sol": ("#b888d8", ":"),
+    "forecast x sparse, paper": ("#d8a0b0", "--"),
+    "forecast x sparse, sol": ("#d8a0b0", ":"),
+    "spread x sparse, ours": ("#b07be0", "--"),
+    "spread x sparse, ours with budgets": ("#7a1fd0", "-"),
 }
 _GRID = tuple(0.12 + 0.005 * i for i in range(115))
 
