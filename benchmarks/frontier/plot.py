@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.frontier.fronts import by_family, envelope, front
 from benchmarks.frontier.report import Table
 
-# Lines of one kind are near in colour: dense grey, skipping blue, sparse orange, compositions red, those of a plan violet.
+# Lines of one kind are near in colour: dense grey, skipping blue, sparse orange, compositions red or violet (planned).
 _COLOURS = {
     "dense, Euler": ("#555555", "-"),
     "dense, dpmpp_2m": ("#888888", "--"),
