@@ -33,6 +33,9 @@ export function hints(kind, input) {
   return (required[input] ?? optional[input])?.[1]?.draftattention ?? {}
 }
 
+/** What a class of nodes is called in the user's language. */
+export const nameOfKind = (kind) => globalThis.LiteGraph?.registered_node_types?.[kind]?.title ?? kind
+
 /** Whether a class of nodes is this pack's. */
 export const isOurs = (kind) => definitions.has(kind)
 

@@ -66,8 +66,12 @@ def test_the_tab_lists_runs_with_their_settings_and_picture_and_grows_while_it_i
         text = cards.first.inner_text()
         assert "DraftAttention Sparse" in text and "4 steps" in text and "preset custom, sparsity 0.9" in text
         assert "% of the work" in text, "its dense steps tell attention's share of the time"
-        cards.first.locator("summary").click()
+        assert "density " in text
+        summary = cards.first.locator("summary")
+        assert summary.get_attribute("aria-expanded") == "false"
+        summary.click()
         canvas.until(DRAWN)
+        assert summary.get_attribute("aria-expanded") == "true"
         assert "self-attention calls sparse" in cards.first.inner_text()
         ids = canvas.load_demo(2)
         assert canvas.run() == "execution_success"
@@ -77,6 +81,20 @@ def test_the_tab_lists_runs_with_their_settings_and_picture_and_grows_while_it_i
     finally:
         canvas.js(TAB)
     canvas.until("() => !document.querySelector('.draftattention-runs')")
+
+
+def test_a_run_of_a_workflow_that_is_not_open_is_called_as_its_node_was(canvas: Canvas) -> None:
+    ids = canvas.load_demo(2)
+    canvas.js("([id, title]) => (app.graph.getNodeById(id).title = title)", [ids["ApplyDraftAttention"], "Fast one"])
+    assert canvas.run() == "execution_success"
+    canvas.clear()
+    canvas.js(TAB)
+    try:
+        first = canvas.page.locator(".draftattention-run").first
+        first.wait_for()
+        assert first.locator("b").inner_text().endswith("Fast one")
+    finally:
+        canvas.js(TAB)
 
 
 def test_the_doctor_answers_in_the_tab(canvas: Canvas) -> None:
