@@ -189,7 +189,7 @@ class ApplyDraftAttention(io.ComfyNode):
                     step=0.005,
                     optional=True,
                     advanced=True,
-                    tooltip="0.05 = each layer's attention within 5 % of dense, as cheaply as that allows. It then "
+                    tooltip="0.05 = each layer's attention within 5% of dense, as cheaply as that allows. It then "
                     "decides instead of the sparsity; a dense start stays. 0 = off.",
                 ),
                 io.Combo.Input(
