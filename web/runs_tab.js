@@ -2,6 +2,7 @@
 
 import { api, app, nameOfKind, nodeOfRun, workflowId } from "./host.js"
 import { drawMap, duration, keyElements, reasonWord } from "./map_drawing.js"
+import { showLines } from "./text_lines.js"
 import { language, say, tell } from "./words.js"
 
 const ROUTE = "/draftattention/runs"
@@ -119,7 +120,7 @@ async function examine(button, shown) {
   button.disabled = true
   shown.textContent = say("doctor_busy")
   const answer = await api.fetchApi("/draftattention/doctor", { method: "POST" }).catch(() => null)
-  shown.textContent = answer?.ok ? tell((await answer.json()).words) : say("doctor_failed")
+  showLines(shown, answer?.ok ? tell((await answer.json()).words) : say("doctor_failed"))
   button.disabled = false
 }
 

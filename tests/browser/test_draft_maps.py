@@ -171,6 +171,14 @@ def test_keys_move_the_place_and_the_frame(canvas: Canvas) -> None:
     assert canvas.page.get_by_role("slider", name="frame", exact=True).input_value() == "1"
 
 
+def test_before_a_run_the_node_says_what_it_needs_in_a_line(canvas: Canvas) -> None:
+    node = canvas.add("DraftAttentionPreview")
+    assert canvas.text(node, "draft_maps").strip().startswith("Connect DraftAttention Capture and run")
+    height = "(id) => app.graph.getNodeById(id).widgets.find((one) => one.name === 'draft_maps').element.clientHeight"
+    assert canvas.js(height, node) < 80
+    assert not canvas.page.locator(".draftattention-maps canvas").first.is_visible()
+
+
 def test_a_run_that_was_not_sparse_and_files_that_are_gone_are_told(canvas: Canvas) -> None:
     node = shown(canvas)
     send(canvas, node, {"maps": []})

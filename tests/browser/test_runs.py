@@ -97,13 +97,21 @@ def test_a_run_of_a_workflow_that_is_not_open_is_called_as_its_node_was(canvas: 
         canvas.js(TAB)
 
 
-def test_the_doctor_answers_in_the_tab(canvas: Canvas) -> None:
+def test_the_doctor_answers_in_the_tab_with_its_values_in_one_column(canvas: Canvas) -> None:
     canvas.js(TAB)
     try:
         canvas.page.get_by_role("button", name="Check it").click()
         canvas.until(
             "() => document.querySelector('.draftattention-doctor').textContent.includes('Backends')", timeout=60_000
         )
+        names = "[...document.querySelectorAll('.draftattention-doctor .draftattention-fact > span')]"
+        ends = canvas.js(f"() => {names}.map((name) => name.getBoundingClientRect().right)")
+        assert len(ends) > 4 and max(ends) - min(ends) < 0.5
+        starts = """() => [...document.querySelectorAll('.draftattention-doctor .draftattention-indented')].map((line) =>
+            parseFloat(getComputedStyle(line).paddingLeft) + parseFloat(getComputedStyle(line).textIndent))"""
+        assert canvas.js(starts).count(0) > 1, "lines that go on below are indented there"
+        lines = canvas.js("() => document.querySelector('.draftattention-doctor').textContent").split("\n")
+        assert any(line.startswith("Python   ") for line in lines), "what is copied has its columns too"
     finally:
         canvas.js(TAB)
 
