@@ -136,9 +136,7 @@ def test_a_point_is_dragged_and_the_prediction_follows(canvas: Canvas) -> None:
     assert points(canvas, node) == [(0, 1), (0.2, 1), (0.2, 0.5), (0.8, pytest.approx(0.12, abs=0.011))]
     schedule = Schedule(tuple(points(canvas, node)))
     mean = mean_density(schedule, even_steps(20))
-    assert (
-        caption(canvas) == f"20 steps compute {100 * mean:.0f}% of the block pairs and skip {100 - 100 * mean:.0f}%."
-    )
+    assert caption(canvas) == f"20 steps compute {100 * mean:.0f}% of the block pairs and skip {100 - 100 * mean:.0f}%."
     assert caption(canvas) != before
 
 

@@ -107,8 +107,9 @@ def test_the_doctor_answers_in_the_tab_with_its_values_in_one_column(canvas: Can
         names = "[...document.querySelectorAll('.draftattention-doctor .draftattention-fact > span')]"
         ends = canvas.js(f"() => {names}.map((name) => name.getBoundingClientRect().right)")
         assert len(ends) > 4 and max(ends) - min(ends) < 0.5
-        starts = """() => [...document.querySelectorAll('.draftattention-doctor .draftattention-indented')].map((line) =>
-            parseFloat(getComputedStyle(line).paddingLeft) + parseFloat(getComputedStyle(line).textIndent))"""
+        starts = """() => [...document.querySelectorAll('.draftattention-doctor .draftattention-indented')]
+            .map((line) => getComputedStyle(line))
+            .map(({ paddingLeft, textIndent }) => parseFloat(paddingLeft) + parseFloat(textIndent))"""
         assert canvas.js(starts).count(0) > 1, "lines that go on below are indented there"
         lines = canvas.js("() => document.querySelector('.draftattention-doctor').textContent").split("\n")
         assert any(line.startswith("Python   ") for line in lines), "what is copied has its columns too"
