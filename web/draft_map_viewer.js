@@ -6,7 +6,7 @@ import { areMaps, DraftMaps } from "./draft_maps.js"
 import { say } from "./words.js"
 
 const [PREVIEW, CAPTURE] = ["DraftAttentionPreview", "DraftAttentionCapture"]
-const [LEAST, MOST, BELOW, WIDTH, EMPTY] = [130, 420, 178, 400, 46]
+const [LEAST, MOST, BELOW, WIDTH, EMPTY] = [130, 420, 178, 400, 66]
 const [COLD, HOT, KEPT, QUERY] = [[20, 20, 60], [255, 214, 64], [64, 224, 160], "#ff5548"]
 const BAR = "#4fa3d1"
 const CHOICES = ["frame", "step", "layer", "head"]
