@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,7 +12,7 @@ from ..draftattn_core.run.settings import BITS, BUDGETS
 from .browser.live_map import announce_map
 from .browser.live_text import live_text
 from .browser.run_log import announce_runs
-from .browser.server import instance, running_job
+from .browser.server import instance, running_job, running_title
 from .browser.verdicts import announce_verdicts
 from .host.adapter import apply_draft_attention
 from .inputs.checks import apply_problems, judgement
@@ -188,7 +189,7 @@ class ApplyDraftAttention(io.ComfyNode):
                     step=0.005,
                     optional=True,
                     advanced=True,
-                    tooltip="0.05 = each layer's attention within 5 % of dense, as cheaply as that allows. It then "
+                    tooltip="0.05 = each layer's attention within 5% of dense, as cheaply as that allows. It then "
                     "decides instead of the sparsity; a dense start stays. 0 = off.",
                 ),
                 io.Combo.Input(
@@ -298,7 +299,8 @@ class ApplyDraftAttention(io.ComfyNode):
         if server is None:
             return io.NodeOutput(*apply_draft_attention(model, choices))
         patched, handle = apply_draft_attention(model, choices, live_text(server, node_id))
+        job, title = partial(running_job, server), partial(running_title, server, node_id)
         for announce in (announce_map, announce_verdicts):
-            announce(handle.events, node_id, job=lambda: running_job(server), send=server.send_sync)
-        announce_runs(handle, node_id, choices, job=lambda: running_job(server), send=server.send_sync)
+            announce(handle.events, node_id, job=job, send=server.send_sync)
+        announce_runs(handle, node_id, choices, job=job, title=title, send=server.send_sync)
         return io.NodeOutput(patched, handle)

@@ -45,8 +45,8 @@ class SparsityScheduler(io.ComfyNode):
                     "curve",
                     options=list(CURVES),
                     default="balanced",
-                    tooltip="quality: density 0.30 after a dense start of 15 %. balanced: 0.20 after 10 %. fast: 0.15 "
-                    "after 5 %. Runs of 8 steps and fewer start at twice the density instead of a dense step. custom "
+                    tooltip="quality: density 0.30 after a dense start of 15%. balanced: 0.20 after 10%. fast: 0.15 "
+                    "after 5%. Runs of 8 steps and fewer start at twice the density instead of a dense step. custom "
                     "points: the points below.",
                     extra_dict={"draftattention": {"by_curve": BY_CURVE, "presets": PRESET_SHAPES}},
                 ),

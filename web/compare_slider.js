@@ -50,7 +50,7 @@ class CompareSlider {
     box.append(this.canvas, bar, this.note)
     this.box = box
     this.listen()
-    addElement(node, "compare_slider", box, () => this.height)
+    addElement(node, "compare_slider", box, () => this.height, true)
     globalThis.ResizeObserver && new ResizeObserver(() => this.draw()).observe(this.canvas)
   }
 

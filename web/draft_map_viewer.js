@@ -1,12 +1,12 @@
 /** On DraftAttention Preview: click a place in a frame and see what its block attends to, in any head that was kept. */
 
-import { addElement, fit, onOutput } from "./host.js"
+import { addElement, app, fit, nameOfKind, onOutput } from "./host.js"
 import { boxOf, ClipSheet, isSheet, sharpen, slider } from "./clip_sheet.js"
 import { areMaps, DraftMaps } from "./draft_maps.js"
 import { say } from "./words.js"
 
-const PREVIEW = "DraftAttentionPreview"
-const [LEAST, MOST, BELOW, WIDTH] = [130, 420, 178, 400]
+const [PREVIEW, CAPTURE] = ["DraftAttentionPreview", "DraftAttentionCapture"]
+const [LEAST, MOST, BELOW, WIDTH, EMPTY] = [130, 420, 178, 400, 66]
 const [COLD, HOT, KEPT, QUERY] = [[20, 20, 60], [255, 214, 64], [64, 224, 160], "#ff5548"]
 const BAR = "#4fa3d1"
 const CHOICES = ["frame", "step", "layer", "head"]
@@ -32,7 +32,7 @@ class DraftMapViewer {
   constructor(node) {
     this.node = node
     this.box = document.createElement("div")
-    this.box.className = "draftattention draftattention-clips draftattention-maps"
+    this.box.className = "draftattention draftattention-clips draftattention-maps empty"
     this.canvas = document.createElement("canvas")
     this.canvas.tabIndex = 0
     this.canvas.setAttribute("role", "application")
@@ -46,6 +46,7 @@ class DraftMapViewer {
     this.caption.setAttribute("aria-live", "polite")
     this.note = document.createElement("div")
     this.note.className = "draftattention-caption draftattention-faint"
+    this.note.textContent = say("maps_empty", { name: nameOfKind(CAPTURE) })
     this.toggle = document.createElement("button")
     this.toggle.type = "button"
     this.toggle.textContent = say("maps_kept")
@@ -77,7 +78,8 @@ class DraftMapViewer {
   }
 
   get height() {
-    const { width, height } = this.sheet?.told ?? { width: 16, height: 9 }
+    if (!this.sheet) return EMPTY
+    const { width, height } = this.sheet.told
     return Math.min(MOST, Math.max(LEAST, ((this.node.size[0] - 40) * height) / width)) + BELOW
   }
 
@@ -104,7 +106,7 @@ class DraftMapViewer {
       void this.choose({})
     }
     this.box.style.minHeight = `${this.height - 20}px`
-    this.node.setSize([Math.max(this.node.size[0], WIDTH), this.node.size[1]])
+    if (!empty) this.node.setSize([Math.max(this.node.size[0], WIDTH), this.node.size[1]])
     fit(this.node)
   }
 
@@ -339,9 +341,16 @@ class DraftMapViewer {
   }
 }
 
+app.registerExtension({
+  name: "DraftAttention.EmptyDraftMaps",
+  nodeCreated(node) {
+    if (node.comfyClass !== PREVIEW || !node.addDOMWidget || !globalThis.DecompressionStream) return
+    viewers.set(node, new DraftMapViewer(node))
+    fit(node)
+  },
+})
+
 onOutput("DraftAttention.DraftMapViewer", (node, output) => {
   const [told] = output?.draftattention_maps ?? []
-  if (node.comfyClass !== PREVIEW || !node.addDOMWidget || !told || !globalThis.DecompressionStream) return
-  if (!viewers.has(node)) viewers.set(node, new DraftMapViewer(node))
-  viewers.get(node).show(told)
+  if (told) viewers.get(node)?.show(told)
 })

@@ -33,6 +33,9 @@ export function hints(kind, input) {
   return (required[input] ?? optional[input])?.[1]?.draftattention ?? {}
 }
 
+/** What a class of nodes is called in the user's language. */
+export const nameOfKind = (kind) => globalThis.LiteGraph?.registered_node_types?.[kind]?.title ?? kind
+
 /** Whether a class of nodes is this pack's. */
 export const isOurs = (kind) => definitions.has(kind)
 
@@ -139,16 +142,21 @@ export function setTooltip(node, widget, text) {
   if (isNodes2() && node.widgets.length) node.widgets.push(node.widgets.pop())
 }
 
+/** By how much the classic canvas moves an element up to another of ours; see the style sheet. */
+const CLOSER = 12
+
 /**
  * Add an element to a node, in both renderers. It is part of neither the saved values nor the prompt.
  * @param {() => number} height least height in pixels
+ * @param {boolean} [below] whether another element of ours stands right above it
  */
-export function addElement(node, name, element, height) {
+export function addElement(node, name, element, height, below = false) {
   element.dataset.draftattention = name
+  element.classList.toggle("draftattention-below", below)
   const widget = node.addDOMWidget(name, `draftattention_${name}`, element, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: height,
+    getMinHeight: () => height() - (below && !isNodes2() ? CLOSER : 0),
     getValue: () => "",
     setValue: () => {},
   })

@@ -50,7 +50,7 @@ function addView(node) {
   const text = document.createElement("div")
   box.append(canvas, text, key)
   views.set(node, { canvas, key, text })
-  addElement(node, "live_map", box, () => HEIGHT)
+  addElement(node, "live_map", box, () => HEIGHT, true)
   globalThis.ResizeObserver && new ResizeObserver(() => draw(node)).observe(canvas)
   fit(node)
 }

@@ -95,8 +95,8 @@ export function keyElements(map) {
   })
 }
 
-/** Seconds in words: "2.5 s", "3:10". */
+/** Seconds in words: "2.5 s" as the user's language has it, "3:10". */
 export const duration = (seconds) =>
   seconds < 60
-    ? `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`
+    ? say("map_seconds", { seconds: seconds.toFixed(seconds < 10 ? 1 : 0) })
     : `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`

@@ -1,17 +1,20 @@
 /** A tab in the sidebar: the runs since the server started, and the doctor. */
 
-import { api, app, nodeOfRun, workflowId } from "./host.js"
+import { api, app, nameOfKind, nodeOfRun, workflowId } from "./host.js"
 import { drawMap, duration, keyElements, reasonWord } from "./map_drawing.js"
+import { showLines } from "./text_lines.js"
 import { language, say, tell } from "./words.js"
 
 const ROUTE = "/draftattention/runs"
 const EVENT = "draftattention.run"
+const APPLY = "ApplyDraftAttention"
 
 /**
  * @typedef {object} Run what the server says of one, see its `LoggedRun`
  * @property {number} number
  * @property {string} node
  * @property {string} workflow
+ * @property {string} title what the user called the node when it ran; empty where it is not known
  * @property {number} at
  * @property {number} seconds
  * @property {number|null} steps
@@ -20,6 +23,7 @@ const EVENT = "draftattention.run"
  * @property {import("./words.js").Told|null} words the same for the user's language
  * @property {import("./words.js").Told|null} cancelled_words
  * @property {Record<string, import("./words.js").Told>} settings
+ * @property {number|null} density
  * @property {number|null} work
  * @property {number|null} speed_up
  * @property {number|null} error
@@ -44,6 +48,7 @@ function figures(run) {
     duration(run.seconds),
     run.steps && say("runs_steps", { steps: run.steps }),
     run.speed_up && say("badge_faster", { factor: run.speed_up.toFixed(1) }),
+    run.density !== null && say("runs_density", { density: percent(run.density) }),
     run.work !== null && say("runs_work", { work: percent(run.work) }),
     run.error !== null && say("runs_error", { error: percent(run.error) }),
     run.skip_error !== null && say("runs_skip_error", { error: percent(run.skip_error) }),
@@ -52,20 +57,29 @@ function figures(run) {
     .join(" · ")
 }
 
+/** What a run is called: as its node is called now, where that is open, else as it was called then. @param {Run} run */
+function nameOf(run) {
+  const node = run.workflow === workflowId() ? nodeOfRun(run.node) : null
+  return node?.title ?? (run.title || say("runs_node", { name: nameOfKind(APPLY), node: run.node }))
+}
+
 /** A run: its title and figures, and below them, once it is opened, its picture, settings and words. @param {Run} run */
 function card(run) {
   const box = element("details", "draftattention-run")
   const head = document.createElement("summary")
-  const node = run.workflow === workflowId() ? nodeOfRun(run.node) : null
+  head.setAttribute("aria-expanded", "false")
   const time = { hour: "2-digit", minute: "2-digit", second: "2-digit" }
   const when = new Date(1000 * run.at).toLocaleTimeString(language(), time)
   const settings = Object.entries(run.settings).map(([name, value]) => `${name} ${tell(value)}`)
-  head.append(element("b", "", `${when}  ${node?.title ?? say("runs_node", { node: run.node })}`))
+  head.append(element("b", "", `${when}  ${nameOf(run)}`))
   head.append(element("span", "", figures(run)), element("span", "draftattention-faint", settings.join(", ")))
   if (run.cancelled) head.append(element("span", "draftattention-faint", tell(run.cancelled_words ?? run.cancelled)))
   if (run.dense) head.append(element("span", "draftattention-wrong", say("map_dense", { reason: reasonWord(run.dense) })))
   box.append(head)
-  box.addEventListener("toggle", () => box.open && box.children.length === 1 && void unfold(box, run))
+  box.addEventListener("toggle", () => {
+    head.setAttribute("aria-expanded", String(box.open))
+    if (box.open && box.children.length === 1) void unfold(box, run)
+  })
   return box
 }
 
@@ -106,7 +120,7 @@ async function examine(button, shown) {
   button.disabled = true
   shown.textContent = say("doctor_busy")
   const answer = await api.fetchApi("/draftattention/doctor", { method: "POST" }).catch(() => null)
-  shown.textContent = answer?.ok ? tell((await answer.json()).words) : say("doctor_failed")
+  showLines(shown, answer?.ok ? tell((await answer.json()).words) : say("doctor_failed"))
   button.disabled = false
 }
 

@@ -3,12 +3,11 @@
 import { addElement, fit } from "./host.js"
 // Registered first, so that its button stands above the box.
 import "./folded_inputs.js"
+import { showLines, widthOf } from "./text_lines.js"
 import { say } from "./words.js"
 
 const LEAST = 56
 const MOST = 300
-/** Letters that are as wide as two others: Chinese, Japanese, Korean. */
-const WIDE = /[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff00-\uff60]/g
 
 /**
  * Add the box to a node.
@@ -47,7 +46,7 @@ export function addTextBox(node, name, hint) {
   let height = LEAST
   addElement(node, name, box, () => height)
   return (text, wrong = "") => {
-    shown.textContent = text || hint
+    showLines(shown, text || hint)
     alert.textContent = wrong
     box.classList.toggle("empty", !text)
     const count = lines(text, node.size[0]) + (wrong ? lines(wrong, node.size[0]) + 1 : 0)
@@ -68,6 +67,5 @@ async function toClipboard(element) {
 /** About how many lines a text takes in a node of a width. */
 function lines(text, width) {
   const letters = Math.max(20, (width - 40) / 6.2)
-  const length = (line) => line.length + (line.match(WIDE)?.length ?? 0)
-  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(length(line) / letters)), 0)
+  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(widthOf(line) / letters)), 0)
 }

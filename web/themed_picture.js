@@ -46,7 +46,7 @@ class ThemedPicture {
     this.link.className = "draftattention-frame"
     this.box.append(this.link, this.gone)
     this.link.addEventListener("pointerdown", (event) => event.stopPropagation())
-    addElement(node, "picture", this.box, () => this.height)
+    addElement(node, "picture", this.box, () => this.height, true)
     // A node is wider or in the page later than its picture is known.
     new ResizeObserver(() => this.draw()).observe(this.box)
     all.add(new WeakRef(this))

@@ -220,6 +220,12 @@ class RunReport:
         and edges included; the number speed claims cite. None if no call counted."""
         return self._share(self.calls)
 
+    def executed_in_words(self) -> str | None:
+        """`executed_density` with two digits; None where the sparse calls alone have the same, or no call counted."""
+        sparse, executed = self.sparse_density(), self.executed_density()
+        told = None if executed is None else f"{executed:.2f}"
+        return None if sparse is not None and told == f"{sparse:.2f}" else told
+
     @staticmethod
     def _share(calls: list[Call]) -> float | None:
         total = sum(call.pairs for call in calls)
@@ -367,7 +373,7 @@ class RunReport:
     def summary(self) -> str:
         """One line that tells the story of the run."""
         placed = [call for call in self.calls if call.position is not None]
-        sparse, executed = self.sparse_density(), self.executed_density()
+        sparse, executed = self.sparse_density(), self.executed_in_words()
         told = self._told_skips()
         line = "DraftAttention: " + (f"{self.cancelled}; " if self.cancelled else "")
         if not self.calls and self.outcomes:
@@ -381,7 +387,7 @@ class RunReport:
         if dense:
             line += "; dense: " + ", ".join(f"{count} {reason}" for reason, count in dense.items())
         if executed is not None:
-            line += f"; executed density {executed:.2f}"
+            line += f"; executed density {executed}"
         if self.skipped:
             return self._with_speed_up(line)
         for unit, (sparse_time, dense_time) in (("step", self.median_step_seconds()), ("call", self.mean_seconds())):

@@ -30,11 +30,13 @@ class LoggedRun:
     Attributes:
         number: counts the server's runs.
         node, workflow: the host's ids; the latter empty where it is not known.
+        title: what the user called the node when it ran; empty where it is not known.
         at: when it ended, in seconds since 1970; seconds: how long it took.
         steps: of its sampler, None if unknown.
         cancelled: how far it came, if it ended early.
         text: how it went, in words; words, cancelled_words: the same as `words.plain` has it, None if it was cut.
         settings: what the user chose, by input; values in words.
+        density: of the sparse calls, see `RunReport.sparse_density`; None where there were none.
         work: share of the dense run's work, see `RunReport.work`; speed_up: see there; None where not known.
         error: mean relative error of attention with the tails in use, as the probe measured it; None where it did not.
         skip_error: see `RunReport.skip_error`.
@@ -45,12 +47,14 @@ class LoggedRun:
     number: int
     node: str
     workflow: str
+    title: str
     at: float
     seconds: float
     steps: int | None
     cancelled: str | None
     text: str
     settings: Mapping[str, str]
+    density: float | None
     work: float | None
     speed_up: float | None
     error: float | None
@@ -110,6 +114,7 @@ def announce_runs(
     *,
     job: Callable[[], tuple[str, str]],
     send: Callable[[str, dict[str, Any]], None],
+    title: Callable[[], str] = str,
     runs: RunLog = RUNS,
 ) -> None:
     """Keep every run that speaks through the handle's events, and send what it came to.
@@ -118,6 +123,7 @@ def announce_runs(
         node: the host's id of the node; choices: what the user chose there.
         job: ids of the workflow and of the job that run now; empty where they are not known.
         send: sends an event to all browsers.
+        title: what the user calls the node of the job that runs now; empty where it is not known.
     """
     settings = settings_in_words(choices)
     rows: dict[int, dict[str, Any]] = {}
@@ -136,12 +142,14 @@ def announce_runs(
             number=runs.number(),
             node=node,
             workflow=job()[0],
+            title=title(),
             at=time.time(),
             seconds=round(event.seconds, 3),
             steps=event.steps,
             cancelled=event.cancelled,
             text=text,
             settings=settings,
+            density=report.sparse_density(),
             work=report.work(),
             speed_up=report.speed_up(),
             error=tail_error(report),

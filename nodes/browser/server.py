@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-MAX_ID = 100
+MAX_ID, MAX_TITLE = 100, 80
 
 
 def instance() -> Any | None:
@@ -22,6 +22,20 @@ def running_job(server: Any) -> tuple[str, str]:
     _, prompt, _, extra, *_ = running[0]
     workflow = ((extra.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
     return _bounded(workflow), _bounded(prompt)
+
+
+def running_title(server: Any, node: str) -> str:
+    """What the user calls a node of the job that runs now, cut at `MAX_TITLE` characters; empty where it is not known.
+
+    Front ends send it beside the inputs of each node; a job made by a script may have none.
+    """
+    running, _ = server.prompt_queue.get_current_queue_volatile()
+    if len(running) != 1:
+        return ""
+    nodes = running[0][2]
+    about = (nodes.get(node) or {}).get("_meta") if isinstance(nodes, dict) else None
+    title = about.get("title") if isinstance(about, dict) else None
+    return title.strip()[:MAX_TITLE] if isinstance(title, str) else ""
 
 
 def _bounded(name: Any) -> str:

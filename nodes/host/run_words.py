@@ -19,7 +19,7 @@ def run_words(report: RunReport) -> Words:
     if not report.calls and report.outcomes:
         clauses += told or [Words("run_all_evaluations", count=sum(report.outcomes.values()))]
         return line_of([*clauses, *_speed_up(report)])
-    sparse, executed = report.sparse_density(), report.executed_density()
+    sparse, executed = report.sparse_density(), report.executed_in_words()
     calls = sum(call.position is not None for call in report.calls)
     clauses += told
     if sparse is None:
@@ -32,7 +32,7 @@ def run_words(report: RunReport) -> Words:
     if dense:
         clauses.append(Words("run_dense", reasons=counted(dense, "reason")))
     if executed is not None:
-        clauses.append(Words("run_executed", density=f"{executed:.2f}"))
+        clauses.append(Words("run_executed", density=executed))
     return line_of([*clauses, *(_speed_up(report) if report.skipped else _pace(report))])
 
 

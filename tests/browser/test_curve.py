@@ -136,9 +136,7 @@ def test_a_point_is_dragged_and_the_prediction_follows(canvas: Canvas) -> None:
     assert points(canvas, node) == [(0, 1), (0.2, 1), (0.2, 0.5), (0.8, pytest.approx(0.12, abs=0.011))]
     schedule = Schedule(tuple(points(canvas, node)))
     mean = mean_density(schedule, even_steps(20))
-    assert (
-        caption(canvas) == f"20 steps compute {100 * mean:.0f} % of the block pairs and skip {100 - 100 * mean:.0f} %."
-    )
+    assert caption(canvas) == f"20 steps compute {100 * mean:.0f}% of the block pairs and skip {100 - 100 * mean:.0f}%."
     assert caption(canvas) != before
 
 
@@ -151,7 +149,7 @@ def test_the_prediction_follows_while_the_point_is_dragged(canvas: Canvas) -> No
         mouse.move(*place(canvas, 0.6, density), steps=2)
         said.append(caption(canvas))
         mean = mean_density(Schedule(tuple(points(canvas, node))), even_steps(20))
-        assert f"compute {100 * mean:.0f} %" in said[-1]
+        assert f"compute {100 * mean:.0f}%" in said[-1]
     mouse.up()
     assert len(set(said)) == 3
 
@@ -325,4 +323,4 @@ def test_a_curve_of_the_hosts_editor_takes_the_place_of_the_points(canvas: Canva
     assert canvas.run() == "execution_success"
     canvas.until("() => document.querySelector('.draftattention-caption').innerText.startsWith('Drawn by')")
     mean = mean_density(Schedule(((0.0, 1.0), (0.5, 0.25), (1.0, 0.25))), even_steps(20))
-    assert f"20 steps compute {100 * mean:.0f} %" in caption(canvas)
+    assert f"20 steps compute {100 * mean:.0f}%" in caption(canvas)

@@ -108,14 +108,14 @@ def test_a_click_shows_what_that_block_attends_to(canvas: Canvas) -> None:
     before = canvas.js("(id) => [...app.graph.getNodeById(id).pos]", node)
     slide(canvas, "frame", 0)
     click(canvas, 0.3)
-    canvas.until(SETTLED, [node, "50 % of the blocks are computed; they hold 75 % of the draft"])
+    canvas.until(SETTLED, [node, "50% of the blocks are computed; they hold 75% of the draft"])
     left, right = (canvas.js(SUM, [node, x, 0.5]) for x in (0.2, 0.8))
     assert left > right + 20, "itself, then its neighbour"
     slide(canvas, "frame", 1)
     others = [canvas.js(SUM, [node, x, 0.5]) for x in (0.2, 0.8)]
     assert others[0] == others[1] < right - 20, "the blocks of the other frame"
     click(canvas, 0.8)
-    canvas.until(SETTLED, [node, "75 % of the draft"])
+    canvas.until(SETTLED, [node, "75% of the draft"])
     assert canvas.js(SUM, [node, 0.8, 0.5]) == left, "a click in another frame takes the block there"
     slide(canvas, "frame", 0)
     assert [canvas.js(SUM, [node, x, 0.5]) for x in (0.2, 0.8)] == [right, others[0]], "block 3 is followed by block 0"
@@ -128,7 +128,7 @@ def test_pointing_tells_the_share_and_whether_it_is_computed(canvas: Canvas) -> 
     click(canvas, 0.3)
     box = image(canvas).bounding_box()
     assert box is not None
-    for frame, share, how in ((0, "50 %", "computed exactly"), (1, "13 %", "through its tail")):
+    for frame, share, how in ((0, "50%", "computed exactly"), (1, "13%", "through its tail")):
         slide(canvas, "frame", frame)
         canvas.page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)
         canvas.until(SETTLED, [node, f"{share} of the draft, {how}"])
@@ -138,12 +138,12 @@ def test_pointing_tells_the_share_and_whether_it_is_computed(canvas: Canvas) -> 
 def test_step_layer_and_head_change_without_a_run(canvas: Canvas) -> None:
     node = shown(canvas)
     slide(canvas, "head", 1)
-    canvas.until(SETTLED, [node, "100 % of the blocks are computed; they hold 100 % of the draft"])
+    canvas.until(SETTLED, [node, "100% of the blocks are computed; they hold 100% of the draft"])
     slide(canvas, "head", 0)
     slide(canvas, "step", 1)
     canvas.until(SETTLED, [node, "Step 4, layer 0 was dense."])
     slide(canvas, "layer", 1)
-    canvas.until(SETTLED, [node, "50 % of the blocks are computed"])
+    canvas.until(SETTLED, [node, "50% of the blocks are computed"])
     assert "was dense" not in canvas.text(node, "draft_maps")
 
 
@@ -160,7 +160,7 @@ def test_keys_move_the_place_and_the_frame(canvas: Canvas) -> None:
     node = shown(canvas)
     slide(canvas, "frame", 0)
     click(canvas, 0.45)
-    canvas.until(SETTLED, [node, "75 % of the draft"])
+    canvas.until(SETTLED, [node, "75% of the draft"])
     bright = canvas.js(SUM, [node, 0.2, 0.5])
     image(canvas).focus()
     canvas.page.keyboard.press("ArrowRight")
@@ -169,6 +169,14 @@ def test_keys_move_the_place_and_the_frame(canvas: Canvas) -> None:
     )
     canvas.page.keyboard.press(".")
     assert canvas.page.get_by_role("slider", name="frame", exact=True).input_value() == "1"
+
+
+def test_before_a_run_the_node_says_what_it_needs_in_a_line(canvas: Canvas) -> None:
+    node = canvas.add("DraftAttentionPreview")
+    assert canvas.text(node, "draft_maps").strip().startswith("Connect DraftAttention Capture and run")
+    height = "(id) => app.graph.getNodeById(id).widgets.find((one) => one.name === 'draft_maps').element.clientHeight"
+    assert canvas.js(height, node) < 80
+    assert not canvas.page.locator(".draftattention-maps canvas").first.is_visible()
 
 
 def test_a_run_that_was_not_sparse_and_files_that_are_gone_are_told(canvas: Canvas) -> None:

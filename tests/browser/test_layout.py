@@ -34,6 +34,38 @@ def test_the_demo_shows_a_picture_a_curve_and_a_report_and_still_nothing_overlap
     assert canvas.text(ids["SparsityScheduler"], "curve_editor")
     settle(canvas.page)
     assert overlapping(boxes(canvas.page, canvas.nodes_2)) == []
+    for node, above, below in (
+        ("ApplyDraftAttention", "verdict", "live_map"),
+        ("DraftAttentionReport", "text", "picture"),
+        ("DraftAttentionCompare", "text", "compare_slider"),
+    ):
+        gap = gap_between(canvas, ids[node], above, below)
+        assert 2 <= gap <= 10, f"{gap} pixels between {above} and {below} of {node}"
+
+
+def gap_between(canvas: Canvas, node: int, above: str, below: str) -> float:
+    """What is free between two elements of a node that is brought into view, in pixels of the canvas at full size."""
+    canvas.js(
+        """(id) => {
+            const node = app.graph.getNodeById(id)
+            app.canvas.ds.scale = 1
+            app.canvas.ds.offset = [200 - node.pos[0], 100 - node.pos[1]]
+            app.canvas.setDirty(true, true)
+        }""",
+        node,
+    )
+    canvas.text(node, above)
+    canvas.frames()
+    return float(
+        canvas.js(
+            """([id, ...names]) => {
+                const [above, below] = names.map((name) =>
+                    app.graph.getNodeById(id).widgets.find((one) => one.name === name).element.getBoundingClientRect())
+                return below.top - above.bottom
+            }""",
+            [node, above, below],
+        )
+    )
 
 
 @pytest.mark.any_cell("files on the server, which every front end asks for alike")

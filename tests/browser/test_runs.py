@@ -66,8 +66,12 @@ def test_the_tab_lists_runs_with_their_settings_and_picture_and_grows_while_it_i
         text = cards.first.inner_text()
         assert "DraftAttention Sparse" in text and "4 steps" in text and "preset custom, sparsity 0.9" in text
         assert "% of the work" in text, "its dense steps tell attention's share of the time"
-        cards.first.locator("summary").click()
+        assert "density " in text
+        summary = cards.first.locator("summary")
+        assert summary.get_attribute("aria-expanded") == "false"
+        summary.click()
         canvas.until(DRAWN)
+        assert summary.get_attribute("aria-expanded") == "true"
         assert "self-attention calls sparse" in cards.first.inner_text()
         ids = canvas.load_demo(2)
         assert canvas.run() == "execution_success"
@@ -79,13 +83,36 @@ def test_the_tab_lists_runs_with_their_settings_and_picture_and_grows_while_it_i
     canvas.until("() => !document.querySelector('.draftattention-runs')")
 
 
-def test_the_doctor_answers_in_the_tab(canvas: Canvas) -> None:
+def test_a_run_of_a_workflow_that_is_not_open_is_called_as_its_node_was(canvas: Canvas) -> None:
+    ids = canvas.load_demo(2)
+    canvas.js("([id, title]) => (app.graph.getNodeById(id).title = title)", [ids["ApplyDraftAttention"], "Fast one"])
+    assert canvas.run() == "execution_success"
+    canvas.clear()
+    canvas.js(TAB)
+    try:
+        first = canvas.page.locator(".draftattention-run").first
+        first.wait_for()
+        assert first.locator("b").inner_text().endswith("Fast one")
+    finally:
+        canvas.js(TAB)
+
+
+def test_the_doctor_answers_in_the_tab_with_its_values_in_one_column(canvas: Canvas) -> None:
     canvas.js(TAB)
     try:
         canvas.page.get_by_role("button", name="Check it").click()
         canvas.until(
             "() => document.querySelector('.draftattention-doctor').textContent.includes('Backends')", timeout=60_000
         )
+        names = "[...document.querySelectorAll('.draftattention-doctor .draftattention-fact > span')]"
+        ends = canvas.js(f"() => {names}.map((name) => name.getBoundingClientRect().right)")
+        assert len(ends) > 4 and max(ends) - min(ends) < 0.5
+        starts = """() => [...document.querySelectorAll('.draftattention-doctor .draftattention-indented')]
+            .map((line) => getComputedStyle(line))
+            .map(({ paddingLeft, textIndent }) => parseFloat(paddingLeft) + parseFloat(textIndent))"""
+        assert canvas.js(starts).count(0) > 1, "lines that go on below are indented there"
+        lines = canvas.js("() => document.querySelector('.draftattention-doctor').textContent").split("\n")
+        assert any(line.startswith("Python   ") for line in lines), "what is copied has its columns too"
     finally:
         canvas.js(TAB)
 

@@ -19,6 +19,8 @@ def test_the_doctor_says_what_it_found(canvas: Canvas) -> None:
     found = canvas.js("(id) => [window.heard[id]].flat().join('\\n')", doctor)
     assert "Backends" in found
     assert canvas.text(doctor, "text").split() == [*found.split(), "Copy"]
+    shown = "(id) => app.graph.getNodeById(id).widgets[0].element.querySelector('pre').textContent"
+    assert canvas.js(shown, doctor) == found, "what is copied is what was found"
 
 
 def test_report_and_compare_say_what_they_found_and_keep_it_from_the_saved_workflow(canvas: Canvas) -> None:

@@ -34,7 +34,8 @@ from draftattention.draftattn_core.views.charts.density import (
     scale_top,
     tails_per_layer,
 )
-from draftattention.draftattn_core.views.charts.look import LIGHT
+from draftattention.draftattn_core.views.charts.labels import labels_of
+from draftattention.draftattn_core.views.charts.look import LIGHT, on_node
 
 
 def call(step: int, layer: int, density: float | None, reason: DenseReason | None = None, seconds: float = 0.0) -> Call:
@@ -195,14 +196,35 @@ def test_small_errors_keep_a_digit() -> None:
     assert [error_text(value) for value in (0.1234, 0.0, 6.4e-5)] == ["0.123", "0.000", "6e-05"]
 
 
+def bars(picture: Image.Image) -> Image.Image:
+    """`seconds_per_step` without its key."""
+    return picture.crop((0, 0, picture.width, 140))
+
+
+def test_the_bars_of_seconds_per_step_have_a_key_to_those_that_occur() -> None:
+    run = RunReport()
+    run.add(call(0, 0, None, DenseReason.SCHEDULE, 1.0))
+    dense, sparse, model = "chart_attention_dense", "chart_attention_sparse", "chart_whole_model"
+
+    def key() -> list[str]:
+        said = [getattr(label.text, "key", "") for label in labels_of(seconds_per_step(run, 384, on_node(LIGHT)))]
+        return [name for name in said if name in (dense, sparse, model)]
+
+    assert key() == [dense]
+    run.add(call(1, 0, 0.2, None, 0.5))
+    assert key() == [sparse, dense]
+    run.add_evaluation(0, lambda: 2.0)
+    assert key() == [sparse, dense, model]
+
+
 def test_seconds_per_step_show_the_whole_model_where_it_is_known() -> None:
     run = RunReport()
     run.add(call(0, 0, None, DenseReason.SCHEDULE, 1.0))
     run.add(call(1, 0, 0.2, None, 0.5))
-    assert LINES not in colours(seconds_per_step(run))
+    assert LINES not in colours(bars(seconds_per_step(run)))
     for step, seconds in ((0, 2.0), (1, 1.5)):
         run.add_evaluation(step, lambda seconds=seconds: seconds)
-    picture = np.asarray(seconds_per_step(run))
+    picture = np.asarray(bars(seconds_per_step(run)))
     light, dark = ((picture == colour).all(-1).sum(0).max() for colour in (LINES, REASON_COLOURS[DenseReason.SCHEDULE]))
     assert abs(int(light) - int(dark)) <= 4, "at the dense step attention is half of the model's time"
 

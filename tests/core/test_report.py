@@ -136,6 +136,20 @@ def test_the_summary_leaves_out_what_is_nobodys_concern() -> None:
     assert "not self-attention" not in line
 
 
+def test_the_executed_density_is_told_only_where_it_is_another() -> None:
+    report = RunReport()
+    report.add(sparse(0.25, 100, position(0)))
+    report.add(sparse(0.35, 100, position(1)))
+    assert report.summary() == "DraftAttention: 2 of 2 self-attention calls sparse at density 0.30"
+    report.add(dense(DenseReason.SCHEDULE, 1, position(2)))
+    assert "executed" not in report.summary(), "the same to two digits"
+    report.add(dense(DenseReason.SCHEDULE, 10, position(3)))
+    assert report.summary().split("; ")[1:3] == ["dense: 2 schedule", "executed density 0.34"]
+    all_dense = RunReport()
+    all_dense.add(dense(DenseReason.SCHEDULE, 100, position(0)))
+    assert all_dense.summary().endswith("; executed density 1.00")
+
+
 def test_a_note_is_kept_once() -> None:
     report = RunReport()
     assert report.note("x")

@@ -186,6 +186,18 @@ def test_node_texts_are_those_of_the_other_languages_and_nothing_the_front_end_c
     assert [path for path, text in found.items() if SPECIAL.search(text)] == []
 
 
+def test_a_percent_sign_stands_at_its_number_in_every_language() -> None:
+    shown = {"locales": "*.json", "web/docs": "*.md", "nodes": "*.py"}
+    found = [re.findall(r".{0,20}[\d}]\s%(?!\w)", sources(folder, pattern)) for folder, pattern in shown.items()]
+    assert found == [[], [], []]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_seconds_are_written_alike_on_the_map_and_in_the_report(language: str) -> None:
+    said = texts(language)
+    assert said["map_seconds"] in said["report_time"]
+
+
 @pytest.mark.parametrize("language", ["en", *LANGUAGES])
 def test_the_command_is_called_as_the_menu_entry(language: str) -> None:
     assert read(language, "commands") == {"DraftAttention_SpeedUp": {"label": texts(language)["speed_up"]}}

@@ -96,6 +96,33 @@ def test_an_id_from_outside_is_taken_only_as_a_short_name(part, workflow: object
     assert part("nodes.browser.server").running_job(SimpleNamespace(prompt_queue=queue)) == (found, "p")
 
 
+@pytest.mark.parametrize(
+    ("about", "found"),
+    [
+        ({"title": " Fast one "}, "Fast one"),
+        ({"title": "x" * 500}, "x" * 80),
+        ({"title": 5}, ""),
+        ({"title": None}, ""),
+        ({}, ""),
+        (None, ""),
+        ("text", ""),
+    ],
+)
+def test_a_title_from_outside_is_taken_only_as_a_short_text(part, about: object, found: str) -> None:
+    nodes = {"5:7": {"class_type": "X", "inputs": {}, "_meta": about}}
+    queue = SimpleNamespace(get_current_queue_volatile=lambda: ([(0, "p", nodes, {}, [], {})], []))
+    server = SimpleNamespace(prompt_queue=queue)
+    assert part("nodes.browser.server").running_title(server, "5:7") == found
+    assert part("nodes.browser.server").running_title(server, "7") == "", "another node"
+
+
+def test_without_one_running_job_there_is_no_title(part) -> None:
+    nodes = {"7": {"_meta": {"title": "one"}}}
+    for running in ([], [(0, "p", nodes, {}, [])] * 2):
+        queue = SimpleNamespace(get_current_queue_volatile=lambda found=running: (found, []))
+        assert part("nodes.browser.server").running_title(SimpleNamespace(prompt_queue=queue), "7") == ""
+
+
 def test_a_job_without_a_workflow_has_no_id(part) -> None:
     for running in ([], [(0, "p", {}, {}, [])], [(0, "p", {}, {"extra_pnginfo": None}, [])]):
         queue = SimpleNamespace(get_current_queue_volatile=lambda found=running: (found, []))

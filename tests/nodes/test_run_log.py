@@ -15,7 +15,7 @@ def room(part) -> SimpleNamespace:
     log, runs, events = part("nodes.browser.run_log"), part("nodes.host.runs"), part("draftattn_core.run.events")
     kept, handle, sent = log.RunLog(), runs.ReportHandle(), []
     choices = part("nodes.inputs.presets").Choices(preset="fast", dense_layers=(0, -1))
-    jobs = {"job": lambda: ("w", "p"), "send": lambda *message: sent.append(message)}
+    jobs = {"job": lambda: ("w", "p"), "send": lambda *message: sent.append(message), "title": lambda: "My node"}
     log.announce_runs(handle, "7", choices, **jobs, runs=kept)
     return SimpleNamespace(log=log, kept=kept, handle=handle, sent=sent, events=events, part=part)
 
@@ -32,7 +32,8 @@ def run(room, rows, dense=(), text="text", cancelled=None) -> None:
 def test_a_run_is_kept_with_its_settings_and_what_its_layers_did(room) -> None:
     run(room, [("schedule", 0.25), None])
     (told,) = room.kept.runs()
-    assert (told["node"], told["workflow"], told["steps"], told["seconds"]) == ("7", "w", 2, 2.5)
+    assert (told["node"], told["workflow"], told["title"]) == ("7", "w", "My node")
+    assert (told["steps"], told["seconds"]) == (2, 2.5)
     assert told["settings"] == {"preset": "fast", "dense_layers": "0, -1"}
     assert room.kept.rows(told["number"]) == (
         {"step": 0, "skipped": False, "cells": [-2, 25]},
@@ -72,6 +73,19 @@ def test_a_run_is_bounded_whatever_the_model_and_its_texts_are(room) -> None:
     rows = room.kept.rows(told["number"])
     assert len(rows) == room.log.MAX_STEPS and len(rows[0]["cells"]) == room.log.MAX_LAYERS
     assert len(json.dumps(told, allow_nan=False)) < 6000 and told["cancelled"].startswith("cancelled")
+
+
+def test_the_density_is_that_of_the_sparse_calls(room, part) -> None:
+    core = part("draftattn_core.run.report")
+    room.handle.report = report = core.RunReport()
+    run(room, [("schedule",)])
+    for step, density in enumerate((None, 0.25, 0.35)):
+        reason = core.DenseReason.SCHEDULE if density is None else None
+        report.add(core.Call(core.Position(step, 0.0, 0, 1), density, reason, 100.0, lambda: 1.0))
+    report.finish()
+    run(room, [("schedule", 0.25, 0.35)])
+    newest, first = room.kept.runs()
+    assert newest["density"] == pytest.approx(0.3) and first["density"] is None
 
 
 def test_the_most_frequent_reason_nobody_asked_for_is_named(room) -> None:

@@ -193,7 +193,8 @@ def _has_calls(cell: Cell) -> bool:
 
 
 def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) -> Image.Image:
-    """Bars: attention seconds of every step, before the model's own where the host reports it, and what dense takes.
+    """Bars: attention seconds of every step, in front of the model's own where the host reports it, what dense takes,
+    and a key to the bars.
 
     The lines are measured, not predicted: the mean of the run's own dense self-attention calls times the calls of a
     step, and the median of its dense steps. They are missing if nothing ran dense.
@@ -201,15 +202,17 @@ def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) ->
     table = cells(report)
     height, left = 110, 46
     whole = report.step_seconds()
-    picture, pen = look.blank(width, height + 50)
+    key = look.legend(_bars_key(table, bool(whole), look), width)
+    picture, pen = look.blank(width, height + 50 + look.size(key)[1])
     title = (
-        Phrase("chart_seconds_model", "Seconds per step: attention before the whole model")
+        Phrase("chart_seconds_model", "Seconds per step")
         if whole
         else Phrase("chart_seconds", "Attention seconds per step")
     )
     pen.write((0, 0), title, size=13)
     if not table:
         return picture
+    pen.paste(key, (0, height + 48))
     totals = [sum(cell.seconds for cell in row) for row in table]
     calls = [sum(len(cell.densities) + cell.reasons.total() for cell in row) for row in table]
     _, dense = report.mean_seconds()
@@ -221,7 +224,7 @@ def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) ->
         x = left + index * step_w
         last = x + max(1.0, step_w - 2)
         sparse = any(cell.densities for cell in table[index])
-        colour = look.ramp_colour(0.55) if sparse else REASON_COLOURS[DenseReason.SCHEDULE]
+        colour = _bar_colour(sparse, look)
         if index in whole:
             pen.rectangle((x, base - whole[index] / highest * height, last, base), fill=look.lines)
         pen.rectangle((x, base - seconds / highest * height, last, base), fill=colour)
@@ -240,6 +243,23 @@ def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) ->
             pen.line((left, y, right, y), fill=colour)
             pen.write((right + 6, y), label, size=11, fill=colour, anchor="lm")
     return picture
+
+
+def _bar_colour(sparse: bool, look: Look) -> Colour:
+    return look.ramp_colour(0.55) if sparse else REASON_COLOURS[DenseReason.SCHEDULE]
+
+
+def _bars_key(table: list[list[Cell]], whole: bool, look: Look) -> list[tuple[Colour, str]]:
+    """What the bars of `seconds_per_step` are, those that occur."""
+    sparse = [any(cell.densities for cell in row) for row in table if any(map(_has_calls, row))]
+    entries: list[tuple[Colour, str]] = []
+    if any(sparse):
+        entries.append((_bar_colour(True, look), Phrase("chart_attention_sparse", "attention, sparse step")))
+    if not all(sparse):
+        entries.append((_bar_colour(False, look), Phrase("chart_attention_dense", "attention, dense step")))
+    if whole:
+        entries.append((look.lines, Phrase("chart_whole_model", "whole model")))
+    return entries
 
 
 def tails_per_layer(report: RunReport, look: Look = LIGHT) -> Image.Image | None:
