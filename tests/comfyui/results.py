@@ -24,6 +24,7 @@ GROUPS = (
         "check_noise",
         "check_profiles",
         "check_published",
+        "check_trained",
         "check_runs",
         "check_evaluate",
         "check_skip",
