@@ -25,8 +25,8 @@ DENSE_MARK = "dense"
 HEAD = """# Compatibility
 
 Written by `python -m tests.comfyui.matrix` from test results, not by hand. Last run {date}: {versions}; torch {torch},
-CPU, float32, ComfyUI's own model classes with small random weights (the demo's trained ones where a row says so), sampled
-by ComfyUI's own sampler.
+CPU, float32, ComfyUI's own model classes with small random weights (with the demo's trained ones where a row says so),
+sampled by ComfyUI's own sampler.
 
 yes: every check passed. dense: runs dense, with the reason in the report, and the checks of that passed. -: this
 version does not have the model or the feature. **no**: a check failed.
