@@ -22,17 +22,23 @@ from tools.workflows.photograph import ARGUMENTS, CHECKPOINT, LATER
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
-WINDOW = {"width": 1900, "height": 1500}
+WINDOW, NARROW = {"width": 1900, "height": 1600}, {"width": 1280, "height": 900}
 NODES = {
     "report_on_node": "DraftAttentionReport",
     "live_map": "ApplyDraftAttention",
     "draft_map_viewer": "DraftAttentionPreview",
 }
+# The pictures before which the graph runs: the report's without skipped steps, the others' with them.
+RUNS = {"report_on_node": False, "live_map": True}
+SKIP = """(skip) => {
+    app.graph.nodes.find((one) => one.type === 'DraftAttentionSkipSteps').mode = skip ? 0 : 4
+}"""
 MARGIN = 12
 # The part of the sidebar that is shown: its width and height in pixels.
 SIDEBAR = (313, 470)
 TAB = "DraftAttention: runs and doctor"
-STEPS, SIZE = 12, {"width": 480, "height": 320, "length": 17}
+STEPS = 12
+SIZE: dict[str, Any] = {"width": 480, "height": 320, "length": 17}
 
 
 def graph(info: dict[str, Any]) -> Graph:
@@ -41,12 +47,17 @@ def graph(info: dict[str, Any]) -> Graph:
     loaded = made.add("UNETLoader", 0, models=[WEIGHTS], unet_name=WEIGHTS["name"]).out()
     prompt = made.add("DraftAttentionDemoPrompt", 0, prompt="both").out()
     latent = made.add("EmptyHunyuanLatentVideo", 0, **SIZE).out()
-    values = {"preset": "custom", "sparsity": 0.8, "dense_start": 0.2, "min_tokens": 0}
+    values: dict[str, Any] = {"preset": "custom", "sparsity": 0.8, "dense_start": 0.2, "min_tokens": 0}
     applied = made.add("ApplyDraftAttention", 1, model=loaded, box=(400, 612), **values)
     skipping = made.add("DraftAttentionSkipSteps", 0, model=applied.out("model")).out("model")
     captured = made.add("DraftAttentionCapture", 0, model=skipping, report=applied.out("report"), step=-1, layer=-1)
-    sampling = {"seed": 7, "steps": STEPS, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
-    inputs = {"model": captured.out("model"), "positive": prompt, "negative": prompt, "latent_image": latent}
+    sampling: dict[str, Any] = {"seed": 7, "steps": STEPS, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    inputs: dict[str, Any] = {
+        "model": captured.out("model"),
+        "positive": prompt,
+        "negative": prompt,
+        "latent_image": latent,
+    }
     out = made.add("KSampler", 1, **inputs, **sampling).out()
     made.add("DraftAttentionPreview", 2, box=(400, 665), capture=captured.out("capture"), samples=out)
     made.add("DraftAttentionReport", 3, box=(480, 1111), report=applied.out("report"), after=out)
@@ -67,13 +78,16 @@ def shoot(page: Page, element: Locator, path: Path, size: tuple[int, int] | None
 
 
 def document(page: Page, server: ComfyUIServer, folder: Path) -> str:
-    """Run the graph and write the pictures; returns how the run ended."""
+    """Run the graph and write the pictures; returns how the last run ended."""
     browser.open_page(page, server, True)
     browser.load(page, graph(server.get("/object_info")).to_json())
-    ended = browser.run(page)
-    page.wait_for_timeout(LATER)
-    browser.settle(page)
+    ended = ""
     for name, kind in NODES.items():
+        if name in RUNS:
+            page.evaluate(SKIP, RUNS[name])
+            ended = browser.run(page)
+            page.wait_for_timeout(LATER)
+            browser.settle(page)
         # Nodes 2.0 draws what is in view, at full size only if the view has it.
         ident = page.evaluate(
             """async (kind) => {
@@ -87,6 +101,7 @@ def document(page: Page, server: ComfyUIServer, folder: Path) -> str:
         )
         page.wait_for_timeout(LATER)
         shoot(page, page.locator(f'[data-node-id="{ident}"]').first, folder / f"{name}.png")
+    page.set_viewport_size(NARROW)
     page.evaluate("() => { app.extensionManager.focusMode = false }")
     page.get_by_role("button", name=TAB).first.click()
     card = page.locator(".draftattention-run").first
@@ -111,7 +126,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with ComfyUIServer(install, [CHECKPOINT]) as server, sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        ended = document(opened.new_page(viewport=WINDOW), server, folder)  # type: ignore[arg-type]
+        ended = document(opened.new_page(viewport=WINDOW), server, folder)
         opened.close()
     print(ended)
     return 0 if ended == "execution_success" else 1
