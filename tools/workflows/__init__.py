@@ -1,1 +1,1 @@
-"""The workflow files: made, checked, photographed."""
+"""The workflow files: made, checked, photographed; and pictures of runs for docs/browser.md."""
