@@ -46,7 +46,8 @@ def estimate(
     """What is held against the threshold, or why there is nothing to hold.
 
     Args:
-        state: of the branch that decides. x: the latent it sees.
+        state: of the branch that decides.
+        x: the latent it sees.
         reason: why the evaluation is computed anyway, if it is.
     """
     if isinstance(state, EasyCacheState):
