@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from draftattention.draftattn_core.backends.cpu.rows import attend_rows
 from draftattention.draftattn_core.backends.registry import Backend
-from draftattention.draftattn_core.backends.torch_rows import attend_rows
 from draftattention.draftattn_core.doctor import diagnose as doctor
 from draftattention.draftattn_core.doctor.machine import Accelerator, Machine, advice, install_command, minor
 

@@ -12,13 +12,13 @@ from ..method.policy import Bits, TailName
 from ..method.rules.call import RuleCall
 from ..phrase import CLAUSES, REMEDY, Joined, Phrase, Text
 from .call_kind import CallKind
+from .cpu.rows import attend_rows
 from .flex.attend import attend_flex, flex_refuses
 from .kitchen.backend import KITCHEN
 from .nearest import Nearest
 from .reference import attend_reference
 from .request import AttendRequest
 from .torch_chunks import attend_chunks
-from .torch_rows import attend_rows
 from .triton import machine
 from .triton.backend import TritonBackend
 from .triton.gluon import GLUON

@@ -1,6 +1,6 @@
 """Accelerators without a kernel of ours: many query blocks per batched product, gathered keys, bounded scratch.
 
-A loop over single query blocks (torch_rows.py) would spend its time launching kernels here. Per head, query blocks are
+A loop over single query blocks (cpu/rows.py) would spend its time launching kernels here. Per head, query blocks are
 sorted by how many key blocks they keep and taken in groups of similar length, each padded to its longest; a group's
 scratch stays within `SCRATCH_BYTES` (a single query block that needs more is a group of its own).
 """

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from draftattention.draftattn_core.attention import attend, draft_attention
 from draftattention.draftattn_core.backends import reference
 from draftattention.draftattn_core.backends import torch_chunks as chunks
-from draftattention.draftattn_core.backends import torch_rows as rows
 from draftattention.draftattn_core.backends.call_kind import CallKind
+from draftattention.draftattn_core.backends.cpu import rows
+from draftattention.draftattn_core.backends.cpu.rows import attend_rows
 from draftattention.draftattn_core.backends.flex import attend as flex
 from draftattention.draftattn_core.backends.flex.attend import attend_flex
 from draftattention.draftattn_core.backends.reference import attend_reference
@@ -29,7 +30,6 @@ from draftattention.draftattn_core.backends.registry import (
 )
 from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.backends.torch_chunks import attend_chunks, plan_groups
-from draftattention.draftattn_core.backends.torch_rows import attend_rows
 from draftattention.draftattn_core.geometry.blocks import block_means
 from draftattention.draftattn_core.geometry.grid import TokenGrid
 from draftattention.draftattn_core.geometry.layout import Layout, build_tables

@@ -1,4 +1,4 @@
-"""The CPU backend shares heads out among threads: same result, the caller's settings untouched, errors come back."""
+"""The CPU backend: heads shared out among threads, the tail of many rows at once, 16 bits by fused attention."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from draftattention.draftattn_core import Layout, Policy, TokenGrid, attend, draft_attention
-from draftattention.draftattn_core.backends import torch_rows as rows
+from draftattention.draftattn_core.backends.cpu import fused, rows, skipped, threads
 from draftattention.draftattn_core.backends.reference import attend_reference
+from draftattention.draftattn_core.backends.request import AttendRequest
 from draftattention.draftattn_core.method.policy import TAILS
 
 LAYOUT = Layout(TokenGrid(3, 9, 10), extra_after=5, q_block=32, k_block=16)
@@ -82,13 +83,13 @@ def test_other_threads_keep_their_number(two_threads: None, monkeypatch: pytest.
 def test_calls_at_once_from_new_threads_all_share_out_their_heads(
     two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner, shares = rows._compute_alone, []
+    inner, shares = threads._compute_alone, []
 
     def watched(work: Any, workers: int) -> None:
         shares.append(workers)
         inner(work, workers)
 
-    monkeypatch.setattr(rows, "_compute_alone", watched)
+    monkeypatch.setattr(threads, "_compute_alone", watched)
     q, k, v = qkv()
     # The request alone is made here: a thread that uses torch before may take over the number of that moment.
     request = attend(q, k, v, LAYOUT, Policy(), backend="torch").request
@@ -108,23 +109,23 @@ def test_a_thread_that_cannot_start_leaves_no_other_waiting(two_threads: None, m
                 raise RuntimeError("can't start new thread")
             return super().submit(*given, **named)
 
-    monkeypatch.setattr(rows, "ThreadPoolExecutor", Exhausted)
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Exhausted)
     q, k, v = qkv()
     with pytest.raises(RuntimeError, match="can't start"):
         draft_attention(q, k, v, LAYOUT, Policy(), backend="torch")
     assert torch.get_num_threads() == 2
-    assert not rows._STARTING.locked()
+    assert not threads._STARTING.locked()
 
 
 def test_a_head_is_charged_for_the_terms_of_its_own_tail_only(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = torch.randn(3, 1, len(TAILS), LAYOUT.tokens, 32).unbind(0)
-    inner, terms = rows._skipped, []
+    inner, terms = rows.skipped, []
 
-    def watched(*given: Any) -> Any:
+    def watched(*given: Any, **named: Any) -> Any:
         terms.append((given[-1].cov is not None, given[-1].ranks))
-        return inner(*given)
+        return inner(*given, **named)
 
-    monkeypatch.setattr(rows, "_skipped", watched)
+    monkeypatch.setattr(rows, "skipped", watched)
     alone = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -136,16 +137,102 @@ def test_a_head_is_charged_for_the_terms_of_its_own_tail_only(monkeypatch: pytes
     torch.testing.assert_close(result.out, attend_reference(result.request), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("budget", [1, 1 << 12, 1 << 19])
-def test_the_tail_of_several_query_blocks_at_once_is_that_of_each(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+def test_the_tail_of_several_query_blocks_at_once_is_that_of_each(
+    monkeypatch: pytest.MonkeyPatch, budget: int, dtype: torch.dtype
+) -> None:
     """Short last blocks, rows that skip nothing, and logits so large that a row's kept blocks outweigh all others."""
-    monkeypatch.setattr(rows, "_TAIL_BYTES", budget)
-    q, k, v = qkv()
+    for name in ("_BYTES", "_BYTES_16"):
+        monkeypatch.setattr(skipped, name, budget)
+    q, k, v = (x.to(dtype) for x in qkv())
     for factor in (1.0, 60.0):
         result = attend(q * factor, k, v, LAYOUT, Policy(0.3, tail_gain=1.0), backend="torch")
         request = result.request
         request.keep[:, :, 1] = True
-        exact = attend_reference(replace(request, q=request.q.double(), k=request.k.double(), v=request.v.double()))
+        exact = exact_in_float64(request)
         found = rows.attend_rows(request)
         assert found.isfinite().all()
-        assert float((found - exact).norm() / exact.norm()) < 1e-5
+        limit = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+        assert float((found - exact).norm() / exact.norm()) < limit
+
+
+def exact_in_float64(request: AttendRequest) -> torch.Tensor:
+    return attend_reference(replace(request, q=request.q.double(), k=request.k.double(), v=request.v.double()))
+
+
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@HALVES
+def test_products_of_16_bits_are_those_of_dense_attention(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Where everything is kept, each row's attention is bit by bit what torch computes for these 32 queries."""
+    q, k, v = (x.to(dtype) for x in qkv())
+    request = attend(q, k, v, LAYOUT, Policy(1.0), backend="torch").request
+    called = []
+    inner = fused._ATTENTION
+    assert inner is not None
+
+    def watched(*given: Any, **named: Any) -> Any:
+        called.append(given[0].dtype)
+        return inner(*given, **named)
+
+    monkeypatch.setattr(fused, "_ATTENTION", watched)
+    found = rows.attend_rows(replace(request, tail=None))
+    assert called == [dtype] * (2 * 3 * request.tables.q.total)
+    of_extra = slice(-LAYOUT.extra, None)
+    # Block order puts the extra tokens in front of the others.
+    order = torch.cat([torch.arange(LAYOUT.tokens)[of_extra], request.tables.perm[: -LAYOUT.extra]])
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        q[:, :, of_extra], k[:, :, order], v[:, :, order], scale=request.scale
+    )
+    assert torch.equal(found[:, :, of_extra], theirs)
+
+
+@HALVES
+def test_a_torch_without_fused_attention_computes_16_bits_in_float32(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(fused, "_ATTENTION", None)
+    q, k, v = (x.to(dtype) for x in qkv())
+    request = attend(q, k, v, LAYOUT, Policy(0.3), backend="torch").request
+    exact = exact_in_float64(request)
+    # What is left is the rounding of the result.
+    assert float((rows.attend_rows(request) - exact).norm() / exact.norm()) < torch.finfo(dtype).eps / 3
+
+
+@HALVES
+def test_a_row_may_keep_no_video_block_at_all(dtype: torch.dtype) -> None:
+    for layout in (LAYOUT, replace(LAYOUT, extra_after=0)):
+        q, k, v = (x.to(dtype) for x in torch.randn(3, 1, 2, layout.tokens, 32).unbind(0))
+        request = attend(q, k, v, layout, Policy(0.3), backend="torch").request
+        request.keep[:, :, 2, : request.tables.k.video] = False
+        exact = exact_in_float64(request)
+        found = rows.attend_rows(request)
+        assert float((found - exact).norm() / exact.norm()) < {torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+
+
+def test_values_near_the_end_of_float16_stay_finite() -> None:
+    """The sum of a tail's weights may be the number of its blocks; products in float16 are of weights that sum to 1."""
+    q, k, v = (x.half() for x in qkv())
+    v = (v * 1e4).clamp(-6e4, 6e4)
+    request = attend(q * 0.01, k, v, LAYOUT, Policy(0.1, tail_gain=1.0), backend="torch").request
+    exact = exact_in_float64(request)
+    found = rows.attend_rows(request)
+    assert found.isfinite().all()
+    assert float((found - exact).norm() / exact.norm()) < 5e-4
+
+
+@HALVES
+@pytest.mark.parametrize("hidden", [0, 599, 600])
+def test_hidden_extra_tokens_count_for_nothing(dtype: torch.dtype, hidden: int) -> None:
+    """More of them than fused attention looks at in one go, in front of everything else."""
+    layout = replace(LAYOUT, extra_after=600)
+    q, k, v = (x.to(dtype) for x in torch.randn(3, 2, 2, layout.tokens, 32).unbind(0))
+    bias = torch.randn(2, 600)
+    bias[:, :hidden] = -torch.inf
+    for tail in ("none", "linear1"):
+        request = attend(q, k, v, layout, Policy(0.3, tail=tail), key_bias=bias, backend="torch").request
+        exact = exact_in_float64(request)
+        found = rows.attend_rows(request)
+        assert float((found - exact).norm() / exact.norm()) < {torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]

@@ -1,0 +1,145 @@
+"""Calls of 16 bits: torch's fused attention, which dense attention runs as well, on the gathered keys of a row.
+
+Its products are of 16 bits with sums in float32, which the CPU's matrix units do (AMX, AVX-512 BF16), and scores and
+softmax stay in float32 inside. It returns the logarithm of the softmax sum, by which the tail joins a whole head at
+once.
+
+Memory beside the inputs, per thread: K, V, their gathered copies, Q and output of one head in 16 bits, with a tail Q,
+tail and output in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..request import AttendRequest
+from .skipped import skipped, tail_of
+
+_ATTENTION = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+def fused_serves(request: AttendRequest) -> bool:
+    """Whether a call has 16 bits and torch the fused attention for it."""
+    return _ATTENTION is not None and request.q.dtype in (torch.bfloat16, torch.float16)
+
+
+@dataclass
+class _Buffers:
+    """Reused storage of one thread, shaped as the fused attention wants it.
+
+    Attributes:
+        keys, values: (g, size, D) the video blocks of one head; slots past the end of a short block stay zero.
+        kept_keys, kept_values: (1, 1, extra + g * size, D), extra tokens in front, which every row keeps.
+    """
+
+    keys: Tensor
+    values: Tensor
+    kept_keys: Tensor
+    kept_values: Tensor
+
+    @classmethod
+    def allocate(cls, request: AttendRequest) -> _Buffers:
+        table, dim = request.tables.k, request.q.shape[-1]
+        blocks = (table.video, table.size, dim)
+        columns = request.tables.layout.extra + table.video * table.size
+        new = request.q.new_empty
+        return cls(
+            keys=request.q.new_zeros(blocks),
+            values=request.q.new_zeros(blocks),
+            kept_keys=new((1, 1, columns, dim)),
+            kept_values=new((1, 1, columns, dim)),
+        )
+
+    def fill(self, k: Tensor, v: Tensor, perm: Tensor, video: int) -> None:
+        """Take in a head's k, v (L, D): its first `video` tokens in block order into blocks, the others in front."""
+        for x, blocks, kept in ((k, self.keys, self.kept_keys), (v, self.values, self.kept_values)):
+            torch.index_select(x, 0, perm[:video], out=blocks.view(-1, blocks.shape[-1])[:video])
+            extra = len(perm) - video
+            if extra:
+                torch.index_select(x, 0, perm[video:], out=kept[0, 0, :extra])
+
+
+def _column_bias(request: AttendRequest, batch: int) -> Tensor | None:
+    """The key bias (1, 1, 1, columns) float32 of gathered columns, zero but for the extra tokens; None without one."""
+    if request.key_bias is None:
+        return None
+    extra, table = request.tables.layout.extra, request.tables.k
+    bias = request.q.new_zeros((1, 1, 1, extra + table.video * table.size), dtype=torch.float32)
+    bias[..., :extra] = request.key_bias[batch if request.key_bias.shape[0] > 1 else 0]
+    return bias
+
+
+def attend_heads(request: AttendRequest, out: Tensor, indices: range) -> None:
+    """Write the output of some of the B * H heads of a call that `fused_serves`."""
+    tables = request.tables
+    video, key_blocks = tables.q.bounds[tables.q.video], tables.k.video
+    # Slots that the last video block has no tokens for.
+    missing = key_blocks * tables.k.size - video
+    buffers = _Buffers.allocate(request)
+    for index in indices:
+        batch, head = divmod(index, request.q.shape[1])
+        buffers.fill(request.k[batch, head], request.v[batch, head], tables.perm, video)
+        tail, keep = tail_of(request, batch, head), request.keep[batch, head]
+        queries = request.q[batch, head].index_select(0, tables.perm)
+        results = torch.empty_like(queries)
+        levels = queries.new_empty((len(queries), 1), dtype=torch.float32)
+        bias = _column_bias(request, batch)
+        of_video = keep[:, :key_blocks]
+        # Asked for all rows at once: each question to a tensor costs a row some microseconds.
+        counts, lasts = of_video.sum(1).tolist(), of_video[:, -1].tolist()
+        for row, kept in enumerate(torch.split(of_video.nonzero()[:, 1], counts)):
+            part = slice(tables.q.bounds[row], tables.q.bounds[row + 1])
+            short = missing if lasts[row] else 0
+            _attend_row(queries[part], kept, buffers, short, bias, request.scale, (results[part], levels[part]))
+        if tail is not None:
+            rows = slice(0, video)
+            scaled = queries[rows].float().mul_(request.scale)
+            skips = keep[: tables.q.video, :key_blocks]
+            lost, lost_levels = skipped(scaled, skips, tables.q.size, tail, products=queries.dtype)
+            # The two parts weigh as their softmax sums do.
+            share = lost_levels.sub_(levels[rows]).sigmoid_()
+            results[rows] = torch.lerp(results[rows].float(), lost, share)
+        out[batch, head].index_copy_(0, tables.perm, results)
+
+
+def _attend_row(
+    queries: Tensor,
+    kept: Tensor,
+    buffers: _Buffers,
+    missing: int,
+    bias: Tensor | None,
+    scale: float,
+    out: tuple[Tensor, Tensor],
+) -> None:
+    """Write the output (n, D) of one query block and the logarithms (n, 1) of its softmax sums.
+
+    Args:
+        queries: (n, D).
+        kept: ascending indices of video key blocks.
+        missing: slots at the end of the last of them that hold no token.
+    """
+    (blocks,), (_, size, dim) = kept.shape, buffers.keys.shape
+    extra = buffers.kept_keys.shape[2] - buffers.keys.shape[0] * size
+    end = extra + blocks * size
+    if not end:
+        out[0].zero_()
+        out[1].fill_(-torch.inf)
+        return
+    if blocks:
+        for whole, some in ((buffers.keys, buffers.kept_keys), (buffers.values, buffers.kept_values)):
+            torch.index_select(whole, 0, kept, out=some[0, 0, extra:end].view(blocks, size, dim))
+    columns = end - missing
+    mask = None if bias is None else bias[..., :columns]
+    assert _ATTENTION is not None
+    found, level = _ATTENTION(
+        queries[None, None],
+        buffers.kept_keys[:, :, :columns],
+        buffers.kept_values[:, :, :columns],
+        attn_mask=mask,
+        scale=scale,
+    )
+    out[0].copy_(found[0, 0])
+    out[1].copy_(level[0, 0, :, None])
