@@ -217,18 +217,39 @@ REAL: dict[int, Choice] = {
     ),
     4: SMALL[4],
 }
+# The main rows, for a second checkpoint: every lever, EasyCache at all its settings, and all pairs that a speed may be.
+MAIN: dict[int, Choice] = {
+    20: Choice(
+        fewer=SMALL[20].fewer,
+        densities={"ours": (0.2, 0.45), "budgets": (0.15, 0.25, 0.4), "paper": (0.2, 0.45), "sol": (0.2, 0.45)},
+        warm=1,
+        skips={
+            "forecast": ((0.05, 3, None), (0.2, 3, None), (0.4, 3, 6)),
+            "easycache": SMALL[20].skips["easycache"],
+        },
+        pairs={
+            ("forecast", "budgets"): ((0.05, 0.35), (0.2, 0.4)),
+            ("easycache", "budgets"): SMALL[20].pairs["easycache", "budgets"],
+        },
+        fewer_sparse=SMALL[20].fewer_sparse[:1],
+        spread=SMALL[20].spread,
+        spread_pairs={"budgets": SMALL[20].spread_pairs["budgets"]},
+    ),
+    4: SMALL[4],
+}
 NAMES: dict[Sparse, str] = {"ours": "ours", "budgets": "ours with budgets", "paper": "paper", "sol": "sol"}
 # A composition in which one lever does nothing is a single method under another name.
 MOST_DENSITY = 0.6
 
 
-def methods(steps: int, *, real: bool = False) -> list[Method]:
+def methods(steps: int, *, real: bool = False, main: bool = False) -> list[Method]:
     """All methods beside the dense run of `steps` Euler steps.
 
     Args:
         real: those measured at a real size instead of on small grids.
+        main: the main rows only, on small grids.
     """
-    choice = (REAL if real else SMALL)[steps]
+    choice = (REAL if real else MAIN if main else SMALL)[steps]
     base = Method("", steps=steps)
     made: list[Method] = []
 

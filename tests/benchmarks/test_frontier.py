@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.frontier import rounds
 from benchmarks.frontier.fronts import Point, at_work, envelope, front
-from benchmarks.frontier.methods import SMALL, Method, composed, methods
-from benchmarks.frontier.plan import Scenario
+from benchmarks.frontier.methods import SMALL, SPEED_PAIRS, Method, composed, methods
+from benchmarks.frontier.plan import Scenario, scenarios
 from benchmarks.frontier.report import acts, held_out, rows, tabulate, verdicts
 from benchmarks.frontier.rounds import References, measure, unit, whole_rounds
 from benchmarks.frontier.runs import Made, run
@@ -198,3 +198,18 @@ class TestMeasuring:
         dense = method.sparse is None
         assert made.ledger.attention == 3.0 if dense else 1.0 < made.ledger.attention < 3.0
         assert made.frames.shape == (3, 16, 16, 3)
+
+
+def test_the_second_checkpoint_is_measured_by_rows_of_the_first_with_every_lever_and_all_that_speeds_choose_from() -> (
+    None
+):
+    everything = {scenario.name: scenario.methods for scenario in scenarios(quick=False)}
+    for steps in (4, 20):
+        first, second = (everything[f"{model}, {steps} steps, small grids"] for model in ("calm", "lively"))
+        assert set(second) <= set(first)
+        levers = {(method.solver, method.skip, method.sparse) for method in first if not composed(method)}
+        assert levers == {(method.solver, method.skip, method.sparse) for method in second if not composed(method)}
+    of_speeds = {(method.share, method.density) for method in second if method.skip == "spread" and composed(method)}
+    assert set(SPEED_PAIRS) <= of_speeds
+    easycache = [{method for method in some if method.family == "easycache"} for some in (first, second)]
+    assert easycache[0] == easycache[1]
