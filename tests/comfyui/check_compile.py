@@ -30,6 +30,13 @@ def with_compiled_blocks(model: Any) -> Any:
     return patched
 
 
+def failed_guards() -> str:
+    """Why something was compiled again, in dynamo's words."""
+    from torch._dynamo.utils import guard_failures
+
+    return "; ".join(str(reason).splitlines()[0] for reasons in guard_failures.values() for reason in reasons)
+
+
 def assert_compiled_once(make: Callable[[], tuple[Any, Any]]) -> None:
     """Two runs agree with the run that is not compiled, are sparse, and make graphs in their first step only.
 
@@ -49,7 +56,7 @@ def assert_compiled_once(make: Callable[[], tuple[Any, Any]]) -> None:
         assert handle.report.calls_sparse == STEPS * LAYERS, handle.report.summary()
         assert handle.report.notes == []
         assert difference(out, plain) < 1e-4
-    assert graphs == [graphs[0]] * (2 * STEPS) and graphs[0] > 0, graphs
+    assert graphs == [graphs[0]] * (2 * STEPS) and graphs[0] > 0, f"{graphs}: {failed_guards()}"
 
 
 @check("TorchCompileModel after ours, or before")
@@ -85,7 +92,7 @@ def _() -> None:
             out = run(model, steps=12, callback=lambda *_, kept=graphs: kept.append(counters["stats"]["unique_graphs"]))
             assert [(str(made.outcome), made.corrected) for made in handle.report.decisions] == decided
             assert difference(out, expected) < 1e-4
-        assert graphs == [graphs[0]] * 24 and graphs[0] > 0, graphs
+        assert graphs == [graphs[0]] * 24 and graphs[0] > 0, f"{graphs}: {failed_guards()}"
 
 
 @check("TorchCompileModel with inductor")
