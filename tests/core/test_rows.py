@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from draftattention.draftattn_core import Layout, Policy, TokenGrid, attend, dra
 from draftattention.draftattn_core.backends.cpu import fused, rows, skipped, threads
 from draftattention.draftattn_core.backends.reference import attend_reference
 from draftattention.draftattn_core.backends.request import AttendRequest
-from draftattention.draftattn_core.method.policy import TAILS
+from draftattention.draftattn_core.method.policy import TAILS, TailName
 
 LAYOUT = Layout(TokenGrid(3, 9, 10), extra_after=5, q_block=32, k_block=16)
 
@@ -201,22 +202,59 @@ def test_a_torch_without_fused_attention_computes_16_bits_in_float32(
     assert float((rows.attend_rows(request) - exact).norm() / exact.norm()) < torch.finfo(dtype).eps / 3
 
 
+class _Without:
+    """An operator as other versions of torch have it: these arguments, so many tensors returned."""
+
+    def __init__(self, arguments: tuple[str, ...], returns: int) -> None:
+        schema = SimpleNamespace(arguments=[SimpleNamespace(name=name) for name in arguments], returns=[None] * returns)
+        self.default = SimpleNamespace(_schema=schema)
+
+
+@pytest.mark.parametrize(
+    ("operator", "serves"),
+    [
+        (_Without(("query", "key", "value", "attn_mask", "scale"), 2), True),
+        (_Without(("query", "key", "value", "scale"), 2), False),
+        (_Without(("query", "key", "value", "attn_mask"), 2), False),
+        (_Without(("query", "key", "value", "attn_mask", "scale"), 9), False),
+        (None, False),
+    ],
+)
+def test_fused_attention_of_another_signature_is_not_called(
+    monkeypatch: pytest.MonkeyPatch, operator: object, serves: bool
+) -> None:
+    operators = SimpleNamespace(aten=SimpleNamespace(_scaled_dot_product_flash_attention_for_cpu=operator))
+    monkeypatch.setattr(torch, "ops", operators)
+    assert fused._fused_attention() is (operator if serves else None)
+
+
 @HALVES
-def test_a_row_may_keep_no_video_block_at_all(dtype: torch.dtype) -> None:
-    for layout in (LAYOUT, replace(LAYOUT, extra_after=0)):
-        q, k, v = (x.to(dtype) for x in torch.randn(3, 1, 2, layout.tokens, 32).unbind(0))
-        request = attend(q, k, v, layout, Policy(0.3), backend="torch").request
+@pytest.mark.parametrize(
+    ("extra", "hidden"), [(0, 0), (5, 0), (5, 3), (5, 5)], ids=["no text", "text", "some of it hidden", "all hidden"]
+)
+def test_a_row_may_keep_no_video_block_at_all(dtype: torch.dtype, extra: int, hidden: int) -> None:
+    """Where all text is hidden, too, the tail is the whole of it."""
+    layout = replace(LAYOUT, extra_after=extra)
+    q, k, v = (x.to(dtype) for x in torch.randn(3, 1, 2, layout.tokens, 32).unbind(0))
+    bias = torch.zeros(1, extra)
+    bias[:, :hidden] = -torch.inf
+    for key_bias in (None, bias) if extra else (None,):
+        request = attend(q, k, v, layout, Policy(0.3), key_bias=key_bias, backend="torch").request
         request.keep[:, :, 2, : request.tables.k.video] = False
-        exact = exact_in_float64(request)
-        found = rows.attend_rows(request)
+        of_row = request.tables.perm[slice(*request.tables.q.bounds[2:4])]
+        exact = exact_in_float64(request)[:, :, of_row]
+        found = rows.attend_rows(request)[:, :, of_row]
         assert float((found - exact).norm() / exact.norm()) < {torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
 
 
-def test_values_near_the_end_of_float16_stay_finite() -> None:
-    """The sum of a tail's weights may be the number of its blocks; products in float16 are of weights that sum to 1."""
-    q, k, v = (x.half() for x in qkv())
-    v = (v * 1e4).clamp(-6e4, 6e4)
-    request = attend(q * 0.01, k, v, LAYOUT, Policy(0.1, tail_gain=1.0), backend="torch").request
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("size_of_keys", [1.0, 1e4])
+def test_values_near_the_end_of_float16_stay_finite(size_of_keys: float, tail: TailName) -> None:
+    """Sums of a tail's weights times values, and products of keys and values, lie far beyond that end."""
+    q, k, v = qkv()
+    k, v = (x.clamp(-6e4, 6e4).half() for x in (k * size_of_keys, v * 1e4))
+    q = (q * 0.01 / size_of_keys).half()
+    request = attend(q, k, v, LAYOUT, Policy(0.1, tail=tail, tail_gain=1.0), backend="torch").request
     exact = exact_in_float64(request)
     found = rows.attend_rows(request)
     assert found.isfinite().all()

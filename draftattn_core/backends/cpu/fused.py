@@ -2,7 +2,7 @@
 
 Its products are of 16 bits with sums in float32, which the CPU's matrix units do (AMX, AVX-512 BF16), and scores and
 softmax stay in float32 inside. It returns the logarithm of the softmax sum, by which the tail joins a whole head at
-once.
+once. The tail's own products are of 16 bits in bfloat16 only.
 
 Memory beside the inputs, per thread: K, V, their gathered copies, Q and output of one head in 16 bits, with a tail Q,
 tail and output in float32.
@@ -10,6 +10,7 @@ tail and output in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,17 @@ from torch import Tensor
 from ..request import AttendRequest
 from .skipped import skipped, tail_of
 
-_ATTENTION = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+def _fused_attention() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """torch's private operator; None where it is missing, takes no mask or no scale, or returns something else."""
+    packet = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    schema = getattr(getattr(packet, "default", None), "_schema", None)
+    if schema is None or len(schema.returns) != 2:
+        return None
+    return packet if {"attn_mask", "scale"} <= {argument.name for argument in schema.arguments} else None
+
+
+_ATTENTION = _fused_attention()
 
 
 def fused_serves(request: AttendRequest) -> bool:
@@ -32,7 +43,8 @@ class _Buffers:
 
     Attributes:
         keys, values: (g, size, D) the video blocks of one head; slots past the end of a short block stay zero.
-        kept_keys, kept_values: (1, 1, extra + g * size, D), extra tokens in front, which every row keeps.
+        kept_keys, kept_values: (1, 1, extra + g * size, D), extra tokens in front, which every row keeps; hidden ones
+            are left out.
     """
 
     keys: Tensor
@@ -53,23 +65,32 @@ class _Buffers:
             kept_values=new((1, 1, columns, dim)),
         )
 
-    def fill(self, k: Tensor, v: Tensor, perm: Tensor, video: int) -> None:
-        """Take in a head's k, v (L, D): its first `video` tokens in block order into blocks, the others in front."""
+    def fill(self, k: Tensor, v: Tensor, video: Tensor, extra: Tensor) -> None:
+        """Take in a head's k, v (L, D): tokens `video`, in block order, into blocks, tokens `extra` in front."""
         for x, blocks, kept in ((k, self.keys, self.kept_keys), (v, self.values, self.kept_values)):
-            torch.index_select(x, 0, perm[:video], out=blocks.view(-1, blocks.shape[-1])[:video])
-            extra = len(perm) - video
-            if extra:
-                torch.index_select(x, 0, perm[video:], out=kept[0, 0, :extra])
+            torch.index_select(x, 0, video, out=blocks.view(-1, blocks.shape[-1])[: len(video)])
+            if len(extra):
+                torch.index_select(x, 0, extra, out=kept[0, 0, : len(extra)])
 
 
-def _column_bias(request: AttendRequest, batch: int) -> Tensor | None:
-    """The key bias (1, 1, 1, columns) float32 of gathered columns, zero but for the extra tokens; None without one."""
+def _shown(request: AttendRequest, batch: int) -> tuple[Tensor, Tensor | None]:
+    """Host tokens (extra,) of the extra tokens that are not hidden, and the bias of all gathered columns.
+
+    The bias (1, 1, 1, columns) float32 is zero but for those tokens; None where it would be zero throughout. Fused
+    attention would not do for a row that has hidden tokens alone: the sum it returns for that is 1.
+    """
+    layout, table = request.tables.layout, request.tables.k
+    tokens = request.tables.perm[layout.grid.tokens :]
     if request.key_bias is None:
-        return None
-    extra, table = request.tables.layout.extra, request.tables.k
-    bias = request.q.new_zeros((1, 1, 1, extra + table.video * table.size), dtype=torch.float32)
-    bias[..., :extra] = request.key_bias[batch if request.key_bias.shape[0] > 1 else 0]
-    return bias
+        return tokens, None
+    of_tokens = request.key_bias[batch if request.key_bias.shape[0] > 1 else 0]
+    shown = of_tokens != -torch.inf
+    tokens, of_tokens = tokens[shown], of_tokens[shown]
+    if not of_tokens.any():
+        return tokens, None
+    bias = request.q.new_zeros((1, 1, 1, len(tokens) + table.video * table.size), dtype=torch.float32)
+    bias[..., : len(tokens)] = of_tokens
+    return tokens, bias
 
 
 def attend_heads(request: AttendRequest, out: Tensor, indices: range) -> None:
@@ -81,24 +102,28 @@ def attend_heads(request: AttendRequest, out: Tensor, indices: range) -> None:
     buffers = _Buffers.allocate(request)
     for index in indices:
         batch, head = divmod(index, request.q.shape[1])
-        buffers.fill(request.k[batch, head], request.v[batch, head], tables.perm, video)
+        extra, bias = _shown(request, batch)
+        buffers.fill(request.k[batch, head], request.v[batch, head], tables.perm[:video], extra)
         tail, keep = tail_of(request, batch, head), request.keep[batch, head]
         queries = request.q[batch, head].index_select(0, tables.perm)
         results = torch.empty_like(queries)
         levels = queries.new_empty((len(queries), 1), dtype=torch.float32)
-        bias = _column_bias(request, batch)
         of_video = keep[:, :key_blocks]
         # Asked for all rows at once: each question to a tensor costs a row some microseconds.
         counts, lasts = of_video.sum(1).tolist(), of_video[:, -1].tolist()
         for row, kept in enumerate(torch.split(of_video.nonzero()[:, 1], counts)):
             part = slice(tables.q.bounds[row], tables.q.bounds[row + 1])
-            short = missing if lasts[row] else 0
-            _attend_row(queries[part], kept, buffers, short, bias, request.scale, (results[part], levels[part]))
+            columns = len(extra) + counts[row] * tables.k.size - (missing if lasts[row] else 0)
+            mask = None if bias is None else bias[..., :columns]
+            into = results[part], levels[part]
+            _attend_row(queries[part], kept, buffers, len(extra), columns, mask, request.scale, into)
         if tail is not None:
             rows = slice(0, video)
             scaled = queries[rows].float().mul_(request.scale)
             skips = keep[: tables.q.video, :key_blocks]
-            lost, lost_levels = skipped(scaled, skips, tables.q.size, tail, products=queries.dtype)
+            # Covariances of keys and values leave float16's range where neither does.
+            products = torch.bfloat16 if queries.dtype is torch.bfloat16 else scaled.dtype
+            lost, lost_levels = skipped(scaled, skips, tables.q.size, tail, products=products)
             # The two parts weigh as their softmax sums do.
             share = lost_levels.sub_(levels[rows]).sigmoid_()
             results[rows] = torch.lerp(results[rows].float(), lost, share)
@@ -109,7 +134,8 @@ def _attend_row(
     queries: Tensor,
     kept: Tensor,
     buffers: _Buffers,
-    missing: int,
+    extra: int,
+    columns: int,
     bias: Tensor | None,
     scale: float,
     out: tuple[Tensor, Tensor],
@@ -119,26 +145,25 @@ def _attend_row(
     Args:
         queries: (n, D).
         kept: ascending indices of video key blocks.
-        missing: slots at the end of the last of them that hold no token.
+        extra: columns in front that are there already.
+        columns: all that hold a token; the last of the blocks may be short.
+        bias: (1, 1, 1, columns) or None.
     """
-    (blocks,), (_, size, dim) = kept.shape, buffers.keys.shape
-    extra = buffers.kept_keys.shape[2] - buffers.keys.shape[0] * size
-    end = extra + blocks * size
-    if not end:
+    if not columns:
         out[0].zero_()
         out[1].fill_(-torch.inf)
         return
+    (blocks,), (_, size, dim) = kept.shape, buffers.keys.shape
     if blocks:
         for whole, some in ((buffers.keys, buffers.kept_keys), (buffers.values, buffers.kept_values)):
-            torch.index_select(whole, 0, kept, out=some[0, 0, extra:end].view(blocks, size, dim))
-    columns = end - missing
-    mask = None if bias is None else bias[..., :columns]
+            place = some[0, 0, extra : extra + blocks * size]
+            torch.index_select(whole, 0, kept, out=place.view(blocks, size, dim))
     assert _ATTENTION is not None
     found, level = _ATTENTION(
         queries[None, None],
         buffers.kept_keys[:, :, :columns],
         buffers.kept_values[:, :, :columns],
-        attn_mask=mask,
+        attn_mask=bias,
         scale=scale,
     )
     out[0].copy_(found[0, 0])

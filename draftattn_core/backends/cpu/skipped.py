@@ -80,7 +80,7 @@ class _AtOnce:
         return cls(along.to(dtype), table, table.new_empty(rows, len(table)))
 
     def __call__(self, weights: Tensor, scaled: Tensor, mass: Tensor, out: Tensor) -> None:
-        """As `_InTurn`, but of weights that sum to 1: other sums may leave float16's range."""
+        """As `_InTurn`."""
         (ranks, blocks, dim), factors = self.along.shape, self.factors[: len(scaled)]
         torch.div(weights, mass, out=factors[:, :blocks])
         if ranks:
