@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from benchmarks.quality.rows import Row, ours, paper
+from benchmarks.quality.rows import Row, ours, paper, peers
 from benchmarks.quality.selection import Chosen, Source
 from benchmarks.quality.work import exact_share, solve, tail_shares
 from draftattention.draftattn_core.geometry.per_head import per_head
@@ -32,11 +32,14 @@ SYSTEMS = {
     "adaspa": "adaspa",
     "ear": "svg-ear",
 }
+# Beside them on captured calls: the Sol-Attn recipe, and the kernel of it that ComfyUI brings, in both orders.
+PEERS = ("sol", "peer_topk", "kitchen_no_gain", "kitchen")
 
 
 def baselines() -> list[Row]:
-    """Every system as published, the same with our tail, our rule by the tail's error, Re-ttention; paper and ours."""
-    rows = [paper(), ours()]
+    """Every system as published, the same with our tail, our rule by the tail's error, Re-ttention; beside paper, ours
+    and the peers."""
+    rows = [paper(), ours(), *(row for row in peers() if row.name in PEERS)]
     for name, system in SYSTEMS.items():
         how = PUBLISHED[system]
         published = Row(

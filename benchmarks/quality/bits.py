@@ -1,13 +1,16 @@
 """`python -m benchmarks.quality.bits`: what INT8 scores add to the error of sparse attention, on the CPU, in a minute.
 
 Calls of the tiny model and structured ones at a density of 0.2, in bfloat16 and float16: error of each head beside
-exact attention in 16 bits and in 8 (`run.bits`), and which heads would stay at 16. Prints a Markdown table.
+exact attention in 16 bits and in 8 (`run.bits`), and which heads would stay at 16. Prints a Markdown table and
+writes it to `OUT/bits.md`, with --fp8 to `OUT/bits_fp8.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -109,15 +112,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.bits", description=__doc__)
     parser.add_argument("--rows", type=int, default=256, help="query rows sampled of each call")
     parser.add_argument("--fp8", action="store_true", help="weights and values in FP8 as well")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality"))
     options = parser.parse_args()
-    print(f"Density {DENSITY}, grid {GRID}, blocks 128/64, tail linear1, {options.rows} rows of each call.")
-    print(f"A head stays at 16 bits beyond {MOST_FACTOR} times its error and {MOST_ADDED} more.\n")
-
-    def all_calls() -> Iterator[Inputs]:
-        yield from tiny_calls()
-        yield from structured_calls()
-
-    print(table(all_calls(), options.rows, options.fp8))
+    reduced = "INT8 scores, FP8 weights and values" if options.fp8 else "INT8 scores"
+    text = "\n".join(
+        [
+            f"{reduced}; CPU, torch {torch.__version__}. Density {DENSITY}, grid {GRID}, blocks 128/64, tail linear1, "
+            f"{options.rows} rows of each call; tiny model at steps {', '.join(map(str, AT_STEPS))} of {STEPS}, all "
+            f"layers, seed {SEED}. Relative L2 error beside exact attention.",
+            f"A head stays at 16 bits beyond {MOST_FACTOR} times its error and {MOST_ADDED} more.",
+            "",
+            table(chain(tiny_calls(), structured_calls()), options.rows, options.fp8),
+            "",
+        ]
+    )
+    print(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / ("bits_fp8.md" if options.fp8 else "bits.md")).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -274,3 +274,13 @@ def test_hidden_extra_tokens_count_for_nothing(dtype: torch.dtype, hidden: int) 
         exact = exact_in_float64(request)
         found = rows.attend_rows(request)
         assert float((found - exact).norm() / exact.norm()) < {torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+
+
+def test_a_compiled_caller_may_change_its_dtype() -> None:
+    """Hosts keep their calls out of compiled graphs; who calls the core from one gets no more than graph breaks."""
+    q, k, v = qkv()
+    compiled = torch.compile(draft_attention, backend="eager")
+    for dtype in (torch.bfloat16, torch.float32):
+        given = [x.to(dtype) for x in (q, k, v)]
+        expected = draft_attention(*given, LAYOUT, Policy(0.3), backend="torch")
+        assert torch.equal(compiled(*given, LAYOUT, Policy(0.3), backend="torch"), expected)

@@ -28,7 +28,7 @@ def tail_of(request: AttendRequest, batch: int, head: int) -> Tail | None:
     return replace(tail, cov=None) if tail.u is None and tail.cov is not None and not tail.cov.any() else tail
 
 
-@dataclass(frozen=True)
+@dataclass
 class _InTurn:
     """The terms of a tail, one product after the other, all in the queries' own dtype."""
 
@@ -52,7 +52,7 @@ class _InTurn:
         out.div_(mass)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _AtOnce:
     """The terms of a tail as one product in 16 bits, which is rounded once.
 
