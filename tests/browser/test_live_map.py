@@ -53,7 +53,12 @@ def test_the_map_fills_in_says_the_time_and_stays_through_a_reload(canvas: Canva
     half = canvas.js(CELLS, [node, 4, 3])
     text = canvas.text(node, "live_map")
     assert "Step 2 of 4, 2.0 s per step, 4.0 s left" in text
-    assert "dense: schedule" in text and "dense: mask" in text and "sparse 10-80%" in text and "skipped" not in text
+    assert (
+        "dense: schedule" in text
+        and "dense: mask" in text
+        and "sparse, density 10-80%" in text
+        and "skipped" not in text
+    )
     (dense, *_), (sparse, fuller, mask) = half[:2]
     assert half[0] == [dense] * 3 and half[2:] == [[""] * 3] * 2
     assert len({dense, sparse, fuller, mask, ""}) == 5
