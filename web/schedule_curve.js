@@ -56,12 +56,13 @@ class ScheduleCurve {
     this.presets = hints(SCHEDULER, "curve").presets ?? {}
     for (const name of Object.keys(this.presets))
       this.bar.append(button(wordOf("curve", name), say("start_from_tip", { name }), () => this.startFrom(name)))
-    const gap = document.createElement("span")
-    gap.style.flex = "1"
     this.stepButton = button(say("step"), say("step_tip"), () => this.toggleStep())
     this.addButton = button("+", say("add_tip"), () => this.addAfter())
     this.removeButton = button("−", say("remove_tip"), () => this.remove(this.selected))
-    this.bar.append(gap, this.stepButton, this.addButton, this.removeButton)
+    const own = document.createElement("span")
+    own.className = "draftattention-own-points"
+    own.append(this.stepButton, this.addButton, this.removeButton)
+    this.bar.append(own)
   }
 
   value(name) {
