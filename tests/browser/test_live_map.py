@@ -85,7 +85,8 @@ def test_what_a_node_keeps_is_bounded_and_a_map_of_nonsense_is_not_shown(canvas:
     node = canvas.add("ApplyDraftAttention")
     one = {**recorded(canvas, node)[1], "steps": 5000, "layers": [50] * 4000, "all_layers": 4000}
     canvas.js(SEND, [{**one, "step": step} for step in range(150)])
-    assert "Step 150 of 5000" in canvas.text(node, "live_map")
+    text = canvas.text(node, "live_map")
+    assert "Step 150 of 5000" in text and "sparse, density 50%" in text, "one density is no range"
     size = canvas.js("(id) => JSON.stringify(app.graph.getNodeById(id).properties.draftattention_map).length", node)
     assert size < 60_000
     saved = canvas.js("() => app.graph.serialize()")
