@@ -200,6 +200,18 @@ def test_a_korean_particle_follows_the_sound_before_it(canvas: Canvas) -> None:
     assert found == list(told.values())
 
 
+@pytest.mark.any_cell("a function of texts")
+def test_wide_letters_count_twice_where_columns_and_lines_are_reckoned(canvas: Canvas) -> None:
+    found = canvas.js(
+        """async (said) => {
+            const { widthOf } = await import('/extensions/draftattention/text_lines.js')
+            return said.map(widthOf)
+        }""",
+        ["PyTorch", "システム", "시스템 2", "设备：cpu", ""],
+    )
+    assert found == [7, 8, 8, 9, 0]
+
+
 @SAME_SCRIPTS
 @pytest.mark.language("fr")
 def test_a_language_that_the_pack_lacks_falls_back_to_english(canvas: Canvas) -> None:

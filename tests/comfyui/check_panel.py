@@ -129,7 +129,7 @@ def translation_faults() -> None:
     good = {
         "display_name": "a",
         "description": "b",
-        "inputs": {"prompt": {"name": "c", "tooltip": "d"}},
+        "inputs": {"prompt": {"name": "c", "tooltip": "d, none"}},
         "outputs": {"0": {"name": "e", "tooltip": "f"}},
     }
     assert translation_problems(schema, good) == []
