@@ -174,7 +174,11 @@ def test_words_beside_the_curve_stay_on_a_line_each_and_are_those_of_the_choices
             .map((one) => [one.innerText, one.clientHeight])"""
     )
     assert texts(language)["option_curve_balanced"] in [word for word, _ in words]
-    assert max(high for _, high in words) < 26
+    over = """() => {
+        const { scrollWidth, clientWidth } = document.querySelector('.draftattention-bar')
+        return scrollWidth - clientWidth
+    }"""
+    assert max(high for _, high in words) < 26 and canvas.js(over) <= 0
 
 
 @pytest.mark.any_cell("a function of texts")
