@@ -49,9 +49,10 @@ class ApplyDraftAttention(io.ComfyNode):
             display_name="DraftAttention Sparse",
             category=CATEGORY,
             description=(
-                "Makes the self-attention of video models sparse: a draft map picks the blocks that are computed "
-                "exactly, every other block still counts through its mean and a linear term. Put it after LoRA and "
-                "attention nodes, before the sampler."
+                "Makes long and large videos faster: of the model's self-attention only some blocks are computed "
+                "exactly, picked by a small draft map; every other block still counts through its mean and a linear "
+                "term. Put it after LoRA, shift and attention nodes, before the sampler. The choices it comes with are "
+                "a good start."
             ),
             search_aliases=[
                 "apply draft attention",
@@ -66,13 +67,18 @@ class ApplyDraftAttention(io.ComfyNode):
                 "hunyuan",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="A video model: Wan, HunyuanVideo, Kandinsky 5 and others."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A video model: Wan, HunyuanVideo, Kandinsky 5 and others. Wan 2.2 14B is two models: each "
+                    "takes a node of its own.",
+                ),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESET_NAMES),
                     default="auto",
-                    tooltip="auto chooses by number of steps and video size. quality, balanced, fast: fixed targets. "
-                    "paper: DraftAttention as published. custom: the advanced inputs sparsity and dense_start. Those "
+                    tooltip="How much of the attention is computed exactly. auto goes by number of steps and video "
+                    "size. quality, balanced, fast: fixed, quality computes the most and fast the least. paper: "
+                    "DraftAttention as published. custom: what the advanced inputs sparsity and dense_start say. Those "
                     "after it are other published systems as their authors ran them; calibatt needs a profile with "
                     "masks.",
                     extra_dict={
@@ -94,7 +100,7 @@ class ApplyDraftAttention(io.ComfyNode):
                     step=0.01,
                     advanced=True,
                     tooltip="For the preset custom and the published ones. Sparsity 0.75 = a quarter of the blocks is "
-                    "computed exactly. 0 = everything dense.",
+                    "computed exactly. 0 = everything dense, as without this node.",
                 ),
                 io.Float.Input(
                     "dense_start",
@@ -103,7 +109,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="For the preset custom: this share of the denoising, from its noisy start, stays dense.",
+                    tooltip="For the preset custom: this share of the denoising, from its noisy start, stays dense: "
+                    "computed in full. 0.1 = the first 2 of 20 steps, with the scheduler simple.",
                 ),
                 io.Combo.Input(
                     "tail",
@@ -141,7 +148,7 @@ class ApplyDraftAttention(io.ComfyNode):
                     max=10_000_000,
                     advanced=True,
                     tooltip="Videos with fewer tokens (frames x rows x columns of the latent after patchify) run "
-                    "dense: too little to gain.",
+                    "dense: too little to gain. 81 frames of 832x480 are 32,760 tokens in Wan 2.1.",
                 ),
                 io.Boolean.Input(
                     "keep_first_frame",
@@ -168,8 +175,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     "strict",
                     default=False,
                     advanced=True,
-                    tooltip="Stop with an error before sampling if calls would run dense for a reason you did not "
-                    "ask for.",
+                    tooltip="Stop with an error before sampling if attention would run dense for a reason that you did "
+                    "not ask for, such as a model that is not known. Otherwise such a run is right, but no faster.",
                 ),
                 SparsitySchedule.Input(
                     "schedule", optional=True, tooltip="From the Sparsity Scheduler node; replaces the preset's curve."
@@ -206,10 +213,11 @@ class ApplyDraftAttention(io.ComfyNode):
                     options=list(SPEED_NAMES),
                     default=NO_SPEED,
                     optional=True,
-                    tooltip="Sparse attention and skipped steps set together, from quality to max: points measured "
-                    "against simply taking fewer steps. auto goes by the size of the video. off = the preset alone, "
-                    "every step computed. custom and a schedule keep their densities; paper never skips; a Skip Steps "
-                    "node decides over the skipping.",
+                    tooltip="More speed than the preset alone: sparse attention and skipped steps are set together, "
+                    "from quality, which changes the video least, to max. auto goes by the size of the video. off = "
+                    "the preset alone, every step computed. With another speed than off, the presets auto to fast do "
+                    "not count; custom and a schedule keep their densities; published presets never skip; a Skip "
+                    "Steps node decides over the skipping.",
                 ),
                 io.Combo.Input(
                     "method",
@@ -227,15 +235,15 @@ class ApplyDraftAttention(io.ComfyNode):
                     default=BITS[0],
                     optional=True,
                     advanced=True,
-                    tooltip="Precision of the scores. auto = INT8 on GeForce RTX 30 to 50, head by head, where a "
-                    "measurement on your model says that it costs next to nothing. 8 = the same on any GPU that can. "
-                    "fp8 = 8, with values in FP8 on GeForce RTX 40 and 50. 16 = never. The Report node counts it. Its "
-                    "speed has not been measured yet.",
+                    tooltip="Precision of the attention scores. 16 = no INT8 or FP8. auto = INT8 on GeForce RTX "
+                    "30 to 50, head by head, where a measurement on your model says that it costs next to nothing. 8 = "
+                    "the same on any GPU that can. fp8 = 8, with values in FP8 on GeForce RTX 40 and 50. The Report "
+                    "node says how many heads used it. Its speed has not been measured yet.",
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The patched model."),
-                Report.Output(display_name="report", tooltip="For the DraftAttention Report and Preview nodes."),
+                Report.Output(display_name="report", tooltip="For the DraftAttention Report and Capture nodes."),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -30,24 +30,28 @@ class DraftAttentionSkipSteps(io.ComfyNode):
             display_name="Skip Steps (EasyCache / forecast)",
             category=CATEGORY,
             description=(
-                "Answers steps of the sampler without the model where their neighbours tell enough. spread computes an "
-                "even share of the steps and predicts those between; forecast predicts as long as its measured error "
-                "allows; easycache is the published rule. Works alone and together with DraftAttention Sparse, before "
-                "or after it."
+                "Makes sampling faster: the model is not run at every step, and what it would have said at a skipped "
+                "one is predicted from the computed steps beside it. spread computes an even share of the steps; "
+                "forecast skips as long as its measured error allows; easycache is the published rule. Works alone and "
+                "together with DraftAttention Sparse, before or after it. Runs of 4 steps have none to spare."
             ),
             search_aliases=["easycache", "step cache", "skip steps", "teacache", "speed up video"],
             inputs=[
-                io.Model.Input("model", tooltip="Any model ComfyUI samples with."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Any model that ComfyUI samples with. Wan 2.2 14B is two models: each takes a node of its "
+                    "own.",
+                ),
                 io.Combo.Input(
                     "rule",
                     options=RULES,
                     default="spread",
-                    tooltip="spread: a share of the steps is computed, evenly over the run, and those between are "
-                    "predicted to first order in the noise level; with the sampler euler the next computed step makes "
-                    "good what they missed. forecast: predicts while the measured error stays below the threshold. "
-                    "easycache: constant difference, as published. published for a model: EasyCache with its threshold "
-                    "and first steps, the latter as their share of the 50 steps they were published for. Inputs that a "
-                    "rule does not read are greyed out.",
+                    tooltip="Which steps are skipped. spread: all but a share of them, evenly over the run; those "
+                    "between are predicted to first order in the noise level, and with the sampler euler the next "
+                    "computed step makes good what they missed. forecast: steps whose expected error is below the "
+                    "threshold. easycache: as published, by how much the latent moves. published for a model: "
+                    "EasyCache with its threshold and first steps, the latter as their share of the 50 steps they were "
+                    "published for. Inputs that a rule does not read are greyed out.",
                     extra_dict={"draftattention": {"by_rule": by_rule(RULES)}},
                 ),
                 io.Float.Input(
@@ -56,17 +60,18 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.005,
-                    tooltip="For forecast and easycache: what skipped steps in a row may add up to, relative to the "
-                    "model's output. Smaller is closer to the video without skipping; 0 computes everything. "
-                    "EasyCache's published value for Wan 2.1 is 0.05.",
+                    tooltip="For forecast and easycache: the error that skipped steps in a row may add up to, relative "
+                    "to the model's output. Smaller is closer to the video without skipping; larger skips more; 0 "
+                    "computes everything. EasyCache's published value for Wan 2.1 is 0.05.",
                 ),
                 io.Int.Input(
                     "first_steps",
                     default=3,
                     min=0,
                     max=1000,
-                    tooltip="For forecast and easycache: so many evaluations from the start are always computed. "
-                    "EasyCache is published with 10 of 50 for Wan 2.1, 5 of 50 for HunyuanVideo.",
+                    tooltip="For forecast and easycache: so many steps from the start are always computed (evaluations "
+                    "of the model, of which some samplers make two a step). EasyCache is published with 10 of 50 for "
+                    "Wan 2.1, 5 of 50 for HunyuanVideo.",
                 ),
                 io.Int.Input(
                     "max_in_a_row",
@@ -74,8 +79,8 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     min=0,
                     max=1000,
                     advanced=True,
-                    tooltip="For forecast and easycache: at most so many evaluations in a row are skipped; 0 for no "
-                    "limit, as published.",
+                    tooltip="For forecast and easycache: at most so many steps in a row are skipped; 0 for no limit, "
+                    "as published.",
                 ),
                 io.Float.Input(
                     "start",
@@ -84,7 +89,8 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Share of the denoising before which everything is computed.",
+                    tooltip="Share of the denoising before which every step is computed: with 0.2 none of its first "
+                    "fifth is skipped, with 0 any step may be.",
                 ),
                 io.Float.Input(
                     "end",
@@ -93,7 +99,8 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Share of the denoising after which everything is computed. The last step always is.",
+                    tooltip="Share of the denoising after which every step is computed: with 0.8 none of its last "
+                    "fifth is skipped, with 1 any step but the last may be.",
                 ),
                 io.Boolean.Input(
                     "offload",
@@ -109,7 +116,7 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     tooltip="For spread: share of the steps that are computed. 0.4 computes 8 of 20 steps, the first "
-                    "and the last among them; 1 computes all of them.",
+                    "and the last among them. Smaller is faster and changes the video more; 1 computes all of them.",
                 ),
             ],
             outputs=[

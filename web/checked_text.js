@@ -1,7 +1,7 @@
 /** Texts that the server could not read are marked while they are typed, and say what to write instead. */
 
 import { addSheet, api, app, isLinked, onChange, setTooltip, widgetOf, widgetRules } from "./host.js"
-import { tell } from "./words.js"
+import { labelOf, tell } from "./words.js"
 
 /** The widgets whose values the server parses, and those it needs to judge them; see nodes/inputs/checks.py. */
 const CHECKED = {
@@ -40,10 +40,17 @@ function check(node) {
   state.timer = setTimeout(async () => {
     const answer = await api.fetchApi("/draftattention/check", { method: "POST", body: asked }).catch(() => null)
     if (!answer?.ok || state.asked !== asked) return
-    state.problems = Object.fromEntries(Object.entries(await answer.json()).map(([name, told]) => [name, tell(told)]))
+    const found = Object.entries(await answer.json())
+    state.problems = Object.fromEntries(found.map(([name, told]) => [name, tell(labelled(node, name, told))]))
     mark(node, state.problems)
     for (const listener of listeners) listener(node)
   }, PAUSE)
+}
+
+/** A problem whose input is called as its widget is labelled. */
+function labelled(node, name, told) {
+  if (told?.values?.input !== name) return told
+  return { ...told, values: { ...told.values, input: labelOf(node.comfyClass, name) } }
 }
 
 /** Mark what is wrong, and only that. */

@@ -145,6 +145,15 @@ export function setTooltip(node, widget, text) {
 /** By how much the classic canvas moves an element up to another of ours; see the style sheet. */
 const CLOSER = 12
 
+/** Tells the language of what elements say. */
+let spoken = () => "en"
+
+/** Have elements say that they are in the language that `language()` tells. */
+export const inLanguage = (language) => void (spoken = language)
+
+/** The language that elements are in. */
+export const elementLanguage = () => spoken()
+
 /**
  * Add an element to a node, in both renderers. It is part of neither the saved values nor the prompt.
  * @param {() => number} height least height in pixels
@@ -152,6 +161,7 @@ const CLOSER = 12
  */
 export function addElement(node, name, element, height, below = false) {
   element.dataset.draftattention = name
+  element.lang = spoken()
   element.classList.toggle("draftattention-below", below)
   const widget = node.addDOMWidget(name, `draftattention_${name}`, element, {
     serialize: false,

@@ -74,7 +74,7 @@ function keyOf(map) {
   const entries = []
   if (sparse.length) {
     const [low, high] = [sparse.reduce((a, b) => Math.min(a, b)), sparse.reduce((a, b) => Math.max(a, b))]
-    entries.push([colourOf(Math.round((low + high) / 2)), say("map_sparse", { low, high })])
+    entries.push([colourOf(Math.round((low + high) / 2)), low === high ? say("map_sparse_at", { density: low }) : say("map_sparse", { low, high })])
   }
   if (map.rows.some((row) => row.skipped)) entries.push([SKIPPED, say("map_skipped")])
   REASONS.forEach(([reason, colour], index) => {

@@ -1,9 +1,9 @@
 /** A tab in the sidebar: the runs since the server started, and the doctor. */
 
-import { api, app, nameOfKind, nodeOfRun, workflowId } from "./host.js"
+import { api, app, elementLanguage, nameOfKind, nodeOfRun, workflowId } from "./host.js"
 import { drawMap, duration, keyElements, reasonWord } from "./map_drawing.js"
 import { showLines } from "./text_lines.js"
-import { language, say, tell } from "./words.js"
+import { labelOf, language, say, tell, wordOf } from "./words.js"
 
 const ROUTE = "/draftattention/runs"
 const EVENT = "draftattention.run"
@@ -68,11 +68,10 @@ function card(run) {
   const box = element("details", "draftattention-run")
   const head = document.createElement("summary")
   head.setAttribute("aria-expanded", "false")
-  const time = { hour: "2-digit", minute: "2-digit", second: "2-digit" }
-  const when = new Date(1000 * run.at).toLocaleTimeString(language(), time)
-  const settings = Object.entries(run.settings).map(([name, value]) => `${name} ${tell(value)}`)
+  const when = new Date(1000 * run.at).toLocaleTimeString(language(), { timeStyle: "medium" })
+  const settings = Object.entries(run.settings).map(([name, value]) => `${labelOf(APPLY, name)} ${wordOf(name, tell(value))}`)
   head.append(element("b", "", `${when}  ${nameOf(run)}`))
-  head.append(element("span", "", figures(run)), element("span", "draftattention-faint", settings.join(", ")))
+  head.append(element("span", "", figures(run)), element("span", "draftattention-faint", settings.join(say("join_list"))))
   if (run.cancelled) head.append(element("span", "draftattention-faint", tell(run.cancelled_words ?? run.cancelled)))
   if (run.dense) head.append(element("span", "draftattention-wrong", say("map_dense", { reason: reasonWord(run.dense) })))
   box.append(head)
@@ -126,6 +125,7 @@ async function examine(button, shown) {
 
 function render(place) {
   const box = element("div", "draftattention draftattention-runs")
+  box.lang = elementLanguage()
   const doctor = element("button", "", say("doctor_check"))
   doctor.type = "button"
   const found = element("pre", "draftattention-doctor")

@@ -7,7 +7,7 @@ import * as curves from "./curve_points.js"
 // Registered first, so that its button stands above the curve.
 import "./folded_inputs.js"
 import { samplersOf } from "./sampler_steps.js"
-import { say } from "./words.js"
+import { say, wordOf } from "./words.js"
 
 const SCHEDULER = "SparsityScheduler"
 const CUSTOM = "custom points"
@@ -55,13 +55,14 @@ class ScheduleCurve {
     this.bar.append(start)
     this.presets = hints(SCHEDULER, "curve").presets ?? {}
     for (const name of Object.keys(this.presets))
-      this.bar.append(button(name, say("start_from_tip", { name }), () => this.startFrom(name)))
-    const gap = document.createElement("span")
-    gap.style.flex = "1"
+      this.bar.append(button(wordOf("curve", name), say("start_from_tip", { name }), () => this.startFrom(name)))
     this.stepButton = button(say("step"), say("step_tip"), () => this.toggleStep())
     this.addButton = button("+", say("add_tip"), () => this.addAfter())
     this.removeButton = button("−", say("remove_tip"), () => this.remove(this.selected))
-    this.bar.append(gap, this.stepButton, this.addButton, this.removeButton)
+    const own = document.createElement("span")
+    own.className = "draftattention-own-points"
+    own.append(this.stepButton, this.addButton, this.removeButton)
+    this.bar.append(own)
   }
 
   value(name) {

@@ -3,19 +3,17 @@
  * host hands out those of all packs. A language that lacks a key falls back to English.
  */
 
-import { api, app } from "./host.js"
+import { api, app, inLanguage } from "./host.js"
+import { withParticles } from "./korean.js"
 
 const SECTION = "draftattention"
 
-/** @returns {Promise<Record<string, Record<string, string>>>} texts by language and key */
-async function load() {
-  const answer = await api.fetchApi("/i18n").catch(() => null)
-  const all = answer?.ok ? await answer.json().catch(() => ({})) : {}
-  return Object.fromEntries(Object.entries(all).map(([language, texts]) => [language, texts?.[SECTION] ?? {}]))
-}
-
 // The front end waits for all scripts before it makes a node.
-const texts = await load()
+const answer = await api.fetchApi("/i18n").catch(() => null)
+/** @type {Record<string, object>} what the host hands out, by language */
+const all = answer?.ok ? await answer.json().catch(() => ({})) : {}
+/** @type {Record<string, Record<string, string>>} our texts by language and key */
+const texts = Object.fromEntries(Object.entries(all).map(([language, said]) => [language, said?.[SECTION] ?? {}]))
 
 /** The user's language, such as "zh" or "pt-BR". */
 export const language = () => app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en"
@@ -25,8 +23,19 @@ export const find = (key) => texts[language()]?.[key] ?? texts.en?.[key]
 
 /** @param {string} key @param {Record<string, string|number>} [values] for the places in braces */
 export function say(key, values = {}) {
-  return (find(key) ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? `{${name}}`)
+  const said = (find(key) ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? `{${name}}`)
+  return language() === "ko" ? withParticles(said) : said
 }
+
+/** What an input of a class of nodes is called on its widget. */
+export const labelOf = (kind, input) => all[language()]?.nodeDefs?.[kind]?.inputs?.[input]?.name ?? input
+
+/** What a choice of an input means in the user's language; the value itself where no text says it. */
+export const wordOf = (input, value) => find(`option_${input}_${value}`) ?? value
+
+// Elements say which language they are in: the host's page calls itself English, and a browser chooses the shapes of
+// Chinese characters and the places where lines may break by the language.
+inLanguage(() => (texts[language()] ? language() : "en"))
 
 /**
  * A text that the server has sent: as it is, or by the keys and values that it was made from; see its `words.py`. The

@@ -179,6 +179,24 @@ def test_before_a_run_the_node_says_what_it_needs_in_a_line(canvas: Canvas) -> N
     assert not canvas.page.locator(".draftattention-maps canvas").first.is_visible()
 
 
+def test_a_line_that_wraps_leaves_the_picture_its_room(canvas: Canvas) -> None:
+    node = shown(canvas)
+    canvas.js(
+        "() => { document.querySelector('.draftattention-bar .draftattention-caption').textContent = 'x '.repeat(99) }"
+    )
+    canvas.frames()
+    high, wide, lines = canvas.js(
+        """(id) => {
+            const box = app.graph.getNodeById(id).widgets.find((one) => one.name === 'draft_maps').element
+            const caption = box.querySelector('.draftattention-bar .draftattention-caption')
+            const [wide] = app.graph.getNodeById(id).size
+            return [box.querySelector('canvas').clientHeight, wide, caption.clientHeight / 17]
+        }""",
+        node,
+    )
+    assert lines > 1.8 and high > 0.85 * (wide - 40) / 2
+
+
 def test_a_run_that_was_not_sparse_and_files_that_are_gone_are_told(canvas: Canvas) -> None:
     node = shown(canvas)
     send(canvas, node, {"maps": []})

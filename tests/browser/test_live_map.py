@@ -53,7 +53,12 @@ def test_the_map_fills_in_says_the_time_and_stays_through_a_reload(canvas: Canva
     half = canvas.js(CELLS, [node, 4, 3])
     text = canvas.text(node, "live_map")
     assert "Step 2 of 4, 2.0 s per step, 4.0 s left" in text
-    assert "dense: schedule" in text and "dense: mask" in text and "sparse 10-80%" in text and "skipped" not in text
+    assert (
+        "dense: schedule" in text
+        and "dense: mask" in text
+        and "sparse, density 10-80%" in text
+        and "skipped" not in text
+    )
     (dense, *_), (sparse, fuller, mask) = half[:2]
     assert half[0] == [dense] * 3 and half[2:] == [[""] * 3] * 2
     assert len({dense, sparse, fuller, mask, ""}) == 5
@@ -80,7 +85,8 @@ def test_what_a_node_keeps_is_bounded_and_a_map_of_nonsense_is_not_shown(canvas:
     node = canvas.add("ApplyDraftAttention")
     one = {**recorded(canvas, node)[1], "steps": 5000, "layers": [50] * 4000, "all_layers": 4000}
     canvas.js(SEND, [{**one, "step": step} for step in range(150)])
-    assert "Step 150 of 5000" in canvas.text(node, "live_map")
+    text = canvas.text(node, "live_map")
+    assert "Step 150 of 5000" in text and "sparse, density 50%" in text, "one density is no range"
     size = canvas.js("(id) => JSON.stringify(app.graph.getNodeById(id).properties.draftattention_map).length", node)
     assert size < 60_000
     saved = canvas.js("() => app.graph.serialize()")

@@ -26,6 +26,10 @@ def told(canvas: Canvas, node: int, **values: Any) -> dict[str, Any]:
     return {**run, "speed_up": None, "dense": "", **values}
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.{1 if share < 0.1 else 0}f}"
+
+
 def seen(canvas: Canvas, node: int) -> list[str]:
     """Which of the badges that this test knows are shown."""
     canvas.frames()
@@ -66,7 +70,9 @@ def test_the_tab_lists_runs_with_their_settings_and_picture_and_grows_while_it_i
         text = cards.first.inner_text()
         assert "DraftAttention Sparse" in text and "4 steps" in text and "preset custom, sparsity 0.9" in text
         assert "% of the work" in text, "its dense steps tell attention's share of the time"
-        assert "density " in text
+        run = answer(canvas, "/draftattention/runs")[1][0]
+        assert 0 < run["density"] < run["work"] - 0.01, "a dense start and the rest of the model are work, too"
+        assert f"density {percent(run['density'])}%" in text and f" {percent(run['work'])}% of the work" in text
         summary = cards.first.locator("summary")
         assert summary.get_attribute("aria-expanded") == "false"
         summary.click()

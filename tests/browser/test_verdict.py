@@ -18,6 +18,12 @@ HEARD = """(name) => {
     app.api.addEventListener(name, ({ detail }) => { window.verdict = detail })
 }"""
 
+# The front end's own line under a node that runs, and a message of the pack's server.
+SHOW_LINE = """([nodeId, text]) =>
+    app.api.dispatchEvent(new CustomEvent('progress_text', { detail: { nodeId, text } }))"""
+LINE_SHOWN = "(id) => app.graph.getNodeById(id).widgets.some((one) => one.name.startsWith('$$'))"
+SEND = "([kind, detail]) => app.api.dispatchEvent(new CustomEvent(kind, { detail }))"
+
 
 def verdict_of(canvas: Canvas, apply: int) -> str:
     return canvas.text(apply, "verdict").removesuffix("Copy").strip()
@@ -50,6 +56,19 @@ def test_the_verdict_stays_through_a_reload_and_in_the_saved_workflow(canvas: Ca
 
     canvas.reload()
     settle(canvas, apply, SPARSE)
+
+
+def test_the_last_line_of_a_run_is_said_once_whether_it_or_the_verdict_comes_last(canvas: Canvas) -> None:
+    apply = canvas.add("ApplyDraftAttention")
+    told = {"node": str(apply), "workflow": canvas.js("() => app.graph.id")}
+    for at, order in ((1.0, ("live_text", "verdict")), (2.0, ("verdict", "live_text"))):
+        line = f"DraftAttention: run {at}"
+        canvas.js(SHOW_LINE, [str(apply), line])
+        canvas.until(LINE_SHOWN, apply)
+        for kind in order:
+            canvas.js(SEND, [f"draftattention.{kind}", {**told, "at": at, "text": line, "words": line}])
+        canvas.until(f"(id) => !({LINE_SHOWN})(id)", apply)
+        assert verdict_of(canvas, apply) == line
 
 
 def test_a_browser_that_was_away_learns_how_the_run_went(canvas: Canvas) -> None:

@@ -110,10 +110,14 @@ def translation_problems(schema: Any, texts: dict[str, Any]) -> list[str]:
     for place, (item, said) in slots.items():
         pairs[f"{place}.name"] = ("", said.get("name"))
         pairs[f"{place}.tooltip"] = (item.tooltip, said.get("tooltip"))
+    choices = {f"inputs.{item.id}.tooltip": getattr(item, "options", None) or () for item in schema.inputs}
     problems = [f"{place} is missing" for place, (_, said) in pairs.items() if not said]
     for place, (english, said) in pairs.items():
-        # Examples to write, and figures, are the same in every language.
+        # Examples to write, figures, and the choices that are explained are the same in every language.
         same = [*re.findall(r'"[^"]+"', english), *re.findall(r"\d+(?:\.\d+)?", english)]
+        same += [
+            choice for choice in choices.get(place, ()) if re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", english)
+        ]
         problems += [f"{place} lacks {part}" for part in same if said and part not in said]
     known = {f"inputs.{name}" for name in texts.get("inputs", {})} | {f"outputs.{slot}" for slot in texts["outputs"]}
     return problems + [f"{place} is left over" for place in known - slots.keys()]
@@ -125,7 +129,7 @@ def translation_faults() -> None:
     good = {
         "display_name": "a",
         "description": "b",
-        "inputs": {"prompt": {"name": "c", "tooltip": "d"}},
+        "inputs": {"prompt": {"name": "c", "tooltip": "d, none"}},
         "outputs": {"0": {"name": "e", "tooltip": "f"}},
     }
     assert translation_problems(schema, good) == []
@@ -139,9 +143,8 @@ def translation_faults() -> None:
     without = translation_problems(scheduler, {"outputs": {}})
     assert "inputs.steps.tooltip is missing" in without and "display_name is missing" in without
     told = {**{item.id: {"name": "a", "tooltip": "b"} for item in scheduler.inputs}}
-    assert 'inputs.layer_bands.tooltip lacks "10-20:1.5"' in translation_problems(
-        scheduler, {"inputs": told, "outputs": {}}
-    )
+    lacking = translation_problems(scheduler, {"inputs": told, "outputs": {}})
+    assert {'inputs.layer_bands.tooltip lacks "10-20:1.5"', "inputs.curve.tooltip lacks balanced"} <= set(lacking)
 
 
 @check("the scheduler marks the steps of the connected sampler")

@@ -229,6 +229,16 @@ def test_seconds_per_step_show_the_whole_model_where_it_is_known() -> None:
     assert abs(int(light) - int(dark)) <= 4, "at the dense step attention is half of the model's time"
 
 
+@pytest.mark.parametrize("whole", [1.0, 1.04, 2.0])
+def test_words_at_lines_that_are_near_each_other_stand_apart(whole: float) -> None:
+    run = RunReport()
+    run.add(call(0, 0, None, DenseReason.SCHEDULE, 1.0))
+    run.add_evaluation(0, lambda: whole)
+    labels = {getattr(label.text, "key", ""): label for label in labels_of(seconds_per_step(run, 384, on_node(LIGHT)))}
+    attention, step = labels["chart_all_dense"], labels["chart_dense_step"]
+    assert attention.y - step.y >= 1.15 * step.size, "the longer time stands above"
+
+
 def test_dense_stretches() -> None:
     assert dense_stretches([1.0, 1.0, 0.5, 1.0]) == [(0, 1), (3, 3)]
     assert dense_stretches([0.2]) == []

@@ -63,6 +63,20 @@ def test_a_page_explains_the_same_inputs_with_the_same_figures_and_links(page: P
     assert other.startswith(f"# {names[page.parent.name]['display_name']}\n")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}")
+def test_where_an_input_is_explained_the_label_of_its_widget_stands_beside_its_name(page: Path) -> None:
+    labels = {name: label for name, label in labels_of(page.stem, page.parent.name).items() if label != name}
+    explained = "\n".join(line for line in read(page).splitlines() if line.startswith("- "))
+    found = re.findall(r"\*\*([a-z][a-z_]+)\*\*(?:[（(]([^）)]+)[）)])?", explained)
+    assert [name for name, label in found if label != labels.get(name, "")] == []
+
+
+def labels_of(language: str, node: str) -> dict[str, str]:
+    """What a node's inputs are called on their widgets."""
+    found = json.loads(read(PACK_ROOT / "locales" / language / "nodeDefs.json"))[node]
+    return {name: said["name"] for name, said in found.get("inputs", {}).items()}
+
+
 def _inputs(node: str) -> set[str]:
     """Names of a node's inputs."""
     found = json.loads(read(PACK_ROOT / "locales" / "zh" / "nodeDefs.json"))[node]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -184,6 +184,37 @@ def test_node_texts_are_those_of_the_other_languages_and_nothing_the_front_end_c
     assert set(found) == {path for path, _ in leaves(read("zh", "nodeDefs"))}
     assert [path for path, text in found.items() if not text.strip()] == []
     assert [path for path, text in found.items() if SPECIAL.search(text)] == []
+
+
+def labels(language: str) -> dict[str, set[str]]:
+    """What inputs are called on their widgets, by name."""
+    found: dict[str, set[str]] = {}
+    for node in read(language, "nodeDefs").values():
+        for name, said in node.get("inputs", {}).items():
+            found.setdefault(name, set()).add(said["name"])
+    return found
+
+
+def called_by_name(text: str, names: Iterable[str]) -> list[str]:
+    """Inputs that a text calls by the names that only workflows and the English interface have."""
+    # The choice "custom points" is shown beside its word; what checks may quote are values.
+    said = re.sub(r"custom points|\{\w+\}|\"[^\"]*\"", "", text)
+    return re.findall(rf"(?<![A-Za-z0-9_.])({'|'.join(names)})(?![A-Za-z0-9_])", said)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_texts_call_an_input_as_its_widget_is_labelled(language: str) -> None:
+    names = [name for name, said in labels(language).items() if said != {name}]
+    assert len(names) > 30
+    shown = {path: text for path, text in leaves(read(language, "nodeDefs")) if path[-1] != "name"}
+    # Arguments of the Python API are called by their names, and what an option means may be an input's word.
+    told = {key: text for key, text in texts(language).items() if key != "note_noise_alone" and "option_" not in key}
+    assert {place: found for place, text in {**shown, **told}.items() if (found := called_by_name(text, names))} == {}
+
+
+def test_an_input_that_is_called_by_its_name_is_found() -> None:
+    assert called_by_name("min_tokens を下げてください", ["min_tokens", "points"]) == ["min_tokens"]
+    assert called_by_name('custom points を選ぶ、{points}、"points"', ["min_tokens", "points"]) == []
 
 
 def test_a_percent_sign_stands_at_its_number_in_every_language() -> None:

@@ -30,6 +30,8 @@ REASON_COLOURS: dict[DenseReason, Colour] = {
     DenseReason.ERROR: (214, 69, 65),
     DenseReason.STOOD_ASIDE: (158, 42, 43),
 }
+# What a line of small words takes.
+_LINE = 14
 
 
 @dataclass
@@ -234,15 +236,26 @@ def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) ->
     for index in range(0, len(totals), _stride(len(totals), max(1, int(step_w)), 24)):
         pen.write((left + (index + 0.5) * step_w, base + 4), str(index + 1), size=11, anchor="ma")
     right = left + len(totals) * step_w
-    for measured, colour, label in (
-        (level, look.accent, Phrase("chart_all_dense", "all calls dense")),
-        (dense_step, look.faint, Phrase("chart_dense_step", "dense step")),
-    ):
-        if measured is not None:
-            y = base - measured / highest * height
-            pen.line((left, y, right, y), fill=colour)
-            pen.write((right + 6, y), label, size=11, fill=colour, anchor="lm")
+    marks = [
+        (base - measured / highest * height, colour, label)
+        for measured, colour, label in (
+            (level, look.accent, Phrase("chart_all_dense", "all calls dense")),
+            (dense_step, look.faint, Phrase("chart_dense_step", "dense step")),
+        )
+        if measured is not None
+    ]
+    for (y, colour, label), beside in zip(marks, _apart([y for y, _, _ in marks], _LINE), strict=True):
+        pen.line((left, y, right, y), fill=colour)
+        pen.write((right + 6, beside), label, size=11, fill=colour, anchor="lm")
     return picture
+
+
+def _apart(places: list[float], least: float) -> list[float]:
+    """One or two places, moved away from each other where they are nearer than `least`."""
+    if len(places) < 2 or abs(places[0] - places[1]) >= least:
+        return places
+    middle, upper = sum(places) / 2, -1 if places[0] < places[1] else 1
+    return [middle + upper * least / 2, middle - upper * least / 2]
 
 
 def _bar_colour(sparse: bool, look: Look) -> Colour:
