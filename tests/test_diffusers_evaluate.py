@@ -293,6 +293,29 @@ def test_every_run_has_a_life_of_its_own() -> None:
     assert heard == ["RunStarted", *["EvaluationDone"] * 4, "RunDone", "RunStarted", *["EvaluationDone"] * 6, "RunDone"]
 
 
+@pytest.mark.parametrize("rule", ["spread", "forecast", "easycache"])
+def test_a_run_cut_short_leaves_no_history_to_one_that_enters_further_on(rule: Rule) -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    skip = StepCacheSettings(rule, threshold=100.0, max_reach=1e9, max_forecast_error=math.inf)
+    ends, outcomes = [], []
+    for cut_short in (False, True):
+        handle, scheduler = applied(model, None, replace(DENSE, skip=skip))
+        with torch.no_grad(), handle:
+            if cut_short:
+                guided(model, scheduler, {**inputs, "hidden_states": inputs["hidden_states"] + 1.0}, 20, stop=3)
+            # Video to video.
+            scheduler.set_timesteps(20)
+            scheduler.set_begin_index(8)
+            latents = inputs["hidden_states"]
+            for t in scheduler.timesteps[8:]:
+                velocity = model(**{**inputs, "hidden_states": latents, "timestep": t.expand(1)}, return_dict=False)[0]
+                latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+        ends.append(latents)
+        outcomes.append(handle.report.outcomes)
+    assert outcomes[0] == outcomes[1] and set(outcomes[0]) > {"computed"}
+    assert torch.equal(*ends)
+
+
 def test_removal_puts_the_models_own_forward_back() -> None:
     model, inputs = build("wan"), MODELS["wan"].inputs(1)
     expected = model(**inputs)[0]

@@ -77,10 +77,22 @@ def test_set_timesteps_begins_a_run_even_of_one_step():
     assert read(clock, 1000, 500) == [(0, 0.0, True), (1, 0.5, False)]
 
 
+def test_set_timesteps_begins_a_run_even_further_on_than_the_last_one_came():
+    # A run that was cut short, and then one from a video.
+    scheduler = Scheduler(1000, 900, 700, 400)
+    clock = RunClock(scheduler)
+    read(clock, 1000)
+    scheduler.step()
+    read(clock, 900)
+    scheduler.set_timesteps(1000, 900, 700, 400)
+    assert read(clock, 700, 700, 400) == [(0, 0.5, True), (0, 0.5, False), (1, 0.75, False)]
+
+
 def test_moving_a_schedulers_timesteps_within_a_run_is_no_new_run():
     scheduler = Scheduler(1000, 500)
     clock = RunClock(scheduler)
     read(clock, 1000)
+    scheduler.step()
     scheduler.timesteps = scheduler.timesteps.clone()
     assert read(clock, 500) == [(1, 0.5, False)]
 

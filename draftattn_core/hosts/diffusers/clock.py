@@ -56,7 +56,7 @@ class RunClock:
             noise, so a schedule made for steps comes late then.
 
     A run begins at the first evaluation, whenever the timestep goes back up, and when the scheduler's `set_timesteps`
-    has been called since, unless the evaluation only moves on.
+    has been called since, unless it has done steps by then and the evaluation only moves on.
 
     Args:
         scheduler: a diffusers scheduler; its `timesteps` (and `step_index`, which tells apart timesteps that a model's
@@ -117,7 +117,8 @@ class RunClock:
         rescheduled = self._read_scheduler()
         index = self._index(value, timestep.dtype)
 
-        new_run = self._last is None or self._begins_run(self._last, value, index, rescheduled)
+        fresh = rescheduled and getattr(self._scheduler, "step_index", 0) is None
+        new_run = self._last is None or fresh or self._begins_run(self._last, value, index, rescheduled)
         if new_run:
             self._seen.clear()
         self._last = (value, index)
