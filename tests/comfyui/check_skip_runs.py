@@ -286,9 +286,16 @@ def _() -> None:
     assert torch.equal(run(model, steps=STEPS, negative=SHORT_TEXT, cfg=3.0), before), "the hook outlived its run"
 
 
-@check("a condition that changes within the run, by range or by a hook's strength, is computed where it does")
+@check("a condition that changes within the run, by range, a hook's strength or control, is computed where it does")
 def _() -> None:
+    import comfy.controlnet
     import comfy.hooks
+
+    class Control(comfy.controlnet.ControlBase):  # type: ignore[misc]
+        """Stops in the middle of the run, as the host's do; what it says is not read by this model."""
+
+        def get_control(self, x: Any, t: Any, *_: Any) -> Any:
+            return {} if t[0] >= self.timestep_range[1] else None
 
     model = calm(wan())
     middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
@@ -301,11 +308,18 @@ def _() -> None:
     frames.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.0))
     frames.add(comfy.hooks.HookKeyframe(strength=0.2, start_percent=0.5))
     hook.set_keyframes_on_hooks(frames)
-    for positive in (ranges, comfy.hooks.set_hooks_for_conditioning(TEXT, hook)):
+    control = Control().set_cond_hint(None, 1.0, (0.0, 0.5))
+    # Where it stops at a level of the schedule, that one still has it.
+    stops = middle * (1 - 1e-6)
+    for positive, after in (
+        (ranges, middle * (1 + 1e-6)),
+        (comfy.hooks.set_hooks_for_conditioning(TEXT, hook), middle * (1 + 1e-6)),
+        ([[TEXT[0][0], {"control": control, "control_apply_to_uncond": False}]], stops),
+    ):
         bare, every = counted(model)
         run(bare, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
         levels = sorted({call.sigma for call in every}, reverse=True)
-        switch = next(index for index, sigma in enumerate(levels) if sigma <= middle * (1 + 1e-6))
+        switch = next(index for index, sigma in enumerate(levels) if sigma <= after)
         planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
         # By a threshold everything is skipped that may be: what is left had to be computed.
         for rule, expected in ((ALL, {0, 1, switch, switch + 1, STEPS - 1}), (SPREAD, {*planned, switch})):
