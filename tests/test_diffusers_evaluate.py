@@ -14,7 +14,13 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from draftattention.draftattn_core import Schedule, Settings
@@ -253,6 +259,8 @@ def test_under_other_schedulers_a_plan_skips_and_corrects_nothing() -> None:
         (UniPCMultistepScheduler(**flow), "other sampler than euler"),
         (FlowMatchEulerDiscreteScheduler(shift=5.0, stochastic_sampling=True), "noise added by the sampler"),
         (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **flow), "noise added by the sampler"),
+        (FlowMatchLCMScheduler(shift=5.0), "noise added by the sampler"),
+        (SASolverScheduler(**flow), "noise added by the sampler"),
     ):
         ends = []
         for correct in (True, False):

@@ -15,6 +15,8 @@ from ...run.evaluation import Uncorrected
 _NEAR = 0.01
 # The scheduler of diffusers whose steps are x + v (t' - t), by name: diffusers is not asked for here.
 EULER = "FlowMatchEulerDiscreteScheduler"
+# Parts of the names of those that add noise at every step.
+_RENOISING = ("Ancestral", "LCM", "SASolver", "DDPM")
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,12 @@ class RunClock:
         if self._scheduler is None:
             return Uncorrected.UNKNOWN
         config = getattr(self._scheduler, "config", None)
-        # DPM-Solver's stochastic kinds are named so; Euler's scheduler has a switch.
-        if getattr(config, "stochastic_sampling", False) or "sde" in str(getattr(config, "algorithm_type", "")):
+        name = type(self._scheduler).__name__
+        # DPM-Solver's stochastic kinds are told by a setting; Euler's scheduler has a switch.
+        noisy = getattr(config, "stochastic_sampling", False) or "sde" in str(getattr(config, "algorithm_type", ""))
+        if noisy or any(part in name for part in _RENOISING):
             return Uncorrected.NOISE
-        return Uncorrected.UNKNOWN if type(self._scheduler).__name__ == EULER else Uncorrected.STEPS
+        return Uncorrected.UNKNOWN if name == EULER else Uncorrected.STEPS
 
     def _read_scheduler(self) -> bool:
         if self._scheduler is None or self._scheduler.timesteps is self._source:

@@ -54,11 +54,11 @@ def estimate(
         found = state.change(x, forced=reason is not None)
     elif reason is not None:
         return None, reason
-    elif state.level == level:
-        return None, Reason.SAME_LEVEL
     elif settings.rule == "spread":
         corrected = settings.correct and evaluation.next_level is not None
         return _guarded(settings, state, level, 2.0 if corrected else 1.0)
+    elif state.level == level:
+        return None, Reason.SAME_LEVEL
     elif state.reach(level) > settings.max_reach:
         return None, Reason.REACH
     else:
