@@ -34,8 +34,8 @@ class Prediction:
 
     Attributes:
         output: `velocity` is n - x0, `x0` the denoised latent, `eps` the noise, `v` the v-prediction.
-        latent: how noise and signal are mixed in the latent. Its noise level is given as t, 1 at pure noise, for `flow` and as
-            sigma, above 0, for the others.
+        latent: how noise and signal are mixed in the latent. Its noise level is given as t, 1 for pure noise, for
+            `flow` and as sigma, above 0, for the others.
 
     Raises:
         ValueError: if a name is unknown, or for "v" of a flow latent, which nobody has defined.
