@@ -31,6 +31,17 @@ def _() -> None:
             )
 
 
+@check("Skip Steps with conditions of areas: what the host sets against each is a branch of its own")
+def _() -> None:
+    # The host names it like the condition it stands against, and may stack the two.
+    other = 0.3 * TEXT[0][0]
+    part = [[TEXT[0][0], {}], [other, {"area": (6, 6, 0, 4), "strength": 1.0}]]
+    halves = [[TEXT[0][0], {"area": (6, 5, 0, 0)}], [other, {"area": (6, 5, 0, 5)}]]
+    for (areas, most), rule in product(((part, 0.02), (halves, 0.04)), (SPREAD, FORECAST)):
+        found = compared(calm(wan()), each=2, positive=areas, negative=SHORT_TEXT, cfg=3.0, **rule)
+        assert 0 < found.off < most, (rule, found.off)
+
+
 @check("Skip Steps with a batch of two different videos, and the noise of one alone decides for neither")
 def _() -> None:
     noise = host.noise_like(LATENT.repeat(2, 1, 1, 1, 1))
