@@ -88,6 +88,19 @@ def test_set_timesteps_begins_a_run_even_further_on_than_the_last_one_came():
     assert read(clock, 700, 700, 400) == [(0, 0.5, True), (0, 0.5, False), (1, 0.75, False)]
 
 
+def test_a_second_expert_that_comes_in_further_on_than_it_last_came_begins_a_run():
+    # Its last run was cut short, and the first expert has done the steps since.
+    scheduler = Scheduler(1000, 900, 800, 700, 600, 500)
+    clock = RunClock(scheduler)
+    for _ in range(2):
+        scheduler.step()
+    read(clock, 800)
+    scheduler.set_timesteps(1000, 900, 800, 700, 600, 500)
+    for _ in range(4):
+        scheduler.step()
+    assert read(clock, 600, 500) == [(0, pytest.approx(4 / 6), True), (1, pytest.approx(5 / 6), False)]
+
+
 def test_moving_a_schedulers_timesteps_within_a_run_is_no_new_run():
     scheduler = Scheduler(1000, 500)
     clock = RunClock(scheduler)

@@ -58,7 +58,7 @@ class RunClock:
             noise, so a schedule made for steps comes late then.
 
     A run begins at the first evaluation, whenever the timestep goes back up, and when the scheduler's `set_timesteps`
-    has been called since, unless it has done steps by then and the evaluation only moves on.
+    has been called since, unless it has done steps by then and the evaluation is the next one.
 
     Args:
         scheduler: a diffusers scheduler; its `timesteps` (and `step_index`, which tells apart timesteps that a model's
@@ -195,7 +195,7 @@ class RunClock:
     def _begins_run(last: tuple[float, int | None], value: float, index: int | None, rescheduled: bool) -> bool:
         last_value, last_index = last
         if index is not None and last_index is not None:
-            return index < last_index or (rescheduled and index == last_index)
+            return index < last_index or (rescheduled and index != last_index + 1)
         return value > last_value or (rescheduled and value == last_value)
 
 
