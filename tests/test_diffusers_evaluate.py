@@ -14,7 +14,13 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from draftattention.draftattn_core import Schedule, Settings
@@ -253,6 +259,8 @@ def test_under_other_schedulers_a_plan_skips_and_corrects_nothing() -> None:
         (UniPCMultistepScheduler(**flow), "other sampler than euler"),
         (FlowMatchEulerDiscreteScheduler(shift=5.0, stochastic_sampling=True), "noise added by the sampler"),
         (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **flow), "noise added by the sampler"),
+        (FlowMatchLCMScheduler(shift=5.0), "noise added by the sampler"),
+        (SASolverScheduler(**flow), "noise added by the sampler"),
     ):
         ends = []
         for correct in (True, False):
@@ -291,6 +299,29 @@ def test_every_run_has_a_life_of_its_own() -> None:
         assert first.report.cancelled is None
     assert [len(cache.asked) for cache in caches] == [4, 6] and [cache.cleared for cache in caches] == [1, 1]
     assert heard == ["RunStarted", *["EvaluationDone"] * 4, "RunDone", "RunStarted", *["EvaluationDone"] * 6, "RunDone"]
+
+
+@pytest.mark.parametrize("rule", ["spread", "forecast", "easycache"])
+def test_a_run_cut_short_leaves_no_history_to_one_that_enters_further_on(rule: Rule) -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    skip = StepCacheSettings(rule, threshold=100.0, max_reach=1e9, max_forecast_error=math.inf)
+    ends, outcomes = [], []
+    for cut_short in (False, True):
+        handle, scheduler = applied(model, None, replace(DENSE, skip=skip))
+        with torch.no_grad(), handle:
+            if cut_short:
+                guided(model, scheduler, {**inputs, "hidden_states": inputs["hidden_states"] + 1.0}, 20, stop=3)
+            # Video to video.
+            scheduler.set_timesteps(20)
+            scheduler.set_begin_index(8)
+            latents = inputs["hidden_states"]
+            for t in scheduler.timesteps[8:]:
+                velocity = model(**{**inputs, "hidden_states": latents, "timestep": t.expand(1)}, return_dict=False)[0]
+                latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+        ends.append(latents)
+        outcomes.append(handle.report.outcomes)
+    assert outcomes[0] == outcomes[1] and set(outcomes[0]) > {"computed"}
+    assert torch.equal(*ends)
 
 
 def test_removal_puts_the_models_own_forward_back() -> None:

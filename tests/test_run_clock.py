@@ -77,10 +77,35 @@ def test_set_timesteps_begins_a_run_even_of_one_step():
     assert read(clock, 1000, 500) == [(0, 0.0, True), (1, 0.5, False)]
 
 
+def test_set_timesteps_begins_a_run_even_further_on_than_the_last_one_came():
+    # A run that was cut short, and then one from a video.
+    scheduler = Scheduler(1000, 900, 700, 400)
+    clock = RunClock(scheduler)
+    read(clock, 1000)
+    scheduler.step()
+    read(clock, 900)
+    scheduler.set_timesteps(1000, 900, 700, 400)
+    assert read(clock, 700, 700, 400) == [(0, 0.5, True), (0, 0.5, False), (1, 0.75, False)]
+
+
+def test_a_second_expert_that_comes_in_further_on_than_it_last_came_begins_a_run():
+    # Its last run was cut short, and the first expert has done the steps since.
+    scheduler = Scheduler(1000, 900, 800, 700, 600, 500)
+    clock = RunClock(scheduler)
+    for _ in range(2):
+        scheduler.step()
+    read(clock, 800)
+    scheduler.set_timesteps(1000, 900, 800, 700, 600, 500)
+    for _ in range(4):
+        scheduler.step()
+    assert read(clock, 600, 500) == [(0, pytest.approx(4 / 6), True), (1, pytest.approx(5 / 6), False)]
+
+
 def test_moving_a_schedulers_timesteps_within_a_run_is_no_new_run():
     scheduler = Scheduler(1000, 500)
     clock = RunClock(scheduler)
     read(clock, 1000)
+    scheduler.step()
     scheduler.timesteps = scheduler.timesteps.clone()
     assert read(clock, 500) == [(1, 0.5, False)]
 

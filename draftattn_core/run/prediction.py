@@ -34,8 +34,8 @@ class Prediction:
 
     Attributes:
         output: `velocity` is n - x0, `x0` the denoised latent, `eps` the noise, `v` the v-prediction.
-        latent: how noise and signal are mixed in the latent. Its noise level is given as t, 0..1, for `flow` and as
-            sigma, above 0, for the others.
+        latent: how noise and signal are mixed in the latent. Its noise level is given as t, 1 for pure noise, for
+            `flow` and as sigma, above 0, for the others.
 
     Raises:
         ValueError: if a name is unknown, or for "v" of a flow latent, which nobody has defined.
@@ -56,9 +56,10 @@ class Prediction:
         """The flow's noise level t of the host's noise level.
 
         Raises:
-            ValueError: if it is no noise level: not finite, negative, or above 1 for a flow.
+            ValueError: if it is no noise level: not finite, or negative.
         """
-        if not (math.isfinite(noise) and 0.0 <= noise <= (1.0 if self.latent == "flow" else math.inf)):
+        # A flow may begin above 1: some float32 schedules do by rounding, and all that is said here holds there too.
+        if not (math.isfinite(noise) and noise >= 0.0):
             raise ValueError(f"{noise} is no noise level of a {self.latent} latent")
         return noise if self.latent == "flow" else noise / (1.0 + noise)
 

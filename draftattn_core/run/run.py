@@ -203,23 +203,24 @@ class Run:
         Returns:
             The output in the host's form, of the shape of x.
         """
-        answer, stop = self._ask(x, evaluation)
-        if answer is None:
+        answer, out, stop = self._ask(x, evaluation)
+        if out is None:
             try:
                 out = model(x)
             except BaseException:
                 self.steps.broke()
                 raise
-        else:
-            out = evaluation.output_of(x, answer.prediction)
         return self._answered(x, out, evaluation, answer, stop)
 
-    def _ask(self, x: Tensor, evaluation: Evaluation) -> tuple[Answer | None, Callable[[], Callable[[], float]]]:
-        """What the step cache says, and what stops the time of the evaluation."""
+    def _ask(
+        self, x: Tensor, evaluation: Evaluation
+    ) -> tuple[Answer | None, Tensor | None, Callable[[], Callable[[], float]]]:
+        """What the step cache says, as such and in the host's form, and what stops the time of the evaluation."""
         done = self.steps.begin(evaluation.sampler_step, evaluation.progress)
         self.telling.step_done(done, self.calls.plan.starts_dense(evaluation.progress))
         self._calls_before = len(self.report.calls)
-        return self._cached(x, evaluation), stopwatch(evaluation.device)
+        answer, out = self._cached(x, evaluation)
+        return answer, out, stopwatch(evaluation.device)
 
     def _answered(
         self,
@@ -241,16 +242,17 @@ class Run:
             self.telling.emit(EvaluationDone(*at, outcome.value, self.report.seconds, layers))
         return out
 
-    def _cached(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
+    def _cached(self, x: Tensor, evaluation: Evaluation) -> tuple[Answer | None, Tensor | None]:
         if self.step_cache is None or not evaluation.prediction or self.failures.stood_aside:
-            return None
+            return None, None
         try:
-            return self.step_cache.answer(x, evaluation)
+            answer = self.step_cache.answer(x, evaluation)
+            return answer, None if answer is None else evaluation.output_of(x, answer.prediction)
         except RankLostError:
             raise
         except Exception as error:
             self.failures.raised(error)
-            return None
+            return None, None
 
     def _keep(self, x: Tensor, out: Tensor, evaluation: Evaluation) -> Tensor:
         if self.step_cache is None or not evaluation.prediction or self.failures.stood_aside:

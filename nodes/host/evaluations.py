@@ -63,7 +63,7 @@ def evaluation_of(
         level=moment.sigma,
         prediction=prediction,
         denoised=denoised_of(model.model_sampling, t, x) if prediction else None,
-        branches=_branches(model, x.shape[0], kinds, options, args, kwargs),
+        branches=_branches(model, x, kinds, options, args, kwargs),
         conditional=kinds.index(0) if 0 in kinds else None,
         window=_window(options.get("context_window")),
         # Clones are one expert, or every device would decide for its own condition which steps to skip.
@@ -98,21 +98,24 @@ def denoised_of(sampling: Any, t: Tensor, x: Tensor) -> Denoised:
 
 def _branches(
     model: Any,
-    batch: int,
+    x: Tensor,
     kinds: list[int],
     options: Mapping[str, Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> tuple[Branch, ...]:
-    """One branch per condition; they share the batch evenly."""
-    names = [*(options.get("uuids") or ())]
-    if len(names) != len(kinds):
-        names = list(kinds)
+    """One branch per condition; they share the batch of x evenly.
+
+    Names alone do not tell them apart: against the condition of an area the host sets a copy that is named like it, and
+    conditions of areas see parts of the latent.
+    """
+    uuids = [*(options.get("uuids") or ())]
+    names: list[Hashable] = [*zip(uuids, kinds, strict=True)] if len(uuids) == len(kinds) else list(kinds)
     if not names:
         names = [None]
-    size = batch // len(names)
+    size = x.shape[0] // len(names)
     control = args[2] if len(args) > 2 else kwargs.get("control")
-    shared = (_patches(options), _hooks(model), control is not None)
+    shared = (tuple(x.shape[1:]), _patches(options), _hooks(model), control is not None)
     return tuple(Branch((name, *shared), slice(index * size, (index + 1) * size)) for index, name in enumerate(names))
 
 

@@ -12,7 +12,10 @@ from ..words import Words
 
 SKIP = "draft_attention_skip_steps"
 # What other nodes that answer evaluations themselves call their keys, wrappers and functions.
-_CACHES = re.compile(r"(easy|lazy|tea|mag|first_?block|fb|dual_?block|wave_?speed)[_ ]?cache", re.IGNORECASE)
+_CACHES = re.compile(
+    r"(easy|lazy|tea|mag|first_?block|fb|db|dual_?block|wave_?speed)[_ ]?cache|cache[-_ ]?dit|taylor[-_ ]?seer",
+    re.IGNORECASE,
+)
 
 
 def chosen(options: Mapping[str, Any]) -> StepCacheSettings | None:

@@ -74,14 +74,23 @@ def _() -> None:
     def unet_wrapper(apply: Any, given: Any) -> torch.Tensor:
         return apply(given["input"], given["timestep"], **given["c"])
 
-    for module in ("custom_nodes.ComfyUI-TeaCache.nodes", "custom_nodes.ComfyUI-MagCache.nodes"):
+    for pack in ("TeaCache", "MagCache", "TaylorSeer", "CacheDiT"):
+        module = f"custom_nodes.ComfyUI-{pack}.nodes"
         unet_wrapper.__module__ = module
         model = calm(wan())
         model.set_model_unet_function_wrapper(unet_wrapper)
         patched, handle = skipping(model)
         run(patched, steps=STEPS)
         assert handle.report.skipped == 0 and any("another cache" in note for note in handle.report.notes), module
+    # One that says so in an option, and has its wrappers elsewhere.
+    model = calm(wan())
+    model.model_options["transformer_options"]["cache_dit_turbo"] = object()
+    patched, handle = skipping(model)
+    run(patched, steps=STEPS)
+    assert handle.report.skipped == 0
     unet_wrapper.__module__ = "custom_nodes.something_else"
+    model = calm(wan())
+    model.set_model_unet_function_wrapper(unet_wrapper)
     patched, handle = skipping(model)
     run(patched, steps=STEPS)
     assert handle.report.skipped > 0 and settings().rule == "forecast"

@@ -31,6 +31,17 @@ def _() -> None:
             )
 
 
+@check("Skip Steps with conditions of areas: what the host sets against each is a branch of its own")
+def _() -> None:
+    # The host names it like the condition it stands against, and may stack the two.
+    other = 0.3 * TEXT[0][0]
+    part = [[TEXT[0][0], {}], [other, {"area": (6, 6, 0, 4), "strength": 1.0}]]
+    halves = [[TEXT[0][0], {"area": (6, 5, 0, 0)}], [other, {"area": (6, 5, 0, 5)}]]
+    for (areas, most), rule in product(((part, 0.02), (halves, 0.04)), (SPREAD, FORECAST)):
+        found = compared(calm(wan()), each=2, positive=areas, negative=SHORT_TEXT, cfg=3.0, **rule)
+        assert 0 < found.off < most, (rule, found.off)
+
+
 @check("Skip Steps with a batch of two different videos, and the noise of one alone decides for neither")
 def _() -> None:
     noise = host.noise_like(LATENT.repeat(2, 1, 1, 1, 1))
@@ -48,11 +59,29 @@ def _() -> None:
 
 @check("Skip Steps under second-order and multistep samplers: near the run without it")
 def _() -> None:
-    for sampler, rule, most in product(SMOOTH, (FORECAST, SPREAD), (0.04,)):
+    import comfy.samplers
+
+    # Of exp_heun_2_x0 the two visits to a level differ by rounding.
+    twice = ("heun", "dpm_2", "exp_heun_2_x0")
+    samplers = [name for name in (*SMOOTH, "exp_heun_2_x0") if name in comfy.samplers.SAMPLER_NAMES]
+    for sampler, rule, most in product(samplers, (FORECAST, SPREAD), (0.04,)):
         found = compared(calm(wan()), sampler=sampler, **rule)
         assert 0 < found.off < most, (sampler, rule, found.off)
-        steps = {"heun": 2 * STEPS - 1, "dpm_2": 2 * STEPS - 1}.get(sampler, len(found.report.decisions))
-        assert len(found.report.decisions) == steps
+        if sampler in twice:
+            assert len(found.report.decisions) == 2 * STEPS - 1
+        reasons = {str(made.reason) for made in found.report.decisions}
+        assert "noise level went up" not in reasons and (rule is FORECAST or reasons == {"planned"}), (sampler, reasons)
+        assert max(made.error or 0.0 for made in found.report.decisions) < 1.0, sampler
+
+
+@check("Skip Steps where rounding has the noise begin above 1, conditions split: skipped as planned")
+def _() -> None:
+    shift = node("nodes_model_advanced", "ModelSamplingSD3")
+    (model,) = shift().patch(calm(wan()), 4.03)
+    assert float(model.get_model_object("model_sampling").sigma_max) > 1.0
+    for rule in (SPREAD, FORECAST):
+        found = compared(model, each=2, negative=OTHER_TEXT, cfg=3.0, **rule)
+        assert 0 < found.off < 0.04, found.off
 
 
 @check("Skip Steps under ancestral and SDE samplers: the forecast measures that it errs, and what is reused stays near")
@@ -268,9 +297,16 @@ def _() -> None:
     assert torch.equal(run(model, steps=STEPS, negative=SHORT_TEXT, cfg=3.0), before), "the hook outlived its run"
 
 
-@check("a condition that changes within the run, by range or by a hook's strength, is computed where it does")
+@check("a condition that changes within the run, by range, a hook's strength or control, is computed where it does")
 def _() -> None:
+    import comfy.controlnet
     import comfy.hooks
+
+    class Control(comfy.controlnet.ControlBase):  # type: ignore[misc]
+        """Stops in the middle of the run, as the host's do; what it says is not read by this model."""
+
+        def get_control(self, x: Any, t: Any, *_: Any) -> Any:
+            return {} if t[0] >= self.timestep_range[1] else None
 
     model = calm(wan())
     middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
@@ -283,11 +319,18 @@ def _() -> None:
     frames.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.0))
     frames.add(comfy.hooks.HookKeyframe(strength=0.2, start_percent=0.5))
     hook.set_keyframes_on_hooks(frames)
-    for positive in (ranges, comfy.hooks.set_hooks_for_conditioning(TEXT, hook)):
+    control = Control().set_cond_hint(None, 1.0, (0.0, 0.5))
+    # Where it stops at a level of the schedule, that one still has it.
+    stops = middle * (1 - 1e-6)
+    for positive, after in (
+        (ranges, middle * (1 + 1e-6)),
+        (comfy.hooks.set_hooks_for_conditioning(TEXT, hook), middle * (1 + 1e-6)),
+        ([[TEXT[0][0], {"control": control, "control_apply_to_uncond": False}]], stops),
+    ):
         bare, every = counted(model)
         run(bare, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
         levels = sorted({call.sigma for call in every}, reverse=True)
-        switch = next(index for index, sigma in enumerate(levels) if sigma <= middle * (1 + 1e-6))
+        switch = next(index for index, sigma in enumerate(levels) if sigma <= after)
         planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
         # By a threshold everything is skipped that may be: what is left had to be computed.
         for rule, expected in ((ALL, {0, 1, switch, switch + 1, STEPS - 1}), (SPREAD, {*planned, switch})):

@@ -103,6 +103,14 @@ def test_a_step_cache_that_fails_has_the_evaluation_computed_and_is_left_alone_i
     assert any("broken on purpose" in note for note in run.report.notes)
 
 
+def test_an_answer_that_cannot_be_put_in_the_hosts_form_has_the_evaluation_computed() -> None:
+    cache, made = Recorder(lambda evaluation: X[..., :3]), torch.randn_like(X)
+    run = Run(SETTINGS, step_cache=cache).start()
+    assert run.evaluate(lambda x: made, X, evaluation_at(3, denoised=denoised())) is made
+    assert run.report.outcomes == {"computed": 1} and run.failures.count == 1
+    assert len(cache.stored) == 1 and any("error" in str(note) for note in run.report.notes)
+
+
 def test_an_error_of_the_model_is_the_models() -> None:
     run = Run(SETTINGS, step_cache=Recorder()).start(steps=20)
 

@@ -118,6 +118,19 @@ def test_a_latent_that_is_not_finite_never_leads_to_a_skip(settings: StepCacheSe
 
 
 @BOTH
+@pytest.mark.parametrize("above", [2.0**-23, 0.05])
+def test_a_run_that_begins_above_pure_noise_is_one_as_any_other(settings: StepCacheSettings, above: float) -> None:
+    # As float32 schedules do by a rounding (shift 4.03 has 1.0000001), and schedules that a user multiplied.
+    cache = RunStepCache(settings)
+    host, model = Host(cache, steps=20, progress=0.5), smooth_model(0)
+    for i, s in enumerate((1.0 + above, 0.9, 0.8)):
+        for key, index in (("cond", 0), ("uncond", None)):
+            host.of(key, conditional=index).ask(model, noise(30 + i), s)
+    assert outcomes(cache.decisions)[:2] == "CC" and cache.decisions[2].branches_skipped == 2
+    assert cache.errors == 0
+
+
+@BOTH
 def test_a_call_that_the_model_left_half_done_is_asked_again_in_the_same_evaluation(
     settings: StepCacheSettings,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -222,6 +223,38 @@ def test_heun_and_substeps_between_noise_levels_run_through_and_skip(rule: str) 
     assert len(cache.decisions) == 39 and cache.computed < 39
     assert float((got - exact).norm() / exact.norm()) < 0.05
     assert cache.errors == 0
+
+
+@pytest.mark.parametrize("rounding", [2.0**-24, -(2.0**-24), 3e-6, -3e-6])
+@pytest.mark.parametrize("rule", ["easycache", "forecast", "spread"])
+def test_a_level_visited_again_but_for_rounding_is_the_same_level(rule: str, rounding: float) -> None:
+    # Samplers find the levels between steps through logarithms: Heun in them visits 0.9599999 and then 0.96. The second
+    # visit looks elsewhere, as under fresh noise.
+    model, schedule = smooth_model(0), levels(20)
+
+    def asked(off: float) -> tuple[RunStepCache, Tensor]:
+        cache = RunStepCache(StepCacheSettings(rule, 2.0 if rule == "easycache" else 0.3, 3))  # type: ignore[arg-type]
+        host = Host(cache, steps=20, schedule=schedule, euler=False)
+        x = noise(0)
+        for i, s in enumerate(schedule[:-1]):
+            for visit in range(1 if i == 0 else 2):
+                latent = x + 0.5 * visit * noise(60 + i)
+                evaluation = host.evaluation(latent, s, i == 19)
+                if visit and i % 3 == 1:
+                    evaluation = replace(evaluation, level=s * (1 + off))
+                answer = cache.answer(latent, evaluation)
+                v = model(latent, s) if answer is None else answer.prediction
+                if answer is None:
+                    cache.store(latent, v, evaluation)
+            x = x + (schedule[i + 1] - s) * v
+        return cache, x
+
+    (plain, exact), (near, found) = asked(0.0), asked(rounding)
+    assert outcomes(near.decisions) == outcomes(plain.decisions) and reasons(near) == reasons(plain)
+    assert 0 < near.computed < 39
+    for made, expected in zip(near.decisions, plain.decisions, strict=True):
+        assert (made.error or 0.0) == pytest.approx(expected.error or 0.0, rel=1e-3)
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
 
 
 def test_under_fresh_noise_the_measured_error_says_no() -> None:

@@ -366,6 +366,20 @@ def test_a_plan_gives_way_where_its_forecasts_are_measured_to_err_and_takes_over
     assert ends[0.25] < 0.5 * ends[math.inf], ends
 
 
+def test_a_step_computed_for_its_error_beside_the_plan_is_computed_at_both_its_visits() -> None:
+    """A forecast for the level that was just computed has no way to go, which is no reason to trust it."""
+    host = Host(spread(0.5, max_forecast_error=0.05), steps=12, schedule=SCHEDULE, euler=False)
+    for i, s in enumerate(SCHEDULE[:-1]):
+        for visit in range(1 if i == 0 else 2):
+            host.ask(smooth_model(0), noise(2 * i + visit), s)
+    errs = [made for made in host.cache.decisions if made.reason is Reason.ERRS]
+    assert len({made.level for made in errs}) > 3
+    assert all(a.level == b.level for a, b in zip(errs[::2], errs[1::2], strict=True))
+    # The second by what was measured at the first.
+    assert all(b.estimate == pytest.approx(a.error) for a, b in zip(errs[::2], errs[1::2], strict=True))
+    assert "f" in outcomes(host.cache.decisions), "the plan stands before anything is measured"
+
+
 def test_forecasts_that_no_correction_follows_may_err_by_half_as_much() -> None:
     for more in ({"euler": False}, {"euler": True, "correct": False}):
         host = Host(

@@ -15,6 +15,8 @@ from ...run.evaluation import Uncorrected
 _NEAR = 0.01
 # The scheduler of diffusers whose steps are x + v (t' - t), by name: diffusers is not asked for here.
 EULER = "FlowMatchEulerDiscreteScheduler"
+# Parts of the names of those that add noise at every step.
+_RENOISING = ("Ancestral", "LCM", "SASolver", "DDPM")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class RunClock:
             noise, so a schedule made for steps comes late then.
 
     A run begins at the first evaluation, whenever the timestep goes back up, and when the scheduler's `set_timesteps`
-    has been called since, unless the evaluation only moves on.
+    has been called since, unless it has done steps by then and the evaluation is the next one.
 
     Args:
         scheduler: a diffusers scheduler; its `timesteps` (and `step_index`, which tells apart timesteps that a model's
@@ -117,7 +119,8 @@ class RunClock:
         rescheduled = self._read_scheduler()
         index = self._index(value, timestep.dtype)
 
-        new_run = self._last is None or self._begins_run(self._last, value, index, rescheduled)
+        fresh = rescheduled and getattr(self._scheduler, "step_index", 0) is None
+        new_run = self._last is None or fresh or self._begins_run(self._last, value, index, rescheduled)
         if new_run:
             self._seen.clear()
         self._last = (value, index)
@@ -157,10 +160,12 @@ class RunClock:
         if self._scheduler is None:
             return Uncorrected.UNKNOWN
         config = getattr(self._scheduler, "config", None)
-        # DPM-Solver's stochastic kinds are named so; Euler's scheduler has a switch.
-        if getattr(config, "stochastic_sampling", False) or "sde" in str(getattr(config, "algorithm_type", "")):
+        name = type(self._scheduler).__name__
+        # DPM-Solver's stochastic kinds are told by a setting; Euler's scheduler has a switch.
+        noisy = getattr(config, "stochastic_sampling", False) or "sde" in str(getattr(config, "algorithm_type", ""))
+        if noisy or any(part in name for part in _RENOISING):
             return Uncorrected.NOISE
-        return Uncorrected.UNKNOWN if type(self._scheduler).__name__ == EULER else Uncorrected.STEPS
+        return Uncorrected.UNKNOWN if name == EULER else Uncorrected.STEPS
 
     def _read_scheduler(self) -> bool:
         if self._scheduler is None or self._scheduler.timesteps is self._source:
@@ -190,7 +195,7 @@ class RunClock:
     def _begins_run(last: tuple[float, int | None], value: float, index: int | None, rescheduled: bool) -> bool:
         last_value, last_index = last
         if index is not None and last_index is not None:
-            return index < last_index or (rescheduled and index == last_index)
+            return index < last_index or (rescheduled and index != last_index + 1)
         return value > last_value or (rescheduled and value == last_value)
 
 

@@ -43,6 +43,9 @@ _Found = TypeVar("_Found")
 MAX_ERRORS = 3
 # Windows that come round in turns meet again after a few evaluations; a stream idle for longer is freed.
 IDLE = 4
+# Relative. Hosts compute noise levels in float32, those between steps through logarithms, so that one visited twice may
+# differ by rounding; steps lie much further apart.
+SAME_LEVEL = 1e-5
 
 
 class RunStepCache:
@@ -75,7 +78,8 @@ class RunStepCache:
             evaluation: what is asked for.
         """
         with self._lock:
-            return self._safely(lambda: self._together(self._answer(x, evaluation), evaluation), evaluation)
+            here = self._at_its_level(evaluation)
+            return self._safely(lambda: self._together(self._answer(x, here), here), here)
 
     def store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> Tensor | None:
         """Take in a call that was computed.
@@ -90,7 +94,8 @@ class RunStepCache:
             that is the prediction.
         """
         with self._lock:
-            return self._safely(lambda: self._store(x, prediction, evaluation), evaluation)
+            here = self._at_its_level(evaluation)
+            return self._safely(lambda: self._store(x, prediction, here), here)
 
     def clear(self) -> None:
         """Free the latents. What was decided stays known."""
@@ -260,6 +265,11 @@ class RunStepCache:
             decision.uncorrected = evaluation.uncorrected
             return None
         return state.corrected(x, v, level, kind.level(evaluation.next_level), stream.skipped)
+
+    def _at_its_level(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation at the level of the one before, where rounding alone tells them apart."""
+        near = self._index >= 0 and abs(evaluation.level - self._level) <= SAME_LEVEL * self._level
+        return replace(evaluation, level=self._level) if near else evaluation
 
     def _enter(self, evaluation: Evaluation) -> Stream:
         """The stream of a call. An evaluation begins at another noise level, or where a branch is asked for again."""

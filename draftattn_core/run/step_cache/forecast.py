@@ -68,11 +68,13 @@ class ForecastState:
     def error(self, level: float) -> float | None:
         """Expected error of this forecast and of those since the last computed evaluation, summed; None if unmeasured.
 
-        Waits for the last measured error to leave the device, once.
+        At the level computed last there is no way to go, which says nothing of the other latent of a second visit: what
+        was measured there stands. Waits for the last measured error to leave the device, once.
         """
         if self._last is None or self._error is None:
             return None
-        return self._sum + self._error.read() * abs(level - self._last.level) / self._distance
+        distance = abs(level - self._last.level) or self._distance
+        return self._sum + self._error.read() * distance / self._distance
 
     def skipped(self, expected: float) -> None:
         """This evaluation is skipped, with the sum that `error` said."""
