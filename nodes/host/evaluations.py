@@ -115,7 +115,7 @@ def _branches(
         names = [None]
     size = x.shape[0] // len(names)
     control = args[2] if len(args) > 2 else kwargs.get("control")
-    shared = (tuple(x.shape[1:]), _patches(options), _hooks(model), control is not None)
+    shared = (tuple(x.shape[1:]), _patches(options), _hooks(model), _control(control))
     return tuple(Branch((name, *shared), slice(index * size, (index + 1) * size)) for index, name in enumerate(names))
 
 
@@ -130,6 +130,15 @@ def _patches(options: Mapping[str, Any]) -> Hashable:
     for name, places in (options.get("patches_replace") or {}).items():
         found += [(str(name), str(place), id(patch)) for place, patch in places.items()]
     return tuple(sorted(found, key=str))
+
+
+def _control(control: Any) -> Hashable:
+    """Where a control network adds to the model: a chain that loses a member may reach other places, its strength is
+    inside what it adds and left to the measured error."""
+    if not isinstance(control, Mapping):
+        return control is not None
+    places = ((str(name), tuple(some is not None for some in added)) for name, added in control.items() if added)
+    return tuple(sorted(places))
 
 
 def _hooks(model: Any) -> Hashable:

@@ -12,12 +12,13 @@ from benchmarks.frontier import rounds
 from benchmarks.frontier.fronts import Point, at_work, envelope, front
 from benchmarks.frontier.methods import SMALL, SPEED_PAIRS, Method, composed, methods
 from benchmarks.frontier.plan import Scenario, scenarios
-from benchmarks.frontier.report import acts, held_out, rows, tabulate, verdicts
+from benchmarks.frontier.report import Table, acts, held_out, rows, tabulate, verdicts
 from benchmarks.frontier.rounds import References, measure, unit, whole_rounds
 from benchmarks.frontier.runs import Made, run
 from benchmarks.frontier.work import Ledger
 from benchmarks.quality.plan import Clock
 from benchmarks.quality.raw import WHOLE, Raw, Record
+from benchmarks.verdict import Verdict
 from demo.checkpoint import new_model
 from draftattention.draftattn_core import TokenGrid
 from draftattention.draftattn_core.run.step_cache.spread import LEAST
@@ -152,7 +153,39 @@ class TestTables:
         ]
         table = tabulate(SCENARIO, records, None, lambda grid: 0.5)
         assert table is not None
-        assert verdicts(table)[0].met is met
+        assert [verdict.met for verdict in verdicts(table) if "by threshold" in verdict.target] == [met]
+
+
+class TestVerdicts:
+    def table(self, *judged: Point, steps: int = 20) -> Table:
+        return Table(Scenario("calm", steps, SCENARIO.grids, (0, 1)), (), None, judged, judged)
+
+    def one(self, table: Table, words: str) -> Verdict:
+        (found,) = (verdict for verdict in verdicts(table) if words in verdict.target)
+        return found
+
+    def test_fewer_steps_are_to_be_beaten_at_every_low_work_that_both_reach(self) -> None:
+        dense = [point("dense, Euler", 0.2, 20), point("dense, Euler", 0.3, 22)]
+        near = [point("a x b", 0.2, 80), point("a x b", 0.3, 90)]
+        verdict = self.one(self.table(*dense, *near), "best sampler with fewer steps: PSNR + 2 dB and")
+        assert verdict.met and "0.25" in verdict.found
+        verdict = self.one(self.table(*dense, replace(near[0], psnr=21.0), near[1]), "PSNR + 2 dB and")
+        assert verdict.met is False
+        verdict = self.one(self.table(*dense, replace(near[0], ssim=0.5), near[1]), "PSNR + 2 dB and")
+        assert verdict.met is False
+
+    def test_between_samplers_the_converged_path_judges_where_it_was_made(self) -> None:
+        dense, near = point("dense, dpmpp_2m", 0.3, 20), point("a x b", 0.3, 90)
+        assert self.one(self.table(dense, near), "converged path").met is None
+        followed = replace(dense, converged=30.0), replace(near, converged=31.9)
+        assert self.one(self.table(*followed), "converged path").met is False
+        assert self.one(self.table(followed[0], replace(near, converged=32.1)), "converged path").met
+
+    def test_at_few_steps_compositions_are_held_against_sparse_attention_in_both_qualities(self) -> None:
+        sparse, near = point("sparse, ours", 0.5, 30), point("a x sparse, ours", 0.5, 31)
+        table = self.table(sparse, replace(near, ssim=0.29), steps=4)
+        assert self.one(table, "in PSNR").met
+        assert self.one(table, "in SSIM").met is False
 
 
 class TestMeasuring:

@@ -308,6 +308,13 @@ def _() -> None:
         def get_control(self, x: Any, t: Any, *_: Any) -> Any:
             return {} if t[0] >= self.timestep_range[1] else None
 
+    class Chain(Control):
+        """Two members that add to different blocks; from the middle on the first is silent."""
+
+        def get_control(self, x: Any, t: Any, *_: Any) -> Any:
+            added = torch.zeros(1)
+            return {"output": [added if t[0] >= self.timestep_range[1] else None, None, added]}
+
     model = calm(wan())
     middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
     ranges = [
@@ -319,13 +326,16 @@ def _() -> None:
     frames.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.0))
     frames.add(comfy.hooks.HookKeyframe(strength=0.2, start_percent=0.5))
     hook.set_keyframes_on_hooks(frames)
-    control = Control().set_cond_hint(None, 1.0, (0.0, 0.5))
+    alone, chain = (made.set_cond_hint(None, 1.0, (0.0, 0.5)) for made in (Control(), Chain()))
     # Where it stops at a level of the schedule, that one still has it.
     stops = middle * (1 - 1e-6)
     for positive, after in (
         (ranges, middle * (1 + 1e-6)),
         (comfy.hooks.set_hooks_for_conditioning(TEXT, hook), middle * (1 + 1e-6)),
-        ([[TEXT[0][0], {"control": control, "control_apply_to_uncond": False}]], stops),
+        *(
+            ([[TEXT[0][0], {"control": control, "control_apply_to_uncond": False}]], stops)
+            for control in (alone, chain)
+        ),
     ):
         bare, every = counted(model)
         run(bare, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
