@@ -25,6 +25,10 @@ PLOTTED = {
     "paper": "DraftAttention (paper)",
     "drop_oracle": "3-D blocks, dropped, true top mass",
     "ours": "ours",
+    "svg": "Sparse VideoGen",
+    "adaspa": "AdaSpa",
+    "ear": "SVG-EAR",
+    "kitchen": "comfy-kitchen, our blocks and gain",
 }
 
 CAPTURED_COLUMNS = (
