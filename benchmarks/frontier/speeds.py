@@ -1,9 +1,10 @@
 """The rule that makes the node's speeds of the frontier: what each is, is read off the committed rows.
 
 Candidates are the compositions of planned evaluations with budgets that were measured in every scenario of 20 steps.
-Each is worth its mean SSIM over the scenarios (checkpoints and sizes, one vote each) and costs its mean work. On the
-front of these, `max` is the cheapest point, `quality` the best one of at most half the dense work, `fast` and
-`balanced` are those closest to one and two thirds of the way between their works.
+Each is worth its mean SSIM and PSNR over the scenarios (checkpoints and sizes, one vote each) and costs its mean work.
+On the front of these, where a point is better in both than every cheaper one, `max` is the cheapest point, `quality`
+the best one of at most half the dense work, `fast` and `balanced` are those closest to one and two thirds of the way
+between their works.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def choose(found: Sequence[Candidate]) -> dict[str, Candidate]:
     """
     front: list[Candidate] = []
     for candidate in sorted(found, key=lambda c: (c.work, -c.ssim)):
-        if candidate.work <= MOST_WORK and (not front or candidate.ssim > front[-1].ssim):
+        better = not front or (candidate.ssim > front[-1].ssim and candidate.psnr > front[-1].psnr)
+        if candidate.work <= MOST_WORK and better:
             front.append(candidate)
     if len(front) < 4:
         raise ValueError(f"four speeds need four points on the front, this one has {len(front)}: measure more pairs")

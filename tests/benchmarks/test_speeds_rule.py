@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,19 @@ def test_other_rows_are_no_candidates(other: dict) -> None:
 
 def test_the_ends_of_the_front_and_the_thirds_between_are_taken() -> None:
     def made(*points: tuple[float, float]) -> list[Candidate]:
-        return [Candidate(work, ssim, work, ssim, ssim, 30.0) for work, ssim in points]
+        return [Candidate(work, ssim, work, ssim, ssim, 100 * ssim) for work, ssim in points]
 
     behind, dear = (0.31, 0.5), (0.6, 1.0)
     found = choose(made((0.2, 0.6), (0.29, 0.7), (0.33, 0.75), (0.42, 0.8), (0.5, 0.9), behind, dear))
     assert {name: c.work for name, c in found.items()} == {"quality": 0.5, "balanced": 0.42, "fast": 0.29, "max": 0.2}
     with pytest.raises(ValueError, match="measure more pairs"):
         choose(made((0.2, 0.6), (0.3, 0.7), (0.4, 0.8)))
+
+
+def test_a_point_that_a_cheaper_one_beats_in_either_quality_is_on_no_front() -> None:
+    line = [Candidate(x, x, x, x, x, 100 * x) for x in (0.2, 0.26, 0.42, 0.5)]
+    # Where a third of the way between the ends is.
+    between = Candidate(0.3, 0.3, 0.3, 0.3, 0.3, 30.0)
+    assert choose([*line, between])["fast"] == between
+    for worse in (replace(between, psnr=25.0), replace(between, ssim=0.25)):
+        assert choose([*line, worse]) == choose(line)
