@@ -220,8 +220,9 @@ def _plot(results: Results, path: Path) -> Path:
             axes.set_yticks([tick for tick in ticks if low <= tick <= high])
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_minor_formatter(NullFormatter())
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+    drawn = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if drawn:
+        figure.legend([*drawn.values()], [*drawn], loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
