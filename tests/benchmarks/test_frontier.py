@@ -239,7 +239,7 @@ def test_the_second_checkpoint_is_measured_by_rows_of_the_first_with_every_lever
     everything = {scenario.name: scenario.methods for scenario in scenarios(quick=False)}
     for steps in (4, 20):
         first, second = (everything[f"{model}, {steps} steps, small grids"] for model in ("calm", "lively"))
-        assert set(second) <= set(first)
+        assert set(second) < set(first) if steps == 20 else set(second) == set(first)
         levers = {(method.solver, method.skip, method.sparse) for method in first if not composed(method)}
         assert levers == {(method.solver, method.skip, method.sparse) for method in second if not composed(method)}
     of_speeds = {(method.share, method.density) for method in second if method.skip == "spread" and composed(method)}

@@ -29,6 +29,7 @@ def test_they_stay_out_of_the_main_table_whose_results_are_kept() -> None:
     rows, twins = distinct(baselines())
     assert not twins and len(rows) == len(ROWS)
     plan = plans.baselines()
+    assert set(PEERS) < set(ROWS)
     # Whole runs of the peers are in the main table.
     assert {row for part in plan.end_to_end for row, *_ in part.scenarios} == set(ROWS) - set(PEERS)
 
