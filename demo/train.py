@@ -57,9 +57,15 @@ def draw_grid(progress: float, generator: torch.Generator) -> Grid:
     return GRIDS[family][int(torch.randint(len(GRIDS[family]), (1,), generator=generator))]
 
 
-def draw_sigma(batch: int, grid: Grid, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels (B,): logit-normal, shifted up with the token count (big frames hide less under the same noise)."""
+def draw_sigma(batch: int, grid: Grid, generator: torch.Generator, *, even: bool = False) -> torch.Tensor:
+    """Noise levels (B,), shifted up with the token count (big frames hide less under the same noise).
+
+    Before the shift they are logit-normal or, if `even`, spread as evenly as a sampler's steps are: the levels next to
+    pure noise, where a video's colours are settled, come up rarely otherwise.
+    """
     shift = min(5.0, max(2.0, 1.5 * math.sqrt(tokens(grid) / 288)))
+    if even:
+        return shifted(torch.rand(batch, generator=generator), shift)
     return shifted(torch.randn(batch, generator=generator).mul(1.2).sigmoid(), shift)
 
 
@@ -76,6 +82,7 @@ class Trainer:
     rate: float
     seed: int
     look: Look = LOOKS["calm"]
+    even_levels: bool = False
 
     def __post_init__(self) -> None:
         matrices, others = [], []
@@ -114,7 +121,7 @@ class Trainer:
         batch = max(1, TOKENS_PER_STEP // tokens(grid))
         x0, prompts = latent_batch(self.generator, batch, grid, self.look)
         noise = torch.randn(x0.shape, generator=self.generator)
-        sigma = draw_sigma(batch, grid, self.generator)
+        sigma = draw_sigma(batch, grid, self.generator, even=self.even_levels)
         dropped = torch.rand(batch, generator=self.generator) < PROMPT_DROPOUT
         text = torch.cat(
             [prompt_embedding("" if drop else prompt) for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
@@ -149,7 +156,7 @@ def train(arguments: argparse.Namespace) -> None:
     torch.nn.init.zeros_(model.proj_out.weight)
     if arguments.start is not None:
         model.load_state_dict(checkpoint.load(arguments.start).state_dict())
-    trainer = Trainer(model, arguments.rate, arguments.seed, LOOKS[arguments.look])
+    trainer = Trainer(model, arguments.rate, arguments.seed, LOOKS[arguments.look], arguments.even_levels)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     resume_file = arguments.runs / "state.pt"
     if arguments.resume:
@@ -171,6 +178,7 @@ def train(arguments: argparse.Namespace) -> None:
         notes = {
             "seed": arguments.seed,
             "look": arguments.look,
+            "even_levels": arguments.even_levels,
             "start": None if arguments.start is None else arguments.start.name,
             "steps": trainer.step_count,
             "tflop": round(trainer.flop / 1e12, 1),
@@ -206,6 +214,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--look", choices=list(LOOKS), default="calm", help="of the videos: lively are faster and finer"
+    )
+    parser.add_argument(
+        "--even-levels", action="store_true", help="draw noise levels as evenly as a sampler's steps lie"
     )
     parser.add_argument("--start", type=Path, help="weights to go on from instead of random ones")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")

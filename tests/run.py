@@ -29,6 +29,8 @@ CHECKS = {
     "ruff format": ["ruff", "format", "--check", "--output-format=concise", "."],
     "mypy": ["tests.type_check"],
 }
+# Each of them takes up to 2 GB where it runs a ComfyUI.
+MOST_WORKERS = 4
 
 
 @dataclass
@@ -92,16 +94,29 @@ def check(name: str, command: list[str]) -> Stage:
 
 def run_pytest_per_host(hosts: list[ComfyUIInstall], host_only: bool, arguments: list[str]) -> list[Stage]:
     """Run all tests, those marked comfyui with the first host; then the marked ones again with each other host."""
+    at_once = workers(arguments)
     if not hosts:
-        return [run_pytest("pytest", None, arguments)]
+        return [run_pytest("pytest", None, [*at_once, *arguments])]
     return [
         run_pytest(
             f"pytest, ComfyUI {host.version} ({host.found_by})",
             host,
-            [*(["-m", "comfyui"] if host_only or index else []), *arguments],
+            [*at_once, *(["-m", "comfyui"] if host_only or index else []), *arguments],
         )
         for index, host in enumerate(hosts)
     ]
+
+
+def workers(arguments: list[str]) -> list[str]:
+    """What makes pytest run one process per core.
+
+    A file stays in one process, since its tests may share a host that is slow to start. Nothing is added where
+    pytest-xdist is not installed, where the caller says `-n` or asks for a debugger.
+    """
+    alone = any(word.startswith(("-n", "--numprocesses", "--pdb", "--trace")) for word in arguments)
+    if alone or importlib.util.find_spec("xdist") is None:
+        return []
+    return ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1)), "--dist", "loadfile"]
 
 
 def run_pytest_per_front_end(host: ComfyUIInstall | None, fronts: list[FrontEnd], arguments: list[str]) -> list[Stage]:
