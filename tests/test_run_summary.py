@@ -79,11 +79,31 @@ def test_every_host_has_a_run_of_its_own_and_the_other_tests_one(
         return test_command.Stage(name, True, passed=1)
 
     monkeypatch.setattr(test_command, "run_pytest", run_pytest)
+    monkeypatch.setattr(test_command, "workers", lambda arguments: ["-n", "2"])
     found = hosts(tmp_path, ["0.14.0", "0.33.0"])
     stages = test_command.run_pytest_per_host(found, host_only, ["-x"])
     assert len(stages) == 2 and [host for _, host, _ in runs] == found
-    assert [arguments for _, _, arguments in runs] == [[*selection, "-x"] for selection in selections]
+    assert [arguments for _, _, arguments in runs] == [["-n", "2", *selection, "-x"] for selection in selections]
     assert "ComfyUI 0.14.0" in runs[0][0] and "ComfyUI 0.33.0" in runs[1][0]
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(2, "2"), (64, str(test_command.MOST_WORKERS)), (None, "1")])
+def test_every_core_runs_a_process_of_pytest_and_a_file_stays_in_one(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, processes: str
+) -> None:
+    monkeypatch.setattr(test_command.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(test_command.os, "cpu_count", lambda: cores)
+    assert test_command.workers(["-x"]) == ["-n", processes, "--dist", "loadfile"]
+
+
+@pytest.mark.parametrize("arguments", [["-n0"], ["-n", "1"], ["--pdb"]])
+def test_who_asks_for_processes_or_a_debugger_gets_no_more_of_them(arguments: list[str]) -> None:
+    assert test_command.workers(arguments) == []
+
+
+def test_without_xdist_pytest_runs_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_command.importlib.util, "find_spec", lambda name: None)
+    assert test_command.workers([]) == []
 
 
 @pytest.mark.parametrize(
