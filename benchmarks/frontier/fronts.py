@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+# Means of equal works over many rounds differ by rounding.
+SAME_WORK = 1e-9
+
 
 @dataclass(frozen=True)
 class Point:
@@ -45,8 +48,9 @@ def at_work(points: Iterable[Point], work: float, quality: str) -> float | None:
     its dearest one it keeps that point's quality.
     """
     line = front(points, quality)
-    if not line or work < line[0].work:
+    if not line or work < line[0].work - SAME_WORK:
         return None
+    work = max(work, line[0].work)
     for left, right in zip(line, line[1:]):
         if left.work <= work <= right.work:
             part = (work - left.work) / (right.work - left.work)

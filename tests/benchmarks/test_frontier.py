@@ -55,6 +55,11 @@ class TestFronts:
     def test_below_its_cheapest_point_a_family_has_nothing(self) -> None:
         assert at_work([point("a", 0.2, 20)], 0.19, "psnr") is None
 
+    def test_a_mean_of_equal_works_that_rounding_lifts_a_hair_above_still_reaches_that_work(self) -> None:
+        lifted = sum([0.2] * 17) / 17
+        points = [point("a", lifted, 20), point("a", 0.3, 30)]
+        assert lifted > 0.2 and at_work(points, 0.2, "psnr") == 20
+
     def test_the_envelope_names_the_best_family_at_a_work(self) -> None:
         points = [point("a", 0.1, 20), point("b", 0.3, 40)]
         assert envelope(points, 0.2, "psnr") == ("a", 20.0)
