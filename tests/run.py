@@ -29,7 +29,7 @@ CHECKS = {
     "ruff format": ["ruff", "format", "--check", "--output-format=concise", "."],
     "mypy": ["tests.type_check"],
 }
-# Each of them takes up to 2 GB where it runs a ComfyUI.
+# Each of them may start a ComfyUI of its own, which takes memory.
 MOST_WORKERS = 4
 
 

@@ -97,7 +97,10 @@ def test_every_core_runs_a_process_of_pytest_and_a_file_stays_in_one(
 
 
 @pytest.mark.parametrize("arguments", [["-n0"], ["-n", "1"], ["--pdb"]])
-def test_who_asks_for_processes_or_a_debugger_gets_no_more_of_them(arguments: list[str]) -> None:
+def test_who_asks_for_processes_or_a_debugger_gets_no_more_of_them(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(test_command.importlib.util, "find_spec", lambda name: name)
     assert test_command.workers(arguments) == []
 
 
