@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.frontier.fronts import by_family, envelope, front
 from benchmarks.frontier.report import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Lines of one kind are near in colour: dense grey, skipping blue, sparse orange, compositions red or violet (planned).
 _COLOURS = {
@@ -29,17 +35,35 @@ _COLOURS = {
     "spread x sparse, ours": ("#b07be0", "--"),
     "spread x sparse, ours with budgets": ("#7a1fd0", "-"),
 }
-_GRID = tuple(0.12 + 0.005 * i for i in range(115))
+SHOWN = (0.12, 0.7)
+_GRID = tuple(SHOWN[0] + 0.005 * i for i in range(115))
+
+
+def limits(values: Sequence[float], *, log: bool) -> tuple[float, float]:
+    """Limits of an axis that shows `values` with a twentieth of their range to spare on both sides.
+
+    Args:
+        log: of an axis with a logarithmic scale; the values are positive.
+    """
+    scaled = [math.log(value) for value in values] if log else list(values)
+    spare = 0.05 * (max(scaled) - min(scaled)) or 0.5
+    low, high = min(scaled) - spare, max(scaled) + spare
+    return (math.exp(low), math.exp(high)) if log else (low, high)
 
 
 def plot(table: Table, path: Path) -> None:
-    """Write the picture: PSNR above, 1 - SSIM below, over work from 0.12 to 0.7."""
-    import matplotlib
+    """Write the picture."""
+    draw(table).savefig(path, dpi=100)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 1, figsize=(12, 10), sharex=True, constrained_layout=True)
+def draw(table: Table) -> Figure:
+    """PSNR above, 1 - SSIM below, over the works of `SHOWN`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 10), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 1, sharex=True)
     for axis, quality in zip(axes, ("psnr", "ssim")):
         shown = (lambda value: value) if quality == "psnr" else (lambda value: max(1e-4, 1 - value))
         best = [(work, found[1]) for work in _GRID if (found := envelope(table.points, work, quality)) is not None]
@@ -57,7 +81,11 @@ def plot(table: Table, path: Path) -> None:
                 label=family,
             )
         axis.grid(alpha=0.3, which="both")
-        axis.set_xlim(0.12, 0.7)
+        axis.set_xlim(*SHOWN)
+        # What lies right of the window, a hardly sparse run at 60 dB or more, would squeeze all that lies in it.
+        seen = [shown(getattr(p, quality)) for p in table.points if SHOWN[0] <= p.work <= SHOWN[1]]
+        if seen:
+            axis.set_ylim(*limits(seen, log=quality == "ssim"))
     axes[0].set_ylabel("PSNR against the dense run, dB")
     axes[1].set_ylabel("1 - SSIM (lower is better)")
     axes[1].set_yscale("log")
@@ -65,5 +93,4 @@ def plot(table: Table, path: Path) -> None:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     share = "as this model has it" if table.share is None else f"{table.share:.0%} of an evaluation"
     axes[0].set_title(f"{table.scenario.name}: {len(table.rounds)} rounds; attention {share}", fontsize=10)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    return figure

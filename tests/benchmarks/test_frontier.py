@@ -12,6 +12,7 @@ from benchmarks.frontier import rounds
 from benchmarks.frontier.fronts import Point, at_work, envelope, front
 from benchmarks.frontier.methods import SMALL, SPEED_PAIRS, Method, composed, methods
 from benchmarks.frontier.plan import Scenario, scenarios
+from benchmarks.frontier.plot import draw, limits
 from benchmarks.frontier.report import Table, acts, held_out, rows, tabulate, verdicts
 from benchmarks.frontier.rounds import References, measure, unit, whole_rounds
 from benchmarks.frontier.runs import Made, run
@@ -251,3 +252,18 @@ def test_the_second_checkpoint_is_measured_by_rows_of_the_first_with_every_lever
     assert set(SPEED_PAIRS) <= of_speeds
     easycache = [{method for method in some if method.family == "easycache"} for some in (first, second)]
     assert easycache[0] == easycache[1]
+
+
+class TestPlot:
+    def test_a_point_right_of_the_window_does_not_squeeze_what_lies_in_it(self) -> None:
+        pytest.importorskip("matplotlib")
+        points = (point("a", 0.2, 20), point("a", 0.4, 30), point("b", 0.3, 25), point("b", 0.99, 100))
+        psnr, ssim = draw(Table(SCENARIO, (("2x4x6", 0),), None, points, points)).axes
+        assert psnr.get_ylim() == pytest.approx((19.5, 30.5))
+        low, high = ssim.get_ylim()
+        assert 0.6 < low < 0.7 and 0.8 < high < 0.9
+
+    def test_one_value_alone_has_room_on_both_sides(self) -> None:
+        assert limits([30.0], log=False) == (29.5, 30.5)
+        low, high = limits([0.1], log=True)
+        assert low < 0.1 < high

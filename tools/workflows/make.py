@@ -28,6 +28,12 @@ PROMPT = (
     "A paper boat drifts down a narrow mountain stream between mossy stones, low camera following just above the "
     "water, ripples and drops in the morning light, shallow depth of field, natural colours."
 )
+# What `speed` does, in the words of the notes of workflows with 20 steps or more.
+SPEED = (
+    "`speed` is `auto`: half of the steps are computed, with sparse attention, and the others forecast between them, "
+    "about a third of the dense model's work or less. The report says how far the forecasts were off; `quality` changes the "
+    "video least, `off` computes every step with sparse attention alone."
+)
 NEGATIVE = "overexposed, static, blurred details, subtitles, worst quality, low quality, jpeg artefacts, deformed"
 
 # Below a node that grows when it shows a run.
@@ -92,13 +98,12 @@ def wan21_t2v(info: dict[str, Any]) -> Graph:
     unet = model(WAN21, "diffusion_models", "wan2.1_t2v_14B_fp8_scaled.safetensors")
     about = (
         "# Wan 2.1 text to video 14B, 1280x720, 81 frames\n\n75,600 tokens: about 72 % of the dense model's work is "
-        "attention. **DraftAttention Sparse** with the preset `auto` starts dense and ramps down to a fifth of the "
-        "blocks; the report shows what ran sparse, what ran dense and why."
+        f"attention. In **DraftAttention Sparse**, {SPEED}"
     )
     graph.note(0, files_note([unet, UMT5, WAN21_VAE], about), title="Wan 2.1 14B")
     loaded = graph.unet(1, unet)
     clip, vae = graph.clip(1, UMT5, "wan"), graph.vae(1, WAN21_VAE)
-    applied = graph.sparse(2, graph.shift(2, loaded, 8.0))
+    applied = graph.sparse(2, graph.shift(2, loaded, 8.0), speed="auto")
     positive, negative = graph.texts(3, clip)
     latent = graph.add("EmptyHunyuanLatentVideo", 3, width=1280, height=720, length=81).out()
     sampled = graph.add(
@@ -252,12 +257,13 @@ def wan22_5b(info: dict[str, Any]) -> Graph:
     vae_file = model(WAN22, "vae", "wan2.2_vae.safetensors")
     about = (
         "# Wan 2.2 5B, 1280x704, 121 frames\n\n27,280 tokens: only about half of the dense model's work is attention, "
-        "so expect a small gain here; the report's figures tell. Connect an image to `start_image` for image to video."
+        "so sparse attention alone gains little here and skipped steps gain most. In **DraftAttention Sparse**, "
+        f"{SPEED} Connect an image to `start_image` for image to video."
     )
     graph.note(0, files_note([unet, UMT5, vae_file], about), title="Wan 2.2 5B")
     loaded = graph.unet(1, unet)
     clip, vae = graph.clip(1, UMT5, "wan"), graph.vae(1, vae_file)
-    applied = graph.sparse(2, graph.shift(2, loaded, 8.0))
+    applied = graph.sparse(2, graph.shift(2, loaded, 8.0), speed="auto")
     positive, negative = graph.texts(3, clip)
     latent = graph.add("Wan22ImageToVideoLatent", 3, vae=vae, width=1280, height=704, length=121).out()
     sampled = graph.add(
@@ -299,7 +305,7 @@ def hunyuan15(info: dict[str, Any]) -> Graph:
     about = (
         "# HunyuanVideo 1.5 text to video, 1280x720, 121 frames\n\nAbout 111,600 tokens: some 90 % of the dense "
         "model's work is attention, the best case for sparse attention. Text tokens are always kept, as queries "
-        "and as keys, and their mask is honoured."
+        f"and as keys, and their mask is honoured. In **DraftAttention Sparse**, {SPEED}"
     )
     graph.note(0, files_note([unet, qwen, byt5, vae_file], about), title="HunyuanVideo 1.5", height=460)
     loaded = graph.unet(1, unet)
@@ -313,7 +319,7 @@ def hunyuan15(info: dict[str, Any]) -> Graph:
     ).out()
     vae = graph.vae(1, vae_file)
     shifted = graph.shift(2, loaded, 7.0)
-    applied = graph.sparse(2, shifted)
+    applied = graph.sparse(2, shifted, speed="auto")
     positive, negative = graph.texts(3, clip, negative="")
     latent = graph.add("EmptyHunyuanVideo15Latent", 3, width=1280, height=720, length=121).out()
     guider = graph.add("CFGGuider", 3, model=applied.out("model"), positive=positive, negative=negative, cfg=6.0).out()
@@ -332,7 +338,8 @@ def hunyuan(info: dict[str, Any]) -> Graph:
     vae_file = model(HUNYUAN, "vae", "hunyuan_video_vae_bf16.safetensors")
     about = (
         "# HunyuanVideo text to video, 1280x720, 129 frames\n\n118,800 tokens: some 87 % of the dense model's work is "
-        "attention. The model is guidance-distilled: one evaluation per step, no negative prompt."
+        "attention. The model is guidance-distilled: one evaluation per step, no negative prompt. In "
+        f"**DraftAttention Sparse**, {SPEED}"
     )
     graph.note(0, files_note([unet, clip_l, llava, vae_file], about), title="HunyuanVideo", height=460)
     loaded = graph.unet(1, unet)
@@ -346,7 +353,7 @@ def hunyuan(info: dict[str, Any]) -> Graph:
     ).out()
     vae = graph.vae(1, vae_file)
     shifted = graph.shift(2, loaded, 7.0)
-    applied = graph.sparse(2, shifted)
+    applied = graph.sparse(2, shifted, speed="auto")
     positive = graph.add("CLIPTextEncode", 3, title="Prompt", clip=clip, text=PROMPT).out()
     guided = graph.add("FluxGuidance", 3, conditioning=positive, guidance=6.0).out()
     latent = graph.add("EmptyHunyuanLatentVideo", 3, width=1280, height=720, length=129).out()
