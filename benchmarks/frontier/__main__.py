@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,15 +20,18 @@ from benchmarks.frontier.plan import CHECKPOINTS, CONVERGED_STEPS, Scenario, sce
 from benchmarks.frontier.plot import plot
 from benchmarks.frontier.report import Table, rows, tabulate
 from benchmarks.frontier.rounds import References, measure, whole_rounds
+from benchmarks.frontier.speeds import candidates, choose
+from benchmarks.frontier.summary import write_picture
 from benchmarks.frontier.tried import BESIDE, RawBeside, TriedScenario, tried_scenario
 from benchmarks.frontier.work import SHARES
 from benchmarks.quality.plan import Clock
-from benchmarks.quality.raw import WHOLE, Raw, Shard, model_sha
+from benchmarks.quality.raw import WHOLE, Raw, Record, Shard, model_sha
 from demo import checkpoint
 from demo.work import attention_share
 from draftattention.draftattn_core import TokenGrid
 
 OUT = Path(__file__).parents[1] / "results" / "frontier"
+QUICK_OUT = Path(__file__).parents[2] / "outputs" / "frontier"
 SCHEMA = 1
 # Raised when the bench measures something else under the same name.
 VERSION = 1
@@ -74,9 +78,10 @@ def raw_of(out: Path, scenario: Scenario) -> Raw:
 def write(out: Path, wanted: Sequence[Scenario]) -> None:
     """frontier.json, frontier.md and the plots, of the whole rounds there are."""
     found: list[dict[str, object]] = []
-    tables: list[tuple[Table, str | None]] = []
+    tables: list[tuple[Table, list[str]]] = []
     tried: Table | None = None
     missing: list[str] = []
+    out.mkdir(parents=True, exist_ok=True)
     for scenario in wanted:
         path = CHECKPOINTS[scenario.model]
         if not path.is_file():
@@ -100,12 +105,12 @@ def write(out: Path, wanted: Sequence[Scenario]) -> None:
             table = tabulate(scenario, records, share, share_of)
             if table is None:
                 continue
-            picture = None
-            if share is None:
-                picture = scenario.name.replace(", ", "-").replace(" ", "-") + ".png"
-                plot(table, out / picture)
-            tables.append((table, picture))
-    out.mkdir(parents=True, exist_ok=True)
+            pictures = plots(scenario, records, share_of, out) if share is None else []
+            tables.append((table, pictures))
+    try:
+        write_picture(found, choose(candidates(found)), out / "speeds.png")
+    except ValueError as error:
+        missing.append(f"speeds: {error}.")
     (out / "frontier.json").write_text(json.dumps({"schema": SCHEMA, "rows": found}, indent=1) + "\n", encoding="utf-8")
     conditions = [
         "Tiny trained video DiT (calm: the demo's; lively: faster and finer videos), float32 on CPU, no guidance, "
@@ -115,11 +120,22 @@ def write(out: Path, wanted: Sequence[Scenario]) -> None:
         "Work counts multiplications beside that dense run: exact pairs, the tails' keys, the rest of the model at its "
         "share; answered evaluations are free. Draft, selection and probe are not counted.",
         "A family's value at a work is read off its front, linear between points; bold is the best of all families.",
-        "Compositions were chosen on every second seed; the verdicts on them, and what they are held against, are of "
-        "the other seeds.",
+        "In the verdicts compositions are chosen on every second seed and judged, like what they are held against, on "
+        "the others, then the other way round: the mean of both, and in brackets each.",
     ]
     (out / "frontier.md").write_text(page(tables, tried, conditions, missing), encoding="utf-8")
     print(f"{len(found)} rows, {len(tables)} tables in {out}")
+
+
+def plots(scenario: Scenario, records: list[Record], share_of: Callable[[str], float], out: Path) -> list[str]:
+    """One plot for every grid with a whole round; the names of their files in `out`."""
+    names = []
+    for grid in scenario.grids:
+        table = tabulate(replace(scenario, grids=(grid,)), records, None, share_of)
+        if table is not None:
+            names.append(f"{scenario.model}-{scenario.steps}-steps-{grid}.png")
+            plot(table, out / names[-1])
+    return names
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -133,8 +149,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--converged", action="store_true", help="also compare with 200 Euler steps")
     parser.add_argument("--report", action="store_true", help="measure nothing, write what there is")
-    parser.add_argument("--out", type=Path, default=OUT)
-    return parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/frontier, with --quick outputs/frontier")
+    arguments = parser.parse_args(argv)
+    # A quick run has a few of the scenarios: it must not stand in for the committed table.
+    arguments.out = arguments.out or (QUICK_OUT if arguments.quick else OUT)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.frontier.fronts import at_work, by_family, envelope
-from benchmarks.frontier.report import WORKS, Table, verdicts
+from benchmarks.frontier.report import WORKS, Table
 from benchmarks.frontier.tried import AGAINST
+from benchmarks.frontier.verdicts import verdicts
 
 
 def page(
-    tables: Sequence[tuple[Table, str | None]], tried: Table | None, conditions: Sequence[str], missing: Sequence[str]
+    tables: Sequence[tuple[Table, Sequence[str]]],
+    tried: Table | None,
+    conditions: Sequence[str],
+    missing: Sequence[str],
 ) -> str:
     """Markdown.
 
     Args:
-        tables: with the name of its plot, None where it has none.
+        tables: with the names of their plots.
         tried: of the scenario "also tried", None where no round of it is whole.
         conditions: what holds for all of them, a sentence each.
         missing: what is not measured, a sentence each.
@@ -27,9 +31,9 @@ def page(
         "",
         *(f"- {sentence}" for sentence in conditions),
     ]
-    for table, picture in tables:
+    for table, pictures in tables:
         lines += ["", f"## {_title(table)}", ""]
-        lines += _one(table, picture)
+        lines += _one(table, pictures)
     if tried is not None:
         lines += ["", "## Also tried", "", *_also_tried(tried)]
     lines += ["", "## Not measured", "", *(f"- {sentence}" for sentence in missing or ("Nothing is missing.",)), ""]
@@ -41,19 +45,20 @@ def _title(table: Table) -> str:
     return f"{table.scenario.name}{share}"
 
 
-def _one(table: Table, picture: str | None) -> list[str]:
+def _one(table: Table, pictures: Sequence[str]) -> list[str]:
     rounds = ", ".join(f"({grid}, {seed})" for grid, seed in table.rounds)
     lines = [f"{len(table.rounds)} rounds (grid, seed): {rounds}.", ""]
-    if picture is not None:
+    for picture in pictures:
         lines += [f"![Quality against work]({picture})", ""]
-    families = by_family(table.points)
+    acting = [point for point in table.points if point.acts]
+    families = by_family(acting)
     for quality, unit, digits in (("psnr", "PSNR, dB", 1), ("ssim", "SSIM", 3)):
         lines += [f"{unit} at a given work, from each family's front:", ""]
         lines += ["| family | " + " | ".join(f"{work:g}" for work in WORKS) + " |", "|---" * (len(WORKS) + 1) + "|"]
         for family, members in families.items():
             cells = []
             for work in WORKS:
-                value, best = at_work(members, work, quality), envelope(table.points, work, quality)
+                value, best = at_work(members, work, quality), envelope(acting, work, quality)
                 text = "-" if value is None else f"{value:.{digits}f}"
                 cells.append(f"**{text}**" if best is not None and best[0] == family else text)
             lines.append(f"| {family} | " + " | ".join(cells) + " |")
@@ -62,7 +67,8 @@ def _one(table: Table, picture: str | None) -> list[str]:
     for verdict in verdicts(table):
         lines.append(f"| {verdict.target} | {verdict.word} | {verdict.found} |")
     lines += ["", "<details><summary>Every method</summary>", ""]
-    lines += ["| method | work | PSNR dB | SSIM | flicker | PSNR to the converged path |", "|---|---|---|---|---|---|"]
+    path = f"PSNR to the converged path ({table.followed} rounds)"
+    lines += [f"| method | work | PSNR dB | SSIM | flicker | {path} |", "|---|---|---|---|---|---|"]
     for point in sorted(table.points, key=lambda p: (p.family, p.work)):
         converged = "-" if point.converged is None else f"{point.converged:.1f}"
         idle = "" if point.acts else " (one lever idle)"

@@ -1,4 +1,4 @@
-"""One picture for a scenario: quality against work, a line for each family, the envelope marked."""
+"""One picture for a scenario on one grid: quality against work, a line for each family, the envelope marked."""
 
 from __future__ import annotations
 
@@ -64,11 +64,12 @@ def draw(table: Table) -> Figure:
     figure = Figure(figsize=(12, 10), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 1, sharex=True)
+    points = [point for point in table.points if point.acts]
     for axis, quality in zip(axes, ("psnr", "ssim")):
         shown = (lambda value: value) if quality == "psnr" else (lambda value: max(1e-4, 1 - value))
-        best = [(work, found[1]) for work in _GRID if (found := envelope(table.points, work, quality)) is not None]
+        best = [(work, found[1]) for work in _GRID if (found := envelope(points, work, quality)) is not None]
         axis.plot(*zip(*[(w, shown(v)) for w, v in best]), color="#ffe08a", linewidth=9, zorder=0, label="envelope")
-        for family, members in by_family(table.points).items():
+        for family, members in by_family(points).items():
             colour, style = _COLOURS.get(family, ("#000000", "-."))
             line = front(members, quality)
             axis.plot(
@@ -83,7 +84,7 @@ def draw(table: Table) -> Figure:
         axis.grid(alpha=0.3, which="both")
         axis.set_xlim(*SHOWN)
         # What lies right of the window, a hardly sparse run at 60 dB or more, would squeeze all that lies in it.
-        seen = [shown(getattr(p, quality)) for p in table.points if SHOWN[0] <= p.work <= SHOWN[1]]
+        seen = [shown(getattr(p, quality)) for p in points if SHOWN[0] <= p.work <= SHOWN[1]]
         if seen:
             axis.set_ylim(*limits(seen, log=quality == "ssim"))
     axes[0].set_ylabel("PSNR against the dense run, dB")
@@ -92,5 +93,8 @@ def draw(table: Table) -> Figure:
     axes[1].set_xlabel("work (share of the dense run's multiplications)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     share = "as this model has it" if table.share is None else f"{table.share:.0%} of an evaluation"
-    axes[0].set_title(f"{table.scenario.name}: {len(table.rounds)} rounds; attention {share}", fontsize=10)
+    scenario = table.scenario
+    grids = " and ".join(map(str, scenario.grids))
+    title = f"{scenario.model}, {scenario.steps} steps, {grids}: {len(table.rounds)} rounds; attention {share}"
+    axes[0].set_title(title, fontsize=10)
     return figure

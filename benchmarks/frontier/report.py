@@ -1,22 +1,32 @@
-"""From units to the frontier's table: means over whole rounds, fronts by family, the verdicts on its targets."""
+"""From units to the frontier's table: means over whole rounds, each half of them as judge of the other's choices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.frontier.fronts import Point, at_work, by_family, envelope
+from benchmarks.frontier.fronts import Point, by_family
 from benchmarks.frontier.methods import MOST_DENSITY
 from benchmarks.frontier.plan import Scenario
 from benchmarks.frontier.rounds import whole_rounds
 from benchmarks.frontier.work import Ledger
 from benchmarks.quality.raw import Record
-from benchmarks.verdict import Verdict
 
 WORKS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
-LOW_WORKS = (0.2, 0.25, 0.3)
 LEAST_SKIPPED = 0.2
-FORECASTS = {"spread": "planned forecasts (spread)", "forecast": "forecasts by threshold"}
+
+
+@dataclass(frozen=True)
+class Half:
+    """Half of the seeds, judging.
+
+    Attributes:
+        rounds: how many.
+        points: their means; of compositions only those that the other half chose (see `held_out`).
+    """
+
+    rounds: int
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -28,14 +38,16 @@ class Table:
         rounds: (grid, seed) of the whole rounds it stands on.
         share: attention's share of a dense evaluation: one number, or None for each grid's own.
         points: a mean for every method.
-        judged: the points that verdicts go by, as the rounds that chose nothing measured them (see `held_out`).
+        halves: what verdicts go by, each half as judge of the other's choices; empty where there is one seed.
+        followed: of the rounds, how many have the converged path.
     """
 
     scenario: Scenario
     rounds: tuple[tuple[str, int], ...]
     share: float | None
     points: tuple[Point, ...]
-    judged: tuple[Point, ...]
+    halves: tuple[Half, ...] = ()
+    followed: int = 0
 
 
 def acts(record: Record) -> bool:
@@ -93,10 +105,12 @@ def tabulate(
     points = _means(scenario, rounds, list(rounds), of)
     seeds = sorted({seed for _, seed in rounds})
     first, second = ([where for where in rounds if where[1] in half] for half in (seeds[::2], seeds[1::2]))
-    judged: tuple[Point, ...] = ()
+    halves: tuple[Half, ...] = ()
     if second:
-        judged = held_out(_means(scenario, rounds, first, of), _means(scenario, rounds, second, of))
-    return Table(scenario, tuple(rounds), share, tuple(points), judged)
+        means = [_means(scenario, rounds, half, of) for half in (first, second)]
+        halves = Half(len(first), held_out(means[1], means[0])), Half(len(second), held_out(means[0], means[1]))
+    followed = sum(some[0]["converged"] is not None for some in rounds.values())
+    return Table(scenario, tuple(rounds), share, tuple(points), halves, followed)
 
 
 def _means(
@@ -145,99 +159,3 @@ def held_out(choosing: Sequence[Point], reporting: Sequence[Point]) -> tuple[Poi
         }
         kept += [point for point in reporting if point.method in names]
     return tuple(kept)
-
-
-def verdicts(table: Table) -> list[Verdict]:
-    """The targets of this table's scenario, each with its number."""
-    found = [_beats_easycache(table, family) for family in ("spread", "forecast")]
-    if table.scenario.steps >= 20:
-        found += [_composition_on_envelope(table, quality) for quality in ("psnr", "ssim")]
-        found += [_beats_fewer_steps(table), _nearer_the_converged_path(table)]
-    else:
-        found += [_not_below_sparse(table, quality) for quality in ("psnr", "ssim")]
-    return found
-
-
-def _beats_easycache(table: Table, family: str) -> Verdict:
-    families = by_family(table.points)
-    gains: dict[float, float | None] = {}
-    for work in (0.3, 0.4, 0.5):
-        ours, theirs = (at_work(families.get(name, ()), work, "psnr") for name in (family, "easycache"))
-        gains[work] = None if ours is None or theirs is None else ours - theirs
-    target = f"{FORECASTS[family]} at least 5 dB over EasyCache at works 0.3, 0.4, 0.5"
-    if all(gain is None for gain in gains.values()):
-        return Verdict(target, None, "no common work")
-    words = ", ".join(
-        f"{work:g}: {'not reached' if gain is None else f'{gain:+.1f} dB'}" for work, gain in gains.items()
-    )
-    return Verdict(target, all(gain is not None and gain >= 5.0 for gain in gains.values()), words)
-
-
-def _composition_on_envelope(table: Table, quality: str) -> Verdict:
-    singles = [point for point in table.judged if " x " not in point.family]
-    together = [point for point in table.judged if " x " in point.family]
-    behind = {}
-    for work in (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5):
-        best, ours = envelope(singles, work, quality), at_work(together, work, quality)
-        if best is not None:
-            behind[work] = None if ours is None else ours - best[1]
-    target = f"the best composition on or above every single method in {quality.upper()} at works 0.2 to 0.5"
-    if not behind:
-        return Verdict(target, None, "too few rounds to choose on one half and report on the other")
-    digits = 1 if quality == "psnr" else 3
-    words = ", ".join(
-        f"{work:g}: {'not reached' if gain is None else f'{gain:+.{digits}f}'}" for work, gain in behind.items()
-    )
-    return Verdict(target, all(gain is not None and gain >= 0.0 for gain in behind.values()), words)
-
-
-def _beats_fewer_steps(table: Table) -> Verdict:
-    dense = [point for point in table.judged if point.family.startswith("dense")]
-    together = [point for point in table.judged if " x " in point.family]
-    target = "up to a work of 0.3, against the best sampler with fewer steps: PSNR + 2 dB and 1 - SSIM at most half"
-    words, met = [], []
-    for work in LOW_WORKS:
-        best_psnr, best_ssim = (envelope(dense, work, quality) for quality in ("psnr", "ssim"))
-        ours_psnr, ours_ssim = (at_work(together, work, quality) for quality in ("psnr", "ssim"))
-        if best_psnr is None or best_ssim is None or ours_psnr is None or ours_ssim is None:
-            continue
-        gain, part = ours_psnr - best_psnr[1], (1 - ours_ssim) / (1 - best_ssim[1])
-        words.append(f"{work:g}: {gain:+.1f} dB ({best_psnr[0]}), {part:.2f} of 1 - SSIM ({best_ssim[0]})")
-        met.append(gain >= 2.0 and part <= 0.5)
-    if not met:
-        return Verdict(target, None, "not reached")
-    return Verdict(target, all(met), ", ".join(words))
-
-
-def _nearer_the_converged_path(table: Table) -> Verdict:
-    """Between samplers the dense run of one of them is no judge. Only PSNR to the converged path is kept."""
-    followed = [point for point in table.judged if point.converged is not None]
-    dense = [point for point in followed if point.family.startswith("dense")]
-    together = [point for point in followed if " x " in point.family]
-    target = "up to a work of 0.3, beside the converged path: PSNR + 2 dB over the best sampler with fewer steps"
-    gains = {}
-    for work in LOW_WORKS:
-        best, ours = envelope(dense, work, "converged"), at_work(together, work, "converged")
-        if best is not None and ours is not None:
-            gains[work] = ours - best[1], best[0]
-    if not gains:
-        return Verdict(target, None, "no round that judges has that path")
-    words = ", ".join(f"{work:g}: {gain:+.1f} dB ({family})" for work, (gain, family) in gains.items())
-    return Verdict(target, all(gain >= 2.0 for gain, _ in gains.values()), words)
-
-
-def _not_below_sparse(table: Table, quality: str) -> Verdict:
-    points = table.judged or table.points
-    sparse = [p for p in points if p.family.startswith("sparse, ours")]
-    ours = [p for p in points if " x sparse, ours" in p.family]
-    target = f"compositions never below sparse alone in {quality.upper()}"
-    gains = {}
-    for work in WORKS:
-        alone, together = at_work(sparse, work, quality), at_work(ours, work, quality)
-        if alone is not None and together is not None:
-            gains[work] = together - alone
-    if not gains:
-        return Verdict(target, None, "no common work")
-    worst = min(gains, key=gains.__getitem__)
-    digits, unit = (1, " dB") if quality == "psnr" else (3, "")
-    return Verdict(target, gains[worst] >= 0.0, f"at worst {gains[worst]:+.{digits}f}{unit}, at {worst:g}")

@@ -4,7 +4,7 @@ Candidates are the compositions of planned evaluations with budgets that were me
 Each is worth its mean SSIM and PSNR over the scenarios (checkpoints and sizes, one vote each) and costs its mean work.
 On the front of these, where a point is better in both than every cheaper one, `max` is the cheapest point, `quality`
 the best one of at most half the dense work, `fast` and `balanced` are those closest to one and two thirds of the way
-between their works.
+between their works. `auto` goes by the worst scenario alone: one easy model flatters whatever skips.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ RESULTS = Path(__file__).parents[1] / "results" / "frontier" / "frontier.json"
 FAMILY = "spread x sparse, ours with budgets"
 STEPS = 20
 MOST_WORK = 0.5
+# Of the dense video's structure, what `auto` keeps on the worst checkpoint and size.
+LEAST_SSIM = 0.975
 # How the names of the family's methods say its settings.
 _SETTINGS = re.compile(r"budgets (?P<density>[\d.]+) warm \d+, spread (?P<share>[\d.]+)$")
 
@@ -99,6 +101,15 @@ def choose(found: Sequence[Candidate]) -> dict[str, Candidate]:
     balanced = min(between[1:], key=lambda c: abs(c.work - wanted["balanced"]))
     fast = min((c for c in between if c.work < balanced.work), key=lambda c: abs(c.work - wanted["fast"]))
     return {"quality": last, "balanced": balanced, "fast": fast, "max": first}
+
+
+def auto(chosen: Mapping[str, Candidate]) -> str:
+    """The speed that `auto` is for videos of a real size: the cheapest that keeps `LEAST_SSIM` in its worst scenario.
+
+    Where none does, it is the most faithful one.
+    """
+    keeping = [name for name, c in chosen.items() if c.worst >= LEAST_SSIM]
+    return min(keeping, key=lambda name: chosen[name].work) if keeping else "quality"
 
 
 def table(chosen: Mapping[str, Candidate]) -> str:

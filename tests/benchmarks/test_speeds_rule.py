@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.frontier.fronts import Point, envelope
-from benchmarks.frontier.speeds import FAMILY, Candidate, candidates, choose, load, table
-from draftattention.draftattn_core.run.speed import SPEEDS
+from benchmarks.frontier.speeds import FAMILY, LEAST_SSIM, Candidate, auto, candidates, choose, load, table
+from benchmarks.frontier.summary import (
+    SCENARIOS,
+    draw,
+    families_table,
+    fewer_steps,
+    points_of,
+    speed_point,
+    speeds_table,
+)
+from draftattention.draftattn_core.run.speed import LONG_VIDEO_TOKENS, SPEEDS, speed_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "frontier.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "frontier.md"
 
 
 def row(work: float, ssim: float, *, model: str = "calm", size: str = "small", density: float = 0.25, **other) -> dict:
@@ -29,33 +38,49 @@ def test_the_docs_show_the_rule_as_it_was_applied() -> None:
     assert table(choose(candidates(load()))) in PAGE.read_text(encoding="utf-8")
 
 
+def test_auto_follows_from_the_worst_scenario_and_is_quality_for_small_videos() -> None:
+    chosen = auto(choose(candidates(load())))
+    assert speed_of("auto", LONG_VIDEO_TOKENS) == SPEEDS[chosen]
+    assert speed_of("auto", LONG_VIDEO_TOKENS - 1) == SPEEDS["quality"]
+
+
+def test_auto_is_the_cheapest_speed_that_keeps_the_video_in_its_worst_scenario() -> None:
+    def made(**worst: float) -> dict[str, Candidate]:
+        works = {"quality": 0.4, "balanced": 0.3, "fast": 0.25, "max": 0.2}
+        return {name: Candidate(0.4, 0.5, works[name], 0.99, value, 40.0) for name, value in worst.items()}
+
+    assert auto(made(quality=0.99, balanced=LEAST_SSIM, fast=LEAST_SSIM - 0.001, max=0.9)) == "balanced"
+    assert auto(made(quality=0.99, balanced=0.98, fast=0.98, max=0.9)) == "fast"
+    assert auto(made(quality=0.9, balanced=0.8, fast=0.7, max=0.6)) == "quality"
+
+
 def test_what_auto_takes_is_closer_than_fewer_steps_at_its_work_on_every_checkpoint_and_size() -> None:
-    rows, compared = load(), 0
-    for name in ("quality", "balanced"):
-        speed = SPEEDS[name]
-        words = f"budgets {speed.density:g} warm 1, spread {speed.share:g}"
-        for model, size in {(row["model"], row["size"]) for row in rows if row["family"] == FAMILY}:
-            here = [row for row in rows if (row["model"], row["size"], row["steps"]) == (model, size, 20)]
-            points = [
-                Point(row["method"], row["family"], row["work"], row["psnr_db"], row["ssim"], row["flicker"])
-                for row in means(here)
-            ]
-            (ours,) = [point for point in points if point.method.endswith(words)]
-            dense = [point for point in points if point.family.startswith("dense")]
-            # Where no number of steps is that cheap, the cheapest that was measured has the advantage of more work.
-            best = envelope(dense, max(ours.work, min(point.work for point in dense)), "ssim")
-            assert best is not None and ours.ssim > best[1], (name, model, size)
-            compared += 1
-    assert compared == 6
+    rows, chosen = load(), choose(candidates(load()))
+    for name in {"quality", auto(chosen)}:
+        for model, size in SCENARIOS:
+            points = points_of(rows, model, size)
+            ours = speed_point(points, chosen[name])
+            for quality in ("psnr", "ssim"):
+                _, best = fewer_steps(points, ours.work, quality)
+                assert getattr(ours, quality) > best, (name, model, size, quality)
+    assert {(row["model"], row["size"]) for row in rows if row["family"] == FAMILY and row["steps"] == 20} == set(
+        SCENARIOS
+    )
 
 
-def means(rows: list[dict]) -> list[dict]:
-    """One row a method."""
-    by_method: dict[tuple[str, str], list[dict]] = {}
-    for found in rows:
-        by_method.setdefault((found["family"], found["method"]), []).append(found)
-    names = ("work", "psnr_db", "ssim", "flicker")
-    return [some[0] | {n: sum(r[n] for r in some) / len(some) for n in names} for some in by_method.values()]
+def test_the_readme_shows_the_frontier_in_short() -> None:
+    text, rows = (ROOT / "README.md").read_text(encoding="utf-8"), load()
+    assert speeds_table(rows, choose(candidates(rows))) in text and families_table(rows) in text
+
+
+@pytest.mark.parametrize("models", [("calm", "lively"), ("calm",)])
+def test_the_picture_names_every_speed_in_every_scenario_that_was_measured(models: tuple[str, ...]) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [row for row in load() if row["model"] in models and row["size"] == "small"]
+    chosen = choose(candidates(rows))
+    axes = draw(rows, chosen).axes
+    assert len(axes) == 2 * len(models)
+    assert all([text.get_text() for text in axis.texts] == list(chosen) for axis in axes)
 
 
 def test_scenarios_have_one_vote_each_and_the_worst_is_told() -> None:
