@@ -38,6 +38,8 @@ COLUMNS = {("calm", "small"): (0.2, 0.3, 0.4), ("lively", "small"): (0.2, 0.3, 0
 LEAST_POINTS = 2
 _SHOWN = (0.12, 0.52)
 _PAPER = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+# Where a name stands from its dot, in points: the dots rise in PSNR and fall in 1 - SSIM.
+_PLACES = {"psnr": {"balanced": (6, -13), "other": (-6, 5)}, "ssim": {"other": (-6, -13)}}
 _LINES = {"fewer steps, best sampler": "#777777", "EasyCache": "#1f6fc4", "Skip Steps (spread), dense": "#0b2f66"}
 
 
@@ -180,11 +182,25 @@ def _one(axis: Any, points: Sequence[Point], quality: str, speeds: Sequence[tupl
         )
     dots = [(point.work, shown(getattr(point, quality))) for _, point in speeds]
     axis.plot(
-        *zip(*dots), color="#7a1fd0", marker="o", markersize=8, linestyle="none", label="speed (Skip Steps, sparse)"
+        *zip(*dots),
+        color="#7a1fd0",
+        marker="o",
+        markersize=8,
+        linestyle="none",
+        label="speed (Skip Steps, sparse)",
+        zorder=4,
     )
-    for (name, _), (work, value) in zip(speeds, dots, strict=True):
+    for (name, _), dot in zip(speeds, dots, strict=True):
+        place = _PLACES[quality].get(name, _PLACES[quality]["other"])
         axis.annotate(
-            name, (work, value), textcoords="offset points", xytext=(-6, 5), ha="right", fontsize=9, bbox=_PAPER
+            name,
+            dot,
+            textcoords="offset points",
+            xytext=place,
+            ha="right" if place[0] < 0 else "left",
+            fontsize=9,
+            bbox=_PAPER,
+            zorder=3,
         )
     seen = [value for line in lines for work, v in line if _SHOWN[0] <= work <= _SHOWN[1] for value in [shown(v)]]
     axis.set_xlim(*_SHOWN)
