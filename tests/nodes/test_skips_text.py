@@ -98,10 +98,10 @@ def test_with_attention_both_are_told(part, skipping) -> None:
 
     def add(report) -> None:
         report.add(core.Call(core.Position(0, 0.0, 0, 1), None, core.DenseReason.SCHEDULE, 100.0, lambda: 1.0))
-        report.add(core.Call(core.Position(2, 1.0, 0, 1), 0.2, None, 100.0, lambda: 0.2))
+        report.add(core.Call(core.Position(2, 1.0, 0, 1), 0.2, None, 100.0, lambda: 1.0))
 
     text = skipping(fill=add)
     assert "3 steps: 2 computed, 1 forecast; forecast error 1.2%; 1 of 2 self-attention calls sparse" in text
     assert "Evaluations: 2 computed, 1 forecast." in text and "Sparse calls computed 20.0%" in text
-    # Attention takes half of a dense evaluation and ran at 0.6 of its work; two of three evaluations were computed.
+    # Attention takes half of an evaluation and ran at 0.6 of its work; two of three evaluations were computed.
     assert "Work of the run: 53%" in text
