@@ -67,6 +67,7 @@ class RunStepCache:
         self._index = -1
         self._level = 0.0
         self._first_level: float | None = None
+        self._first_step: int | None = None
         self._errors = 0
         self._lock = threading.RLock()
 
@@ -311,7 +312,8 @@ class RunStepCache:
             # Threads bring several conditions in any order: the one that decides goes on deciding.
             stream.decider = stream.decider if stream.decider in able else able[0]
             stream.branches = {key: branch for key, branch in stream.branches.items() if key in served}
-        self._first_level = level if self._first_level is None else self._first_level
+        if self._first_level is None or self._first_step is None:
+            self._first_level, self._first_step = level, evaluation.sampler_step
         stream.visit(level, self._first_level, evaluation.asked_once)
         if before is None or not before.skips:
             stream.skipped = []
@@ -320,7 +322,10 @@ class RunStepCache:
             stream.branches.clear()
         decision = self._open(stream, evaluation, level)
         decider, x, reason = self._decider(stream, latents, evaluation, kind)
-        reason = ruled_out(self.settings, stream, evaluation, self._index) or (Reason.LEVEL_UP if rose else reason)
+        step = evaluation.sampler_step - self._first_step
+        reason = ruled_out(self.settings, stream, evaluation, self._index, step) or (
+            Reason.LEVEL_UP if rose else reason
+        )
         if decider is not None:
             decision.estimate, reason = estimate(self.settings, evaluation, decider, x, level, reason)
         if reason is None and self.settings.rule == "spread":
