@@ -176,6 +176,8 @@ class Run:
             self.step_cache.clear()
         if isinstance(self.step_cache, RunStepCache):
             self.report.decisions = self.step_cache.decisions
+            if self.step_cache.stood_aside is not None:
+                self.telling.note(self.step_cache.stood_aside)
         if self.ranks is not None and self.started:
             self._merge()
         report = self.report

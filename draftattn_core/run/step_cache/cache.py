@@ -23,6 +23,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ...phrase import Phrase, Text
 from ..evaluation import Answer, Evaluation, Outcome
 from ..prediction import Prediction
 from ..ranks.lost import RankLostError
@@ -69,6 +70,7 @@ class RunStepCache:
         self._first_level: float | None = None
         self._first_step: int | None = None
         self._errors = 0
+        self._first_error = ""
         self._lock = threading.RLock()
 
     def answer(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
@@ -128,6 +130,18 @@ class RunStepCache:
         return self._errors
 
     @property
+    def stood_aside(self) -> Text | None:
+        """That the rest of the run was computed after errors, and what the first of them was; None if it was not."""
+        if self._errors < MAX_ERRORS:
+            return None
+        return Phrase(
+            "note_cache_stands_aside",
+            "no more steps were skipped in this run after {count} errors, the first of them: {error}",
+            count=MAX_ERRORS,
+            error=self._first_error,
+        )
+
+    @property
     def held_bytes(self) -> int:
         """Memory of the latents held."""
         with self._lock:
@@ -157,6 +171,7 @@ class RunStepCache:
             raise
         except Exception as error:
             self._errors += 1
+            self._first_error = self._first_error or f"{type(error).__name__}: {error}"
             if self.together is not None:
                 self.together.failed(error)
             log.warning(
