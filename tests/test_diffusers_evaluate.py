@@ -16,6 +16,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import (
     DPMSolverMultistepScheduler,
+    FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     SASolverScheduler,
@@ -276,6 +277,35 @@ def test_under_other_schedulers_a_plan_skips_and_corrects_nothing() -> None:
             told = {str(made.uncorrected) for made in handle.report.decisions} - {"None"}
             assert told == ({why} if correct else set())
         assert torch.equal(*ends)
+
+
+def test_beside_a_cache_of_diffusers_own_a_run_skips_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    handle, scheduler = applied(
+        model, None, replace(DENSE, skip=StepCacheSettings("spread", max_forecast_error=math.inf))
+    )
+
+    def run() -> list[str]:
+        with torch.no_grad(), model.cache_context("cond"):
+            guided(model, scheduler, inputs, 10)
+        return [note for note in handle.report.notes if "another cache" in note]
+
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    told = run()
+    assert handle.report.outcomes == {"computed": 20} and handle.report.skip.rule == "off"
+    assert told == [
+        "DraftAttention skips no steps: another cache (FirstBlockCache) is on this model; "
+        "call disable_cache on it, or skip no steps"
+    ]
+    assert caplog.messages.count(told[0]) == 1
+    model.disable_cache()
+    assert run() == [] and handle.report.outcomes["forecast"] > 0
+    handle.remove()
+    # Whoever was to skip nothing has nothing to hear.
+    handle, scheduler = applied(model, None, DENSE)
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    assert run() == []
+    handle.remove()
 
 
 def test_every_run_has_a_life_of_its_own() -> None:

@@ -41,7 +41,7 @@ class Failures:
     def raised(self, error: Exception) -> None:
         """Count an error from an except block: the first is logged with its traceback."""
         if not self.count:
-            log.error("DraftAttention: a sparse call failed and ran dense\n%s", traceback.format_exc())
+            log.error("DraftAttention met an error and left its part to the model itself\n%s", traceback.format_exc())
         self.count_error(Phrase("note_error", "error: {error}", error=f"{type(error).__name__}: {error}"))
 
     def count_error(self, message: Text) -> None:

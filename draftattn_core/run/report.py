@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from statistics import median
 from typing import Any
 
 from torch import Tensor
 
 from ..phrase import Text
 from . import skips
+from .pace import Pace
 from .spent_budgets import SpentBudgets
 from .step_cache.log import Decision
 from .step_cache.settings import StepCacheSettings
@@ -278,14 +278,13 @@ class RunReport:
     def median_step_seconds(self) -> tuple[float | None, float | None]:
         """Median time of a step with sparse calls and of one with none; None where there were none.
 
-        The median: the first step of either kind often pays for compiling and for the error probe.
+        Without the run's first step, which pays for what is done once; see `Pace` for a dense one in its place.
         """
-        sparse_steps = {call.position.step for call in self.calls if call.position is not None and call.reason is None}
-        times: tuple[list[float], list[float]] = ([], [])
-        for step, seconds in self.step_seconds().items():
-            times[step not in sparse_steps].append(seconds)
-        sparse, dense = (median(found) if found else None for found in times)
-        return sparse, dense
+        return self._pace().median_steps()
+
+    def _pace(self) -> Pace:
+        placed = ((call.position, call.seconds(), call.reason is None) for call in self.calls)
+        return Pace.of(self.evaluations, ((at.step, time, sparse) for at, time, sparse in placed if at is not None))
 
     @property
     def skipped(self) -> int:
@@ -299,8 +298,8 @@ class RunReport:
     def work(self) -> float | None:
         """Share of the dense run's work, with skipped evaluations at zero and attention at its share of the time.
 
-        That share is measured on this run's dense evaluations: their attention calls' time over their whole time. None
-        where there was none, or nothing was evaluated.
+        That share is measured on this run's dense evaluations, see `Pace`: their attention calls' time over their whole
+        time. None where that is not known, or nothing was evaluated.
         """
         computed = self.outcomes.get("computed", 0)
         everything = computed + self.skipped
@@ -312,23 +311,19 @@ class RunReport:
         return None if work is None or share is None else computed / everything * (1.0 - share + share * work)
 
     def _attention_share(self) -> float | None:
-        """Attention's share of the time of evaluations in whose step no call was sparse."""
-        sparse = {call.position.step for call in self.calls if call.position is not None and call.reason is None}
-        whole = {step: seconds for step, seconds in self.step_seconds().items() if step not in sparse}
-        attention = sum(c.seconds() for c in self.calls if c.position is not None and c.position.step in whole)
-        total = sum(whole.values())
-        return attention / total if total else None
+        """Attention's share of the time of a dense evaluation."""
+        dense = self._pace().dense_evaluation()
+        return dense.attention / dense.seconds if dense is not None and dense.seconds else None
 
     def speed_up(self) -> float | None:
-        """How many times as long the run's evaluations would have taken had all been dense and computed: an estimate
-        from the median of its dense evaluations. None if it had none."""
-        sparse = {call.position.step for call in self.calls if call.position is not None and call.reason is None}
-        times = [(step, seconds()) for step, seconds in self.evaluations]
-        dense = [seconds for step, seconds in times if step not in sparse]
-        spent = sum(seconds for _, seconds in times)
-        if not dense or not spent:
-            return None
-        return median(dense) * (len(times) + self.skipped) / spent
+        """How many times as long the run's evaluations would have taken had all been dense and computed: an estimate.
+
+        A dense evaluation is taken to last as long as the median of those after the run's first step, which pays for
+        loading, compiling and tuning. Where none of them was dense, it is put together: the median dense attention call
+        times the calls of an evaluation, and the median time that later evaluations spent outside attention. None where
+        neither was measured.
+        """
+        return self._pace().speed_up(self.skipped)
 
     def _told_skips(self) -> str:
         """What became of the evaluations, in words; nothing where nobody was to skip any."""

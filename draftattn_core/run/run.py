@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..geometry.layout import TableCache
 from ..method.rules import rule_of
-from ..phrase import Phrase, said
+from ..phrase import Phrase, Text, said
 from .calibatt_recorder import CalibAttRecorder
 from .calibration import Calibration
 from .calls import Calls
@@ -33,7 +33,7 @@ from .ranks.ranks import OtherRankFailed, Ranks
 from .ranks.together import CachesTogether, most_errors, one_deal
 from .report import DenseReason, Position, RunReport
 from .settings import Settings
-from .step_cache import RunStepCache
+from .step_cache import RunStepCache, StepCacheSettings
 from .steps import Steps
 from .stopwatch import stopwatch
 from .telling import Telling
@@ -82,6 +82,12 @@ class Run:
         self.calls = Calls(self.settings, self.model, TableCache(), self.telling, self.failures, self.votes)
         if self.step_cache is None and self.settings.skip.rule != "off":
             self.step_cache = RunStepCache(self.settings.skip)
+
+    def skip_nothing(self, why: Text) -> None:
+        """Compute every evaluation after all, from the beginning on: the step cache stands aside, as `why` tells."""
+        self.step_cache = None
+        self.report.skip = StepCacheSettings()
+        self.telling.tell(why)
 
     def join(self, ranks: Ranks) -> None:
         """Be one run with those of the other ranks, from its beginning on: what is decided from measurements is decided
@@ -170,6 +176,8 @@ class Run:
             self.step_cache.clear()
         if isinstance(self.step_cache, RunStepCache):
             self.report.decisions = self.step_cache.decisions
+            if self.step_cache.stood_aside is not None:
+                self.telling.note(self.step_cache.stood_aside)
         if self.ranks is not None and self.started:
             self._merge()
         report = self.report

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .schedule import Schedule, constant
-from .step_cache.settings import StepCacheSettings, nothing_to_gain
+from .step_cache.settings import StepCacheSettings
 
 # The frontier was measured with 1 dense evaluation at the start of up to 20 steps and 3 of 50.
 _DENSE_PER_STEP = 0.06
@@ -33,10 +33,9 @@ class Speed:
         """The densities of a run of so many steps: its first evaluations are dense."""
         return constant(self.density, warmup=min(1.0, dense_evaluations(steps) / steps))
 
-    def skip(self, steps: int) -> StepCacheSettings:
-        """What a run of so many steps skips; where it has nothing to gain, nothing."""
-        settings = StepCacheSettings("spread", share=self.share)
-        return StepCacheSettings() if nothing_to_gain(settings, steps) else settings
+    def skip(self) -> StepCacheSettings:
+        """What a run skips: nothing where its few steps are all planned (see `nothing_to_gain`, which says so)."""
+        return StepCacheSettings("spread", share=self.share)
 
 
 SPEEDS: Mapping[str, Speed] = {

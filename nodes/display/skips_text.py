@@ -21,8 +21,7 @@ def skips_text(report: RunReport) -> list[str]:
     if reasons:
         lines.append(Words("skips_computed", reasons=counted(reasons, "computed")))
     work = report.work()
-    if work is not None:
-        lines.append(Words("skips_work", work=f"{work:.0%}"))
+    lines.append(Words("skips_work_unknown") if work is None else Words("skips_work", work=f"{work:.0%}"))
     lines.append(_errors(report))
     corrected, left = skips.corrected(report.decisions), skips.uncorrected(report.decisions)
     if corrected:

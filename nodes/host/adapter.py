@@ -123,7 +123,7 @@ class Adapter:
             settings = self.choices.settings(steps, tokens.grid.tokens if isinstance(tokens, Tokens) else 0)
         asked = skipping.chosen(guider.model_options.get("transformer_options") or {}) or settings.skip
         if self.choices is not None and self.choices.strict:
-            other = skipping.other_cache(guider.model_options, patcher) if asked.rule != "off" else None
+            other = skipping.rival(asked, trajectory.steps, guider.model_options, patcher)
             refuse_surprises(tokens, settings, bypassed, patcher, other)
         skip, why_not = skipping.settle(asked, trajectory.steps, guider.model_options, patcher)
         recording = recording_of(guider.model_options)

@@ -171,7 +171,8 @@ class Sampling:
     _explanations: dict[str, Text] = field(default_factory=dict)
 
     def moment(self, options: Mapping[str, Any]) -> Moment:
-        """Read an evaluation's sigma, which waits for the device: once per evaluation."""
+        """Where a call of the model stands. Reads its sigma, which waits for the device: once per call, so twice in an
+        evaluation whose conditions are called one by one. The step cache waits for one number more at most."""
         sigmas = options.get("sigmas")
         sigma = float(sigmas[0]) if sigmas is not None else self.trajectory.schedule[0]
         trajectory = self.trajectory

@@ -34,11 +34,18 @@ def settle(
     """
     if settings.rule == "off":
         return settings, None
-    other = other_cache(model_options, patcher)
-    if other is not None:
-        return StepCacheSettings(), Words("skip_other_cache", cache=other)
     reason = nothing_to_gain(settings, steps)
-    return (settings, None) if reason is None else (StepCacheSettings(), Words("skip_none", reason=reason))
+    if reason is not None:
+        return StepCacheSettings(), Words("skip_none", reason=reason)
+    other = rival(settings, steps, model_options, patcher)
+    return (settings, None) if other is None else (StepCacheSettings(), Words("skip_other_cache", cache=other))
+
+
+def rival(settings: StepCacheSettings, steps: int, model_options: Mapping[str, Any], patcher: Any) -> str | None:
+    """Name of another node's cache, where ours would skip steps of the run, too; None if the two do not meet."""
+    if settings.rule == "off" or nothing_to_gain(settings, steps) is not None:
+        return None
+    return other_cache(model_options, patcher)
 
 
 def other_cache(model_options: Mapping[str, Any], patcher: Any) -> str | None:
@@ -47,12 +54,13 @@ def other_cache(model_options: Mapping[str, Any], patcher: Any) -> str | None:
 
 
 def _names(model_options: Mapping[str, Any], patcher: Any) -> Iterator[str]:
-    """Keys of options and wrappers, and where a model function wrapper comes from."""
+    """Keys of wrappers and options, and where a model function wrapper comes from."""
     options = model_options.get("transformer_options") or {}
-    yield from (str(key) for key in options if key != SKIP)
+    # ComfyUI's LazyCache keeps its holder as an option "easycache", and only its wrappers under its own name.
     for wrappers in ((options.get("wrappers") or {}), getattr(patcher, "wrappers", {})):
         for by_key in wrappers.values():
             yield from (str(key) for key in by_key)
+    yield from (str(key) for key in options if key != SKIP)
     function = model_options.get("model_function_wrapper")
     if function is not None:
         yield f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"

@@ -110,7 +110,7 @@ class Choices:
             max_error=self.max_error,
             budgets=self.budgets if speed is None else "error",
             bits="16" if self.preset in PUBLISHED_PRESETS else self.bits,
-            skip=StepCacheSettings() if speed is None else speed.skip(max(1, steps)),
+            skip=StepCacheSettings() if speed is None else speed.skip(),
         )
 
     def _published(self, steps: int) -> Settings:

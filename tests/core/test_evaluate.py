@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from draftattention.draftattn_core.run.evaluation import Answer, Denoised, Evaluation, Outcome
+from draftattention.draftattn_core.phrase import Phrase
+from draftattention.draftattn_core.run.evaluation import Answer, Branch, Denoised, Evaluation, Outcome
 from draftattention.draftattn_core.run.events import RunDone
 from draftattention.draftattn_core.run.failures import MAX_ERRORS
 from draftattention.draftattn_core.run.run import Run
 from draftattention.draftattn_core.run.settings import Settings
+from draftattention.draftattn_core.run.step_cache import RunStepCache, StepCacheSettings
 from tests.core.evaluations import evaluation_at
 
 X = torch.randn(2, 4, 3, 5, 7, generator=torch.Generator().manual_seed(0))
@@ -101,6 +103,34 @@ def test_a_step_cache_that_fails_has_the_evaluation_computed_and_is_left_alone_i
         assert run.evaluate(lambda x, out=out: out, X, evaluation_at(step)) is out
     assert run.report.outcomes == {"computed": MAX_ERRORS + 2} and len(tries) <= MAX_ERRORS
     assert any("broken on purpose" in note for note in run.report.notes)
+
+
+def test_an_error_of_the_step_cache_is_not_called_one_of_a_sparse_call(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(SETTINGS, step_cache=Recorder(lambda evaluation: X[..., :3]))
+    run.evaluate(lambda x: x, X, evaluation_at(3, denoised=denoised()))
+    assert [line.splitlines()[0] for line in caplog.messages if "Traceback" in line] == [
+        "DraftAttention met an error and left its part to the model itself"
+    ]
+
+
+@pytest.mark.parametrize("fails", [MAX_ERRORS - 1, MAX_ERRORS])
+def test_a_run_whose_step_cache_stood_aside_notes_its_first_error(fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Settings(skip=StepCacheSettings("forecast", 100.0)))
+    run.start(steps=20)
+    left = iter([ValueError("the first"), *[RuntimeError("another")] * (fails - 1)])
+
+    def fail(*_: Any) -> None:
+        error = next(left, None)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(RunStepCache, "_learn", fail)
+    for step in range(MAX_ERRORS + 2):
+        run.evaluate(lambda x: x, X, evaluation_at(step, branches=(Branch("cond", slice(0, 2)),)))
+    notes = [note for note in run.finish().notes if "errors" in note]
+    told = "no more steps were skipped in this run after 3 errors, the first of them: ValueError: the first"
+    assert notes == ([told] if fails == MAX_ERRORS else [])
+    assert not notes or isinstance(notes[0], Phrase)
 
 
 def test_an_answer_that_cannot_be_put_in_the_hosts_form_has_the_evaluation_computed() -> None:

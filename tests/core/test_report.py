@@ -69,12 +69,13 @@ def test_times_count_the_video_self_attention_only() -> None:
 
 def test_a_step_is_as_long_as_its_evaluations_of_the_whole_model() -> None:
     report = filled()
-    # Step 0: the condition and the uncondition in two evaluations. Step 2: skipped by a cache, no attention call.
-    for step, seconds in ((0, 2.0), (0, 1.0), (1, 2.0), (2, 0.001)):
+    # Each the condition and the uncondition in two evaluations. Step 2: skipped by a cache, no attention call.
+    for step, seconds in ((0, 2.0), (0, 1.0), (1, 1.0), (1, 1.0), (2, 0.001)):
         report.add_evaluation(step, lambda seconds=seconds: seconds)  # type: ignore[misc]
     assert report.step_seconds() == {0: 3.0, 1: 2.0}
-    assert report.median_step_seconds() == (2.0, 3.0)
-    assert report.summary().endswith("; executed density 0.75; sparse step 1.5x faster than dense step")
+    # The dense step is the first: what it took stands for no other, its calls of 2 s do.
+    assert report.median_step_seconds() == (2.0, 4.0)
+    assert report.summary().endswith("; executed density 0.75; sparse step 2.0x faster than dense step")
     assert report.to_dict()["step_seconds"] == {"0": 3.0, "1": 2.0}
 
 
@@ -84,7 +85,63 @@ def test_a_first_step_that_pays_for_compiling_does_not_decide() -> None:
         at = position(step)
         report.add(dense(DenseReason.SCHEDULE, 1, at) if step < 2 else sparse(0.2, 1, at))
         report.add_evaluation(step, lambda seconds=seconds: seconds)  # type: ignore[misc]
-    assert report.median_step_seconds() == (2.5, 17.0)
+    assert report.median_step_seconds() == (2.5, 4.0)
+    # Five steps of 4 s, the first as long as it was, over what was spent.
+    assert report.speed_up() == pytest.approx((30 + 4 * 4) / (30 + 4 + 9 + 2 + 2.5))
+
+
+def speed_run(first: float, *, layers: int = 4, timed: bool = True) -> RunReport:
+    """20 steps, the first dense, 4 sparse, 15 forecast. An evaluation takes 4 s outside attention, dense attention 6 s,
+    sparse 2 s; the first takes `first` times as long, in its first attention call too."""
+    report = RunReport(skip=StepCacheSettings("forecast"))
+    for step in range(5):
+        times = [(1.5 if step == 0 else 0.5) * (6 / 1.5 / layers)] * layers
+        times[0] *= first if step == 0 else 1.0
+        whole = 10.0 * first if step == 0 else 4.0 + sum(times)
+        for layer, seconds in enumerate(times):
+            seconds, at = seconds if timed else 0.0, position(step, layer)
+            report.add(
+                dense(DenseReason.SCHEDULE, 1, at, seconds=seconds)
+                if step == 0
+                else sparse(0.25, 1, at, seconds=seconds)
+            )
+        report.add_evaluation(step, lambda whole=whole: whole)  # type: ignore[misc]
+        report.add_outcome("computed", step)
+    for step in range(5, 20):
+        report.add_outcome("forecast", step)
+    return report
+
+
+@pytest.mark.parametrize("first", [1.0, 1.5, 2.0, 5.0])
+def test_the_only_dense_step_may_pay_for_compiling_and_the_gain_is_not_exaggerated(first: float) -> None:
+    report = speed_run(first)
+    # Dense evaluations of 10 s beside four of 6 s; the first step would have been as long in a dense run.
+    assert report.speed_up() == pytest.approx((10 * first + 19 * 10) / (10 * first + 4 * 6))
+    assert report.work() == pytest.approx(5 / 20 * (0.4 + 0.6 * (1 + 4 * 0.25) / 5))
+    assert report.median_step_seconds() == (pytest.approx(6.0), pytest.approx(10.0))
+
+
+def test_where_nothing_but_the_first_step_tells_how_long_dense_takes_no_factor_is_said() -> None:
+    untimed, alone = speed_run(2.0, timed=False), RunReport(outcomes={"computed": 1, "forecast": 3})
+    alone.add(dense(DenseReason.SCHEDULE, 1, position()))
+    alone.add_evaluation(0, lambda: 4.0)
+    for report in (untimed, alone):
+        assert report.speed_up() is None and "about" not in report.summary()
+    assert untimed.work() is None and alone.work() == 0.25
+
+
+def test_a_step_that_another_cache_answered_is_no_dense_one() -> None:
+    report = speed_run(1.0)
+    report.add_evaluation(5, lambda: 0.001)
+    assert report.median_step_seconds() == (pytest.approx(6.0), pytest.approx(10.0))
+    assert report.speed_up() == pytest.approx(210 / 34, rel=1e-3)
+
+
+def test_without_attention_calls_every_computed_evaluation_is_dense_and_the_first_does_not_decide() -> None:
+    report = RunReport(outcomes={"computed": 3, "forecast": 3})
+    for step, seconds in enumerate((20.0, 2.0, 2.0)):
+        report.add_evaluation(step, lambda seconds=seconds: seconds)  # type: ignore[misc]
+    assert report.speed_up() == pytest.approx((20 + 5 * 2) / 24)
 
 
 def test_a_loss_is_called_one() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from draftattention.draftattn_core.run.step_cache import Decision, Reason, RunStepCache, StepCacheSettings
 from draftattention.draftattn_core.run.step_cache.cache import MAX_ERRORS
@@ -106,6 +108,43 @@ def test_after_a_few_errors_the_cache_stands_aside(settings: StepCacheSettings) 
     walk(host, model, [0.8, 0.7, 0.6, 0.5])
     assert host.calls[-4:] == [0.8, 0.7, 0.6, 0.5]
     assert set(reasons(cache)[-4:]) == {Reason.STOOD_ASIDE} and cache.held_bytes == 0
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read from tensors, for each of which a GPU is waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(EASY, max_skips=2),
+        replace(FORECAST, max_skips=2),
+        StepCacheSettings("spread", share=0.4),
+        StepCacheSettings("spread", share=0.4, correct=False),
+    ],
+    ids=lambda settings: f"{settings.rule}{'' if settings.correct else ' uncorrected'}",
+)
+def test_of_an_evaluation_one_number_is_read_from_the_device_at_most(
+    settings: StepCacheSettings, stacked: bool
+) -> None:
+    cache, schedule, model = RunStepCache(settings), levels(20), smooth_model(0)
+    host = Host(cache, steps=20, schedule=schedule, keys=("cond", "uncond") if stacked else ("cond",))
+    calls = [host] if stacked else [host, host.of("uncond", conditional=None)]
+    x, read = noise(0, (2 if stacked else 1, *SHAPE[1:])), []
+    for i, s in enumerate(schedule[:-1]):
+        with Reads() as reads:
+            outs = [call.ask(model, x, s, i == 19) for call in calls]
+        read.append(reads.count)
+        x = x + (schedule[i + 1] - s) * outs[0]
+    assert max(read) == 1, read
+    assert {str(decision.outcome) for decision in cache.decisions} > {"computed"} and cache.errors == 0
 
 
 @BOTH

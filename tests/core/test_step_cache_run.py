@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from draftattention.draftattn_core.run.evaluation import Uncorrected
 from draftattention.draftattn_core.run.step_cache import Reason, RunStepCache, StepCacheSettings
 from draftattention.draftattn_core.run.step_cache.cache import IDLE
 
@@ -49,7 +50,7 @@ def test_the_first_evaluations_count_by_number_by_share_of_the_steps_or_by_progr
     def first_skip(steps: int | None, **first: float) -> int:
         settings = StepCacheSettings("forecast", 1e9, max_skips=None, max_reach=1e9, **first)  # type: ignore[arg-type]
         cache = RunStepCache(settings)
-        host = Host(cache, steps=steps)
+        host = Host(cache, steps=steps, schedule=[1 - i / 20 for i in range(21)])
         for i in range(20):
             host.progress = i / 20
             host.ask(smooth_model(0), noise(i), 1 - i / 20)
@@ -58,6 +59,27 @@ def test_the_first_evaluations_count_by_number_by_share_of_the_steps_or_by_progr
     assert first_skip(20, first=7) == first_skip(None, first=7) == 7
     assert first_skip(20, first_share=0.2) == first_skip(None, first_share=0.2) == 4
     assert first_skip(40, first_share=0.2) == 8
+
+
+@BOTH
+@pytest.mark.parametrize("begins", [0, 8])
+def test_a_share_of_the_run_is_one_of_its_steps_where_the_sampler_asks_twice_a_step(
+    settings: StepCacheSettings, begins: int
+) -> None:
+    """Heun: at the end of a step, and again where the next one begins. From the middle of a schedule (video to video)
+    the steps count from where the run begins."""
+    skip = replace(settings, first_share=0.2)
+    cache = RunStepCache(skip)
+    schedule = [1 - i / 20 for i in range(21)]
+    host = Host(cache, steps=20, schedule=schedule, euler=False, uncorrected=Uncorrected.STEPS)
+    seed = 0
+    for s in schedule[begins : begins + 8]:
+        for _ in range(1 if s == schedule[begins] else 2):
+            host.ask(smooth_model(0), noise(seed), s)
+            seed += 1
+    computed = [made.level for made in cache.decisions if made.reason is Reason.FIRST]
+    assert sorted(set(computed), reverse=True) == pytest.approx(schedule[begins : begins + 4]) and len(computed) == 7
+    assert outcomes(cache.decisions)[:7] == "C" * 7 and cache.decisions[7].reason is not Reason.FIRST
 
 
 @BOTH

@@ -84,9 +84,13 @@ def test_the_dense_evaluations_are_those_of_the_frontier(part) -> None:
     assert [part("draftattn_core.run.speed").dense_evaluations(steps) for steps in (4, 8, 20, 50)] == [1, 1, 1, 3]
 
 
-def test_a_speed_skips_nothing_where_few_steps_leave_nothing_to_gain(presets) -> None:
+def test_where_few_steps_leave_nothing_to_gain_a_speed_plans_them_all_and_the_reason_is_told(presets, part) -> None:
     settings = presets.Choices(speed="max").settings(4, 80_000)
-    assert settings.skip.rule == "off" and settings.budgets == "error" and settings.schedule.curve(0.9) < 1.0
+    assert part("draftattn_core.run.step_cache.spread").planned_steps(4, settings.skip.share) == {0, 1, 2, 3}
+    skip, why_not = part("nodes.host.skipping").settle(settings.skip, 4, {}, None)
+    assert skip.rule == "off" and "nothing to gain at 4 steps" in str(why_not)
+    assert part("nodes.host.skipping").settle(settings.skip, 20, {}, None) == (settings.skip, None)
+    assert settings.budgets == "error" and settings.schedule.curve(0.9) < 1.0
 
 
 def test_auto_speed_dares_more_where_the_video_has_blocks_to_choose_from(presets) -> None:

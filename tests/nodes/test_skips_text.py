@@ -98,10 +98,24 @@ def test_with_attention_both_are_told(part, skipping) -> None:
 
     def add(report) -> None:
         report.add(core.Call(core.Position(0, 0.0, 0, 1), None, core.DenseReason.SCHEDULE, 100.0, lambda: 1.0))
-        report.add(core.Call(core.Position(2, 1.0, 0, 1), 0.2, None, 100.0, lambda: 0.2))
+        report.add(core.Call(core.Position(2, 1.0, 0, 1), 0.2, None, 100.0, lambda: 1.0))
 
     text = skipping(fill=add)
     assert "3 steps: 2 computed, 1 forecast; forecast error 1.2%; 1 of 2 self-attention calls sparse" in text
     assert "Evaluations: 2 computed, 1 forecast." in text and "Sparse calls computed 20.0%" in text
-    # Attention takes half of a dense evaluation and ran at 0.6 of its work; two of three evaluations were computed.
+    # Attention takes half of an evaluation and ran at 0.6 of its work; two of three evaluations were computed.
     assert "Work of the run: 53%" in text
+
+
+def test_where_no_dense_evaluation_tells_what_attention_takes_the_work_is_said_to_be_unknown(part, skipping) -> None:
+    core = part("draftattn_core.run.report")
+
+    def add(report) -> None:
+        for step in (0, 2):
+            report.add(core.Call(core.Position(step, 0.0, 0, 1), 0.2, None, 100.0, lambda: 1.0))
+
+    lines = skipping(fill=add).splitlines()
+    assert [line for line in lines if line.startswith("Work of the run")] == [
+        "Work of the run: not known, because no dense evaluation was measured."
+    ]
+    assert "about" not in lines[0]

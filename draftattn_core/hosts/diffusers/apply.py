@@ -264,6 +264,7 @@ class DraftAttentionHandle:
                 self.run = self._model.run = ForwardRun(self.settings, self.events, model=self._name)
             if self.new_step_cache is not None:
                 self.run.step_cache = self.new_step_cache()
+            self._give_way()
             if self._ranks is not None:
                 self.run.join(self._ranks)
             self._branches = Branches()
@@ -283,6 +284,20 @@ class DraftAttentionHandle:
                 )
             )
         return tick
+
+    def _give_way(self) -> None:
+        """Skip nothing in a run beside a cache of diffusers' own (`enable_cache`): both would answer one evaluation."""
+        if self.run.step_cache is None or not getattr(self._transformer, "is_cache_enabled", False):
+            return
+        name = type(getattr(self._transformer, "_cache_config", None)).__name__.removesuffix("Config")
+        self.run.skip_nothing(
+            Phrase(
+                "note_other_cache",
+                "DraftAttention skips no steps: another cache ({cache}) is on this model; "
+                "call disable_cache on it, or skip no steps",
+                cache=name,
+            )
+        )
 
     def _read(self, call: ForwardCall, tick: Tick) -> ModelCall:
         t, h, w = (size // patch for size, patch in zip(call.hidden_states.shape[-3:], self._patch))
@@ -338,6 +353,8 @@ def apply_draft_attention(
 
     Under `enable_parallelism(ContextParallelConfig(ulysses_degree=N))` the ranks are one run: apply it on each of them,
     with the same settings, before or after. A finished run's report counts for all ranks.
+
+    A run that begins while the transformer has a cache of diffusers' own (`enable_cache`) skips no steps, and says so.
 
     Args:
         transformer: a WanTransformer3DModel, WanVACETransformer3DModel (its VACE layers count after the others),

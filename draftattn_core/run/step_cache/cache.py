@@ -23,6 +23,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ...phrase import Phrase, Text
 from ..evaluation import Answer, Evaluation, Outcome
 from ..prediction import Prediction
 from ..ranks.lost import RankLostError
@@ -67,7 +68,9 @@ class RunStepCache:
         self._index = -1
         self._level = 0.0
         self._first_level: float | None = None
+        self._first_step: int | None = None
         self._errors = 0
+        self._first_error = ""
         self._lock = threading.RLock()
 
     def answer(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
@@ -127,6 +130,18 @@ class RunStepCache:
         return self._errors
 
     @property
+    def stood_aside(self) -> Text | None:
+        """That the rest of the run was computed after errors, and what the first of them was; None if it was not."""
+        if self._errors < MAX_ERRORS:
+            return None
+        return Phrase(
+            "note_cache_stands_aside",
+            "no more steps were skipped in this run after {count} errors, the first of them: {error}",
+            count=MAX_ERRORS,
+            error=self._first_error,
+        )
+
+    @property
     def held_bytes(self) -> int:
         """Memory of the latents held."""
         with self._lock:
@@ -156,6 +171,7 @@ class RunStepCache:
             raise
         except Exception as error:
             self._errors += 1
+            self._first_error = self._first_error or f"{type(error).__name__}: {error}"
             if self.together is not None:
                 self.together.failed(error)
             log.warning(
@@ -311,7 +327,8 @@ class RunStepCache:
             # Threads bring several conditions in any order: the one that decides goes on deciding.
             stream.decider = stream.decider if stream.decider in able else able[0]
             stream.branches = {key: branch for key, branch in stream.branches.items() if key in served}
-        self._first_level = level if self._first_level is None else self._first_level
+        if self._first_level is None or self._first_step is None:
+            self._first_level, self._first_step = level, evaluation.sampler_step
         stream.visit(level, self._first_level, evaluation.asked_once)
         if before is None or not before.skips:
             stream.skipped = []
@@ -320,7 +337,10 @@ class RunStepCache:
             stream.branches.clear()
         decision = self._open(stream, evaluation, level)
         decider, x, reason = self._decider(stream, latents, evaluation, kind)
-        reason = ruled_out(self.settings, stream, evaluation, self._index) or (Reason.LEVEL_UP if rose else reason)
+        step = evaluation.sampler_step - self._first_step
+        reason = ruled_out(self.settings, stream, evaluation, self._index, step) or (
+            Reason.LEVEL_UP if rose else reason
+        )
         if decider is not None:
             decision.estimate, reason = estimate(self.settings, evaluation, decider, x, level, reason)
         if reason is None and self.settings.rule == "spread":

@@ -12,17 +12,20 @@ from .spread import planned_steps
 from .stream import State, Stream
 
 
-def ruled_out(settings: StepCacheSettings, stream: Stream, evaluation: Evaluation, index: int) -> Reason | None:
+def ruled_out(
+    settings: StepCacheSettings, stream: Stream, evaluation: Evaluation, index: int, step: int
+) -> Reason | None:
     """Why an evaluation is computed whatever its estimate; None if it may be skipped.
 
     Args:
         index: of the evaluation in the run, from 0.
+        step: of the sampler it belongs to, from 0 where the run begins.
     """
     if settings.rule == "spread":
         return Reason.SAME_LEVEL if stream.in_parts else _planned(settings, evaluation)
     if evaluation.is_last:
         return Reason.LAST
-    if settings.in_first(index, evaluation.steps, evaluation.progress):
+    if settings.in_first(index, step, evaluation.steps, evaluation.progress):
         return Reason.FIRST
     if not settings.in_window(evaluation.progress):
         return Reason.WINDOW

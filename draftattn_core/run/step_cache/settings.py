@@ -129,20 +129,24 @@ class StepCacheSettings:
         return cls("easycache", threshold, first, share, max_skips=None)
 
     def first_of(self, steps: int) -> int:
-        """How many evaluations are computed at the start of a run with that many steps."""
+        """How many evaluations, or by a share steps, are computed at the start of a run with that many steps."""
         return self.first if self.first_share is None else math.ceil(self.first_share * steps - REACHED)
 
-    def in_first(self, index: int, steps: int | None, progress: float) -> bool:
+    def in_first(self, index: int, step: int, steps: int | None, progress: float) -> bool:
         """Whether an evaluation belongs to those that are computed at the start.
 
         Args:
             index: of the evaluation in the run, from 0.
+            step: of the sampler it belongs to, from 0 where the run begins: a share is one of these, however many
+                evaluations the sampler asks for in each.
             steps: of the run; None if unknown: a share is then one of the progress.
             progress: 0..1.
         """
-        if self.first_share is not None and steps is None:
+        if self.first_share is None:
+            return index < self.first
+        if steps is None:
             return progress < self.first_share - REACHED
-        return index < self.first_of(steps or 0)
+        return step < self.first_of(steps)
 
     def in_window(self, progress: float) -> bool:
         return any(start - REACHED <= progress <= end + REACHED for start, end in self.windows)

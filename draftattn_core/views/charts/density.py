@@ -199,7 +199,8 @@ def seconds_per_step(report: RunReport, width: int = 640, look: Look = LIGHT) ->
     and a key to the bars.
 
     The lines are measured, not predicted: the mean of the run's own dense self-attention calls times the calls of a
-    step, and the median of its dense steps. They are missing if nothing ran dense.
+    step, and the median of its dense steps, as `RunReport.median_step_seconds` has it. They are missing if nothing ran
+    dense.
     """
     table = cells(report)
     height, left = 110, 46
