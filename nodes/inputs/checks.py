@@ -76,7 +76,7 @@ def calibrate_problems(name: str | None = None, expert: str | None = None) -> di
 
 
 def skip_problems(start: float | None = None, end: float | None = None) -> dict[str, str]:
-    """Problems of Skip Steps' widgets, by input; 0 to 1 too, since the host leaves a judged input's range to its node."""
+    """Problems of Skip Steps' widgets, by input: also the range, which the host leaves to the node that judges one."""
     first, last = (0.0 if start is None else start), (1.0 if end is None else end)
     return {} if 0.0 <= first < last <= 1.0 else {"start": Words("check_window", start=first, end=last)}
 
