@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from draftattention.draftattn_core.views.metrics import flicker, psnr, ssim
 
 PANEL_SCALE = 4
 FRAME_RATE = 8
+IDENTICAL = "identical"
 TITLES = {
     DENSE: "dense",
     PAPER: "DraftAttention as published",
@@ -58,7 +61,7 @@ def figures(run: MethodRun, dense: MethodRun, share: float) -> dict[str, Any]:
         "executed_density": run.report["executed_density"],
         "sparse_density": run.report["sparse_density"],
         "work_density": run.report["work_density"],
-        "psnr_db": None if itself else psnr(mine, reference),
+        "psnr_db": None if itself else _finite(psnr(mine, reference)),
         "ssim": None if itself else ssim(mine, reference),
         "flicker": None if itself or len(mine) < 2 else flicker(mine, reference),
         "attention_seconds": run.report["attention_seconds"],
@@ -68,6 +71,16 @@ def figures(run: MethodRun, dense: MethodRun, share: float) -> dict[str, Any]:
         "evaluations_computed": run.report["evaluations"]["computed"],
         "work": work(run.report, share),
     }
+
+
+def _finite(value: float) -> float | None:
+    """None for what strict JSON has no number for: the PSNR of a clip that is the reference to the bit."""
+    return value if math.isfinite(value) else None
+
+
+def is_identical(row: Mapping[str, Any]) -> bool:
+    """Whether a method's entry in report.json is of a run that gave the dense run's very video."""
+    return row["psnr_db"] is None and row["ssim"] is not None
 
 
 def cpu_name() -> str:
@@ -114,16 +127,16 @@ def table(report: dict[str, Any]) -> str:
         f"{report['tokens']} tokens ({'x'.join(map(str, report['grid']))}), {report['steps']} steps, {report['host']}, "
         f"{report['device']}, torch {report['torch']}; baseline: {report['baseline']}",
         "",
-        f"{'method':8} {'steps':>9} {'attention':>10} {'work':>6} {'PSNR':>7} {'SSIM':>7} {'flicker':>8} "
+        f"{'method':8} {'steps':>9} {'attention':>10} {'work':>6} {'PSNR':>9} {'SSIM':>7} {'flicker':>8} "
         f"{'attention':>10} {'total':>8}",
-        f"{'':8} {'computed':>9} {'density':>10} {'':>6} {'dB':>7} {'':>7} {'':>8} {'seconds':>10} {'seconds':>8}",
+        f"{'':8} {'computed':>9} {'density':>10} {'':>6} {'dB':>9} {'':>7} {'':>8} {'seconds':>10} {'seconds':>8}",
     ]
     for name, row in report["methods"].items():
         cells = [
             _cell(row["evaluations_computed"], 9, 0),
             _cell(row["executed_density"], 10, 3),
             _cell(row["work"], 6, 3),
-            _cell(row["psnr_db"], 7, 2),
+            f"{IDENTICAL:>9}" if is_identical(row) else _cell(row["psnr_db"], 9, 2),
             _cell(row["ssim"], 7, 4),
             _cell(row["flicker"], 8, 4),
             _cell(row["attention_seconds"], 10, 1),
@@ -136,10 +149,13 @@ def table(report: dict[str, Any]) -> str:
 def promise(report: dict[str, Any]) -> str:
     """How many times faster the composed run is than the dense one, and how close it comes to its video."""
     dense, ours = report["methods"][DENSE], report["methods"][COMPOSED]
+    if is_identical(ours):
+        near = f"{IDENTICAL} to its video"
+    else:
+        near = f"PSNR {ours['psnr_db']:.1f} dB and SSIM {ours['ssim']:.3f} against its video"
     return (
         f"{TITLES[COMPOSED]}: {dense['total_seconds'] / ours['total_seconds']:.1f}x as fast as dense on this machine "
-        f"({ours['total_seconds']:.1f} s for {dense['total_seconds']:.1f} s) at {ours['work']:.2f} of its work, "
-        f"PSNR {ours['psnr_db']:.1f} dB and SSIM {ours['ssim']:.3f} against its video"
+        f"({ours['total_seconds']:.1f} s for {dense['total_seconds']:.1f} s) at {ours['work']:.2f} of its work, {near}"
     )
 
 
@@ -160,6 +176,8 @@ def _panel(frame: np.ndarray, title: str, note: str) -> Image.Image:
 
 def _note(row: dict[str, Any]) -> str:
     spent = f"work {row['work']:.2f}, {row['total_seconds']:.0f} s"
+    if is_identical(row):
+        return f"{spent}, {IDENTICAL}"
     return spent if row["psnr_db"] is None else f"{spent}, PSNR {row['psnr_db']:.1f} dB"
 
 
@@ -205,5 +223,5 @@ def write(out: Path, runs: dict[str, MethodRun], report: dict[str, Any]) -> list
     pictures[len(pictures) // 2].save(paths[4], optimize=True)
     contact_sheet([run.frames for run in runs.values()], list(runs), paths[1], scale=3)
     stack([run.density_map for name, run in runs.items() if name != DENSE]).save(paths[2])
-    paths[3].write_text(json.dumps(report, indent=2) + "\n")
+    paths[3].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     return paths

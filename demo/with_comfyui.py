@@ -46,7 +46,7 @@ def workflow(method: str, arguments: argparse.Namespace) -> tuple[dict[str, Any]
     prompt[only("ModelSamplingSD3")]["inputs"]["shift"] = 5.0
     positive = prompt[sampler]["inputs"]["positive"][0]
     prompt[positive]["inputs"]["prompt"] = arguments.prompt
-    points = schedule(method, arguments.density).points
+    points = schedule(method, arguments.density, arguments.steps).points
     prompt["schedule"] = {
         "class_type": "SparsityScheduler",
         "inputs": {

@@ -25,7 +25,8 @@ def run_methods(arguments: argparse.Namespace) -> tuple[dict[str, MethodRun], st
     timesteps = (1000 * sigmas(arguments.steps, SHIFT)[:-1]).tolist()
 
     def run(method: str, bar: tqdm) -> MethodRun:
-        with apply_draft_attention(model, settings(method, arguments.density), timesteps=timesteps) as handle:
+        chosen = settings(method, arguments.density, arguments.steps)
+        with apply_draft_attention(model, chosen, timesteps=timesteps) as handle:
             start = time.perf_counter()
             x0 = sample(
                 model,

@@ -14,6 +14,7 @@ from .apply import CATEGORY, Report
 from .browser.live_text import live_text
 from .browser.server import instance
 from .host.adapter import apply_skip_steps
+from .inputs.checks import judgement, skip_problems
 from .inputs.overruled import by_rule
 
 AS_PUBLISHED: Mapping[str, PublishedModel] = {f"easycache, published for {model}": model for model in PUBLISHED}
@@ -131,6 +132,10 @@ class DraftAttentionSkipSteps(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, start: float | None = None, end: float | None = None) -> bool | str:
+        return judgement(skip_problems(start, end))
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -143,6 +148,9 @@ class DraftAttentionSkipSteps(io.ComfyNode):
         offload: bool = False,
         share: float = 0.4,
     ) -> io.NodeOutput:
+        problems = skip_problems(start, end)
+        if problems:  # values that came through links were not seen by validate_inputs
+            raise ValueError("; ".join(problems.values()))
         settings = _settings(rule, threshold, first_steps, max_in_a_row, (start, end), offload, share)
         node_id = cls.hidden.unique_id
         server = None if node_id is None else instance()

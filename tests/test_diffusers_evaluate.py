@@ -31,6 +31,7 @@ from draftattention.draftattn_core.run.events import EvaluationDone, RunDone, Ru
 from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 from draftattention.draftattn_core.run.step_cache.settings import Rule
 from draftattention.draftattn_core.run.step_cache.spread import planned_steps
+from tests.comfyui.plain_easycache import Step, answers_off, decisions
 from tests.diffusers_models import MODELS, build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -204,6 +205,35 @@ def test_settings_skip_steps_of_a_guided_batch_and_a_threshold_of_zero_is_the_mo
     assert near.shape == plain.shape and torch.isfinite(near).all() and not torch.equal(near, plain)
     assert computed == outcomes.pop("computed") < 20
     assert outcomes == {"forecast" if rule == "forecast" else "reused": 20 - computed}
+
+
+def test_easycache_decides_as_the_published_rule_does_on_what_a_run_recorded() -> None:
+    model, inputs, steps, tau, first = build("wan"), MODELS["wan"].inputs(2), 20, 1.5, 3
+    calls = calls_of(model)
+    skip = StepCacheSettings("easycache", tau, first, max_skips=None)
+    handle, scheduler = applied(model, None, replace(DENSE, skip=skip))
+    text, latents = inputs["encoder_hidden_states"], inputs["hidden_states"]
+    # The condition and the one it is set against, as a pipeline has them: the same tensors at every step.
+    texts = (text, -text)
+    recorded: tuple[list[Step], list[Step]] = ([], [])
+    scheduler.set_timesteps(steps)
+    with torch.no_grad(), handle:
+        for t in scheduler.timesteps:
+            velocities = []
+            for words, of_one in zip(texts, recorded, strict=True):
+                before = len(calls)
+                here = {**inputs, "hidden_states": latents, "timestep": t.expand(2)}
+                velocities.append(model(**{**here, "encoder_hidden_states": words}, return_dict=False)[0])
+                of_one.append(Step(latents, velocities[-1], len(calls) > before))
+            velocity, other = velocities
+            latents = scheduler.step(other + 2.0 * (velocity - other), t, latents, return_dict=False)[0]
+    said, nearest = decisions(recorded[0], tau, first)
+    ours = "".join("C" if made.outcome is Outcome.COMPUTED else "r" for made in handle.report.decisions)
+    assert ours == said and len(ours) == steps
+    assert "r" in ours and "C" in ours[first:-1], "a run that tells nothing of the rule"
+    assert nearest > 1e-3, "rounding may decide"
+    assert [one.computed for one in recorded[1]] == [one.computed for one in recorded[0]]
+    assert max(map(answers_off, recorded)) < 1e-5
 
 
 def put_right(model: Any, scheduler: Any, inputs: dict[str, Any], steps: int, share: float) -> Tensor:

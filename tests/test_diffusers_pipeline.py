@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from diffusers.guiders import ClassifierFreeGuidance
 
 from draftattention.draftattn_core import DenseReason, Schedule, Settings
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
+from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 from tests.diffusers_models import GRID, MODELS
 
 STEPS = 2
@@ -50,7 +52,7 @@ def pipe() -> Any:
     return pipe
 
 
-def run(pipe: Any) -> torch.Tensor:
+def run(pipe: Any, steps: int = STEPS) -> torch.Tensor:
     torch.manual_seed(1)
     given = MODELS["hunyuan15"].inputs(2)
     arguments: dict[str, Any] = {"latents": torch.randn(2, 2, *GRID)}
@@ -60,7 +62,7 @@ def run(pipe: Any) -> torch.Tensor:
         # Another text, of another length for each sample.
         arguments[f"negative_prompt_embeds{which}"] = -text
         arguments[f"negative_prompt_embeds_mask{which}"] = mask.roll(1, 0)
-    latents: torch.Tensor = pipe(num_inference_steps=STEPS, output_type="latent", **arguments).frames
+    latents: torch.Tensor = pipe(num_inference_steps=steps, output_type="latent", **arguments).frames
     return latents
 
 
@@ -82,3 +84,22 @@ def test_a_run_of_the_pipeline(pipe: Any) -> None:
         dense = {DenseReason.SCHEDULE.value: 2 * STEPS * layers} if density == 1.0 else {}
         assert report.calls_dense() == dense
     assert torch.equal(run(pipe), expected)
+
+
+def test_a_planned_run_of_the_pipeline_computes_its_steps_for_both_conditions_and_answers_the_others(pipe: Any) -> None:
+    expected, calls = run(pipe, 8), []
+    hook = pipe.transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    # Random weights: what cannot be foretold is forecast all the same.
+    skip = StepCacheSettings("spread", share=0.5, max_forecast_error=math.inf)
+    settings = Settings(schedule=Schedule(((0.0, 1.0),)), auto_gain=False, q_block=16, k_block=8, skip=skip)
+    try:
+        with apply_draft_attention(pipe.transformer, settings, scheduler=pipe.scheduler) as handle:
+            out = run(pipe, 8)
+    finally:
+        hook.remove()
+    report = handle.report
+    assert report.outcomes == {"computed": 8, "forecast": 8} and len(calls) == 8
+    assert [made.index for made in report.decisions if str(made.outcome) == "computed"] == [0, 2, 5, 7]
+    assert {(made.branches_computed, made.branches_skipped) for made in report.decisions} == {(2, 0), (0, 2)}
+    assert [made.corrected for made in report.decisions].count(True) == 3
+    assert out.shape == expected.shape and torch.isfinite(out).all() and not torch.equal(out, expected)

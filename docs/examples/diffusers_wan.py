@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from draftattention import Settings, apply_draft_attention
 from draftattention.draftattn_core.run.schedule import preset
 from draftattention.draftattn_core.run.step_cache import StepCacheSettings
+from draftattention.draftattn_core.run.step_cache.settings import RULES
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--model", default="Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--density", type=float, help="share of block pairs computed after the dense start")
-    parser.add_argument("--skip", choices=("off", "forecast", "easycache"), default="off", help="rule that skips steps")
+    parser.add_argument("--skip", choices=RULES, default="off", help="rule that skips steps, best spread")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="wan.mp4")
     arguments = parser.parse_args()

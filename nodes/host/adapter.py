@@ -352,12 +352,12 @@ def apply_skip_steps(
     """A clone of `model` whose sampling runs skip steps, with or without draft attention, before or after it, and the
     handle of its reports.
 
-    Applied to a model that skips steps already, the new settings replace the old ones; a model that has an adapter
-    keeps it, and its handle is the one returned.
+    Applied to a model that skips steps already, the new settings replace the old ones; a model whose attention is
+    sparse keeps its adapter, which tells its own node, and its handle is the one returned.
     """
     patched = model.clone()
     adapter = _adapter_of(patched)
-    if adapter is None:
+    if adapter is None or adapter.choices is None:
         patched, adapter = _wrapped(patched, Adapter(None, tell_node=tell_node))
     _own_options(patched)[skipping.SKIP] = settings
     return patched, adapter.handle

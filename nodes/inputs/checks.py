@@ -1,4 +1,4 @@
-"""What is wrong with the texts that users type into widgets: found before anything runs, and while they type.
+"""What is wrong with what users write into widgets: found before anything runs, and where it is text while they type.
 
 A value is None where it is not known yet, because another node will bring it; what depends on it is then left to the
 node itself. Every answer names the input and says what to write instead.
@@ -75,6 +75,13 @@ def calibrate_problems(name: str | None = None, expert: str | None = None) -> di
     return found
 
 
+def skip_problems(start: float | None = None, end: float | None = None) -> dict[str, str]:
+    """Problems of Skip Steps' widgets, by input: also the range, which the host leaves to the node that judges one."""
+    first, last = (0.0 if start is None else start), (1.0 if end is None else end)
+    return {} if 0.0 <= first < last <= 1.0 else {"start": Words("check_window", start=first, end=last)}
+
+
+# Of the texts, which the browser has judged while they are typed.
 PROBLEMS: Mapping[str, Callable[..., dict[str, str]]] = {
     "ApplyDraftAttention": apply_problems,
     "SparsityScheduler": scheduler_problems,

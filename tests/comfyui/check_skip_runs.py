@@ -297,7 +297,10 @@ def _() -> None:
     assert torch.equal(run(model, steps=STEPS, negative=SHORT_TEXT, cfg=3.0), before), "the hook outlived its run"
 
 
-@check("a condition that changes within the run, by range, a hook's strength or control, is computed where it does")
+@check(
+    "a condition that changes within the run, by range, a hook's strength or where control ends, is computed where it "
+    "does; a control's strength is left to the measured error"
+)
 def _() -> None:
     import comfy.controlnet
     import comfy.hooks
@@ -315,6 +318,12 @@ def _() -> None:
             added = torch.zeros(1)
             return {"output": [added if t[0] >= self.timestep_range[1] else None, None, added]}
 
+    class Fading(Control):
+        """Half as strong from the middle of the run on."""
+
+        def get_control(self, x: Any, t: Any, *_: Any) -> Any:
+            return {"output": [torch.ones(1) * (1.0 if t[0] >= self.timestep_range[1] else 0.5)]}
+
     model = calm(wan())
     middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
     ranges = [
@@ -326,7 +335,7 @@ def _() -> None:
     frames.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.0))
     frames.add(comfy.hooks.HookKeyframe(strength=0.2, start_percent=0.5))
     hook.set_keyframes_on_hooks(frames)
-    alone, chain = (made.set_cond_hint(None, 1.0, (0.0, 0.5)) for made in (Control(), Chain()))
+    alone, chain, fading = (made.set_cond_hint(None, 1.0, (0.0, 0.5)) for made in (Control(), Chain(), Fading()))
     # Where it stops at a level of the schedule, that one still has it.
     stops = middle * (1 - 1e-6)
     for positive, after in (
@@ -334,7 +343,7 @@ def _() -> None:
         (comfy.hooks.set_hooks_for_conditioning(TEXT, hook), middle * (1 + 1e-6)),
         *(
             ([[TEXT[0][0], {"control": control, "control_apply_to_uncond": False}]], stops)
-            for control in (alone, chain)
+            for control in (alone, chain, fading)
         ),
     ):
         bare, every = counted(model)
@@ -343,7 +352,8 @@ def _() -> None:
         switch = next(index for index, sigma in enumerate(levels) if sigma <= after)
         planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
         # By a threshold everything is skipped that may be: what is left had to be computed.
-        for rule, expected in ((ALL, {0, 1, switch, switch + 1, STEPS - 1}), (SPREAD, {*planned, switch})):
+        anew = set() if positive[0][1].get("control") is fading else {switch, switch + 1}
+        for rule, expected in ((ALL, {0, 1, *anew, STEPS - 1}), (SPREAD, {*planned, *(anew - {switch + 1})})):
             patched, handle = skipping(model, **rule, max_reach=1e9)
             patched, calls = counted(patched)
             run(patched, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)

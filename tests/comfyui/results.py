@@ -31,6 +31,8 @@ GROUPS = (
         "check_skip_runs",
         "check_skip_models",
         "check_skip_report",
+        "check_skip_choices",
+        "check_skip_published",
         "check_saved_graphs",
         "check_failures",
         "check_told",

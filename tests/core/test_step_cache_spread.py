@@ -380,6 +380,20 @@ def test_a_step_computed_for_its_error_beside_the_plan_is_computed_at_both_its_v
     assert "f" in outcomes(host.cache.decisions), "the plan stands before anything is measured"
 
 
+def test_a_planned_forecast_that_would_reach_too_far_is_computed() -> None:
+    # Steps 0 and 4 are computed, 0.01 apart; the next one lies 48 times as far from the second.
+    schedule = [0.9, 0.8975, 0.895, 0.8925, 0.89, 0.41, *(0.4 - 0.05 * i for i in range(6)), 0.0]
+
+    def after(max_reach: float) -> tuple[Outcome, Reason]:
+        host = Host(spread(max_reach=max_reach, max_forecast_error=math.inf), steps=12, schedule=schedule)
+        walk(host, smooth_model(0), schedule[:6])
+        assert outcomes(host.cache.decisions)[:5] == "CfffC"
+        return host.cache.decisions[-1].outcome, host.cache.decisions[-1].reason
+
+    assert after(48.5) == (Outcome.FORECAST, Reason.PLANNED)
+    assert after(47.5) == (Outcome.COMPUTED, Reason.REACH)
+
+
 def test_forecasts_that_no_correction_follows_may_err_by_half_as_much() -> None:
     for more in ({"euler": False}, {"euler": True, "correct": False}):
         host = Host(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from demo.methods import settings
 from demo.result import promise
 from demo.with_comfyui import workflow
 from demo.work import work
+from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,7 @@ def test_a_small_run_writes_every_file(tmp_path: Path, capsys: pytest.CaptureFix
         assert row["calls_sparse"] + sum(row["calls_dense"].values()) == layers * steps
         assert row["executed_density"] == pytest.approx((1 + row["sparse_density"]) / 2)
         assert 5 < row["psnr_db"] < 80
+    assert methods["composed"]["work"] <= 1.001 * methods["ours"]["work"], "no step was skipped to pay for more"
     lines = capsys.readouterr().out.splitlines()
     said = [line for line in lines if line and not line.startswith("wrote")]
     assert any(line.startswith("paper") for line in said)
@@ -101,6 +104,40 @@ def test_the_promise_says_how_many_times_faster_and_how_close() -> None:
         assert figure in said
 
 
+@pytest.mark.skipif(not CHECKPOINT.is_file(), reason="demo/tiny_wan.safetensors is missing")
+def test_a_video_that_is_the_dense_one_is_called_identical_and_the_report_is_strict_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main(["--grid", "3", "8", "16", "--steps", "1", "--density", "1", "--out", str(tmp_path)]) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    rows = [report["methods"][name] for name in ("paper", "ours", "composed")]
+    assert [(row["psnr_db"], row["ssim"]) for row in rows] == [(None, 1.0)] * 3
+    lines = capsys.readouterr().out.splitlines()
+    said = {line.split()[0]: line for line in lines if line[:1].isalpha()}
+    assert ["identical" in said[name] for name in ("dense", "paper", "ours", "composed")] == [False] + [True] * 3
+    assert promise(report) in lines and promise(report).endswith("identical to its video")
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 6, 7, 8, 16, 20])
+def test_composed_costs_no_more_than_ours_at_any_number_of_steps(steps: int) -> None:
+    def spent(method: str, density: float, share: float) -> float:
+        chosen = settings(method, density, steps)
+        skips = chosen.skip.rule == "spread"
+        computed = sorted(planned_steps(steps, chosen.skip.share)) if skips else list(range(steps))
+        densities = [chosen.schedule.curve(step / steps) for step in computed]
+        evaluations = {"computed": len(computed), "forecast": steps - len(computed)}
+        return work({"evaluations": evaluations, "work_density": sum(densities) / len(densities)}, share)
+
+    for density, share in product((0.05, 0.1, 0.25, 0.5, 0.9, 1.0), (0.0, 0.5, 0.849, 1.0)):
+        assert spent("composed", density, share) <= spent("ours", density, share) + 1e-9, (density, share)
+    raised = settings("composed", 0.25, steps).schedule.curve(0.9)
+    assert raised == (pytest.approx(0.4) if steps > 5 else 0.25), "the raise is taken wherever it is paid for"
+
+
 def test_work_counts_skipped_steps_at_nothing_and_the_rest_of_the_model_at_its_share() -> None:
     report = {"evaluations": {"computed": 5, "forecast": 15}, "work_density": 0.4}
     assert work(report, share=0.8) == pytest.approx(5 / 20 * (0.2 + 0.8 * 0.4))
@@ -118,7 +155,7 @@ class TestComfyUIWorkflow:
 
     def test_both_hosts_are_given_the_same_settings(self) -> None:
         prompt, _, _ = workflow("composed", demo.parse(["--steps", "20"]))
-        wanted, given = settings("composed", 0.25), prompt["skip"]["inputs"]
+        wanted, given = settings("composed", 0.25, 20), prompt["skip"]["inputs"]
         assert given["rule"] == wanted.skip.rule and given["share"] == wanted.skip.share
         assert given["max_in_a_row"] == wanted.skip.max_skips
         apply = next(node for node in prompt.values() if node["class_type"] == "ApplyDraftAttention")
@@ -128,4 +165,4 @@ class TestComfyUIWorkflow:
         for method in ("dense", "paper", "ours"):
             prompt, _, _ = workflow(method, demo.parse([]))
             assert "skip" not in prompt
-            assert settings(method, 0.25).skip.rule == "off"
+            assert settings(method, 0.25, 20).skip.rule == "off"

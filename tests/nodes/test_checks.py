@@ -84,12 +84,21 @@ def test_an_expert_needs_a_plain_name(checks) -> None:
     assert "choose another one" in checks.calibrate_problems("my model", "high/low")["expert"]
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.8, 0.2), (0.5, 0.5), (-1.0, 0.5), (0.2, 2.0), (1.0, None), (None, 0.0)])
+def test_a_part_of_the_denoising_has_its_start_before_its_end(checks, start: float | None, end: float | None) -> None:
+    found = checks.skip_problems(start, end)
+    assert list(found) == ["start"] and isinstance(found["start"], checks.Words)
+    assert found["start"].startswith("start: from ") and "write two numbers from 0 to 1" in found["start"]
+    assert checks.skip_problems(0.2, 0.8) == checks.skip_problems(0.0, 1.0) == checks.skip_problems(0.4, None) == {}
+
+
 def test_what_is_not_known_yet_is_not_judged(checks) -> None:
     assert (
         checks.apply_problems()
         == checks.scheduler_problems()
         == checks.report_problems()
         == checks.calibrate_problems()
+        == checks.skip_problems()
         == {}
     )
 

@@ -1,0 +1,64 @@
+"""Runs in ComfyUI's Python: what users choose on Skip Steps, beside published presets and a second Skip Steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import host
+from skipped_runs import SPREAD, STEPS, counted, settings, skipping
+from toy_runs import calm, run, wan
+
+CHECKS, check = host.registry()
+
+
+@check("beside the preset paper a Skip Steps node skips, in either order, and speed does not")
+def _() -> None:
+    planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
+    paper = {"preset": "paper", "speed": "max"}
+
+    def made(before: bool, after: bool) -> tuple[int, Any]:
+        patched, handle = host.apply(skipping(calm(wan()), **SPREAD)[0] if before else calm(wan()), **paper)
+        patched, calls = counted(skipping(patched, **SPREAD)[0] if after else patched)
+        run(patched, steps=STEPS)
+        report = handle.report
+        assert report.calls_sparse > 0 and report.outcomes["computed"] == len(calls), report.summary()
+        return len(calls), report
+
+    assert made(False, False)[0] == STEPS, "speed skipped beside paper"
+    for before, after in ((True, False), (False, True)):
+        computed, report = made(before, after)
+        assert computed == len(planned) < STEPS, (before, after)
+        assert report.outcomes["forecast"] == STEPS - len(planned)
+
+
+@check("of two Skip Steps nodes the newer, which decides, is told how the run goes; both have its report")
+def _() -> None:
+    adapter = host.pack("nodes.host.adapter")
+    told: tuple[list[str], list[str]] = ([], [])
+    first, one = adapter.apply_skip_steps(calm(wan()), settings(threshold=0.0), told[0].append)
+    second, two = adapter.apply_skip_steps(first, settings(**SPREAD), told[1].append)
+    run(second, steps=STEPS)
+    assert told[0] == [] and told[1][-1] == two.report.summary(), told
+    assert two.report.skipped > 0 and one.report is two.report and one.run is two.run
+    run(first, steps=STEPS)
+    assert told[0][-1] == one.report.summary() and one.report.skipped == 0 and one.report is not two.report
+
+
+@check("Skip Steps refuses a start that is not below its end before anything runs, and says what to write")
+def _() -> None:
+    cls = host.pack("nodes.skip_steps").DraftAttentionSkipSteps
+    given = {"rule": "spread", "threshold": 0.1, "first_steps": 3}
+    for start, end in ((0.8, 0.2), (0.5, 0.5), (0.0, 2.0)):
+        said = cls.validate_inputs(start=start, end=end)
+        assert said == f"start: from {start} to {end} is no part of the denoising; write two numbers from 0 to 1, " + (
+            "the start below the end, such as 0.2 and 0.8"
+        )
+        # Values that came through links are seen when the node runs.
+        try:
+            cls.execute(wan(), **given, start=start, end=end)
+        except ValueError as error:
+            assert str(error) == said
+        else:
+            raise AssertionError("it was let pass")
+    assert cls.validate_inputs() is True and cls.validate_inputs(start=0.2) is True
+    assert cls.validate_inputs(start=0.2, end=0.8) is True
