@@ -214,10 +214,11 @@ class ApplyDraftAttention(io.ComfyNode):
                     default=NO_SPEED,
                     optional=True,
                     tooltip="More speed than the preset alone: sparse attention and skipped steps are set together, "
-                    "from quality, which changes the video least, to max. auto goes by the size of the video. off = "
-                    "the preset alone, every step computed. With another speed than off, the presets auto to fast do "
-                    "not count; custom and a schedule keep their densities; published presets never skip by "
-                    "speed. A Skip Steps node decides over the skipping, and only it skips beside published presets.",
+                    "from quality, which changes the video least, to max. auto = quality, until a faster one is safe "
+                    "on every model that was measured. off = the preset alone, every step computed. With another "
+                    "speed than off, the presets auto to fast do not count; custom and a schedule keep their "
+                    "densities; published presets never skip by speed. A Skip Steps node decides over the skipping, "
+                    "and only it skips beside published presets.",
                 ),
                 io.Combo.Input(
                     "method",

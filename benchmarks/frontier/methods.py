@@ -120,9 +120,19 @@ class Choice:
 SPEED_PAIRS = ((0.25, 0.4), (0.3, 0.4), (0.4, 0.25), (0.4, 0.4), (0.5, 0.4), (0.5, 0.5))
 _PEERS: dict[Sparse, tuple[float, ...]] = {"paper": (0.2, 0.45), "sol": (0.2, 0.45)}
 
+
+def _peer_pairs(
+    *, forecast: tuple[float, float], easycache: tuple[float, float]
+) -> dict[tuple[Skip, Sparse], tuple[tuple[float, float], ...]]:
+    """Both skipping rules with both published sparse attentions, one (threshold, density) each."""
+    peers: tuple[Sparse, ...] = ("paper", "sol")
+    settings: dict[Skip, tuple[float, float]] = {"forecast": forecast, "easycache": easycache}
+    return {(skip, sparse): (pair,) for skip, pair in settings.items() for sparse in peers}
+
+
 SMALL: dict[int, Choice] = {
     20: Choice(
-        fewer={"euler": (4, 5, 6, 8, 10), "dpmpp_2m": (4, 5, 6, 8, 10), "unipc": (5, 6, 8)},
+        fewer={"euler": (4, 5, 6, 8, 10), "dpmpp_2m": (4, 5, 6, 8, 10), "unipc": (4, 5, 6, 8, 10)},
         densities={"ours": (0.1, 0.2, 0.45), "budgets": (0.15, 0.25, 0.4), **_PEERS},
         warm=1,
         skips={
@@ -140,10 +150,9 @@ SMALL: dict[int, Choice] = {
                 (0.2, 0.25),
                 (0.2, 0.4),
             ),
-            ("forecast", "paper"): ((0.05, 0.3),),
-            ("forecast", "sol"): ((0.05, 0.3),),
             ("easycache", "ours"): ((0.05, 0.25), (0.05, 0.45)),
             ("easycache", "budgets"): ((0.05, 0.25),),
+            **_peer_pairs(forecast=(0.05, 0.3), easycache=(0.05, 0.3)),
         },
         fewer_sparse=((8, 0.4), (10, 0.4)),
         spread=(0.2, 0.25, 0.3, 0.4, 0.5),
@@ -161,6 +170,8 @@ SMALL: dict[int, Choice] = {
             ("forecast", "ours"): ((0.5, 0.2), (0.5, 0.45)),
             ("forecast", "budgets"): ((0.5, 0.15), (0.5, 0.4)),
             ("easycache", "ours"): ((0.2, 0.45),),
+            ("easycache", "budgets"): ((0.2, 0.4),),
+            **_peer_pairs(forecast=(0.5, 0.45), easycache=(0.2, 0.45)),
         },
         fewer_sparse=((3, 0.4),),
     ),
@@ -176,6 +187,8 @@ SMALL: dict[int, Choice] = {
             ("forecast", "ours"): ((0.08, 0.3), (0.15, 0.45)),
             ("forecast", "budgets"): ((0.08, 0.25), (0.15, 0.4), (0.4, 0.4)),
             ("easycache", "ours"): ((0.1, 0.3),),
+            ("easycache", "budgets"): ((0.1, 0.25),),
+            **_peer_pairs(forecast=(0.08, 0.3), easycache=(0.1, 0.3)),
         },
         fewer_sparse=((5, 0.4),),
         spread=(0.5, 0.6, 0.75),
@@ -187,12 +200,22 @@ SMALL: dict[int, Choice] = {
         warm=3,
         skips={
             "forecast": ((0.02, 5, None), (0.05, 5, None), (0.15, 5, 8)),
-            "easycache": ((0.03, 5, None), (0.05, 5, None), (0.1, 5, None)),
+            # 10 of 50 is what the paper takes for Wan 2.1.
+            "easycache": (
+                (0.03, 5, None),
+                (0.05, 5, None),
+                (0.1, 5, None),
+                (0.02, 10, None),
+                (0.03, 10, None),
+                (0.05, 10, None),
+            ),
         },
         pairs={
             ("forecast", "ours"): ((0.02, 0.3), (0.05, 0.4)),
             ("forecast", "budgets"): ((0.02, 0.2), (0.05, 0.3), (0.15, 0.4)),
             ("easycache", "ours"): ((0.05, 0.3),),
+            ("easycache", "budgets"): ((0.05, 0.3),),
+            **_peer_pairs(forecast=(0.05, 0.3), easycache=(0.05, 0.3)),
         },
         fewer_sparse=((20, 0.3),),
         spread=(0.12, 0.2, 0.3, 0.4),
@@ -202,14 +225,19 @@ SMALL: dict[int, Choice] = {
 # A real size costs seven times as much an evaluation: fewer rows, and all pairs that a speed may be.
 REAL: dict[int, Choice] = {
     20: Choice(
-        fewer={"euler": (6, 8), "dpmpp_2m": (6, 8), "unipc": (6,)},
+        fewer={"euler": (6, 8), "dpmpp_2m": (4, 5, 6, 8), "unipc": (4, 6, 8)},
         densities={"ours": (0.25,), "budgets": (0.25,), "paper": (0.25,), "sol": (0.25,)},
         warm=1,
-        skips={"forecast": ((0.03, 3, None), (0.1, 3, None)), "easycache": ((0.05, 3, None),)},
+        skips={
+            "forecast": ((0.03, 3, None), (0.1, 3, None)),
+            "easycache": ((0.05, 3, None), (0.03, 3, None), (0.1, 3, None)),
+        },
         pairs={
             ("forecast", "budgets"): (*SMALL[20].pairs["forecast", "budgets"], (0.03, 0.15)),
             ("forecast", "ours"): ((0.03, 0.25),),
             ("easycache", "ours"): ((0.05, 0.25),),
+            ("easycache", "budgets"): ((0.05, 0.25),),
+            **_peer_pairs(forecast=(0.05, 0.3), easycache=(0.05, 0.3)),
         },
         fewer_sparse=((8, 0.25),),
         spread=(0.3, 0.4, 0.5),

@@ -104,7 +104,7 @@ def choose(found: Sequence[Candidate]) -> dict[str, Candidate]:
 
 
 def auto(chosen: Mapping[str, Candidate]) -> str:
-    """The speed that `auto` is for videos of a real size: the cheapest that keeps `LEAST_SSIM` in its worst scenario.
+    """The speed that `auto` is: the cheapest that keeps `LEAST_SSIM` in its worst scenario.
 
     Where none does, it is the most faithful one.
     """

@@ -97,7 +97,7 @@ class Choices:
         """
         if self.preset not in PRESET_NAMES:
             raise ValueError(f"unknown preset {self.preset!r}: choose one of {', '.join(PRESET_NAMES)}")
-        speed = self._speed(tokens)
+        speed = self._speed()
         base = self._published(max(1, steps)) if self.preset in PUBLISHED_PRESETS else self._own()
         schedule = self._schedule(max(1, steps), tokens, speed, base)
         if self.dense_layers and not schedule.dense_layers:
@@ -135,11 +135,11 @@ class Choices:
             profile=self.profile,
         )
 
-    def _speed(self, tokens: int) -> Speed | None:
+    def _speed(self) -> Speed | None:
         """The speed that counts; None for none."""
         if self.speed == NO_SPEED or self.preset in PUBLISHED_PRESETS:
             return None
-        return speed_of(self.speed, tokens)
+        return speed_of(self.speed)
 
     def _schedule(self, steps: int, tokens: int, speed: Speed | None, base: Settings) -> Schedule:
         if isinstance(self.schedule, Schedule):

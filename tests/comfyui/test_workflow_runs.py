@@ -82,8 +82,9 @@ def test_the_workflow_runs_sparse_and_reports(server: ComfyUIServer, path: Path)
         text = outputs[ident]["text"][0]
         figures = json.loads(Path(text.rsplit("Saved as ", 1)[1]).read_text(encoding="utf-8"))
         assert figures["calls_sparse"] > 0, text
-        # Short runs have no dense step: whatever is dense is cross-attention or the text encoder inside the model.
-        assert set(figures["calls_dense"]) <= {"not self-attention", "schedule"}, text
+        # Short runs have no dense step: whatever is dense is cross-attention or the text encoder inside the model, or,
+        # where a speed spends densities by measured error, a layer that was given all of its blocks.
+        assert set(figures["calls_dense"]) <= {"not self-attention", "schedule", "budget"}, text
         assert 0 < figures["executed_density"] < 1
         assert outputs[ident]["draftattention_picture"]
     saved = [ident for ident, node in nodes.items() if node["type"] == "SaveVideo"]

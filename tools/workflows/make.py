@@ -31,8 +31,8 @@ PROMPT = (
 # What `speed` does, in the words of the notes of workflows with 20 steps or more.
 SPEED = (
     "`speed` is `auto`: half of the steps are computed, with sparse attention, and the others forecast between them, "
-    "about a third of the dense model's work or less. The report says how far the forecasts were off; `quality` "
-    "changes the video least, `off` computes every step with sparse attention alone."
+    "about two fifths of the dense model's work or less. The report says how far the forecasts were off; `balanced`, "
+    "`fast` and `max` compute less, `off` computes every step with sparse attention alone."
 )
 NEGATIVE = "overexposed, static, blurred details, subtitles, worst quality, low quality, jpeg artefacts, deformed"
 
