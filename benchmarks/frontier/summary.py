@@ -204,7 +204,10 @@ def _one(axis: Any, points: Sequence[Point], quality: str, speeds: Sequence[tupl
         )
     seen = [value for line in lines for work, v in line if _SHOWN[0] <= work <= _SHOWN[1] for value in [shown(v)]]
     axis.set_xlim(*_SHOWN)
-    axis.set_ylim(*limits([*seen, *(value for _, value in dots)], log=quality == "ssim"))
+    low, high = limits([*seen, *(value for _, value in dots)], log=quality == "ssim")
     if quality == "ssim":
         axis.set_yscale("log")
+        # Room for the lowest dot's name.
+        low /= 1.25
+    axis.set_ylim(low, high)
     axis.grid(alpha=0.3, which="both")
