@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from draftattention.draftattn_core.method.policy import TailName
 from draftattention.draftattn_core.run.schedule import PRESETS, preset
 from draftattention.draftattn_core.run.speed import SPEEDS, dense_evaluations
-from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 
 # Limits that our kernels are held to: time of `attend` over that of its products in the best dense call; `prepare` and
 # `select` as a share of the dense call.
@@ -131,7 +130,7 @@ def of_speed(name: str, steps: int = STEPS) -> list[float]:
 
 def as_planned(name: str, steps: int = STEPS) -> list[float | None]:
     """The same, None where a forecast answers."""
-    planned = planned_steps(steps, SPEEDS[name].share)
+    planned = SPEEDS[name].skip().planned_steps(steps)
     return [density if step in planned else None for step, density in enumerate(of_speed(name, steps))]
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from draftattention.draftattn_core import PAPER_TILE, Policy, Settings
 from draftattention.draftattn_core.run.schedule import Schedule, constant
+from draftattention.draftattn_core.run.speed import FIRST_SHARE
 from draftattention.draftattn_core.run.step_cache import StepCacheSettings
-from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 
 DENSE, PAPER, OURS, COMPOSED = METHODS = ("dense", "paper", "ours", "composed")
 WARMUP = 0.15
@@ -27,7 +27,7 @@ def schedule(method: str, density: float, steps: int) -> Schedule:
     if method != COMPOSED:
         return plain
     raised = constant(min(1.0, COMPOSED_DENSITY * density), warmup=WARMUP)
-    computed = planned_steps(steps, SHARE)
+    computed = skip().planned_steps(steps)
     return raised if _spent(raised, computed, steps) <= _spent(plain, range(steps), steps) else plain
 
 
@@ -41,8 +41,8 @@ def _spent(schedule: Schedule, computed: Iterable[int], steps: int) -> float:
 
 
 def skip() -> StepCacheSettings:
-    """What the composed run skips: half of its steps, evenly."""
-    return StepCacheSettings("spread", share=SHARE)
+    """What the composed run skips: half of its steps, evenly behind the first few."""
+    return StepCacheSettings("spread", first_share=FIRST_SHARE, share=SHARE)
 
 
 def settings(method: str, density: float, steps: int) -> Settings:

@@ -32,7 +32,7 @@ class DraftAttentionSkipSteps(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Makes sampling faster: the model is not run at every step, and what it would have said at a skipped "
-                "one is predicted from the computed steps beside it. spread computes an even share of the steps; "
+                "one is predicted from the computed steps beside it. spread computes a planned share of the steps; "
                 "forecast skips as long as its measured error allows; easycache is the published rule. Works alone and "
                 "together with DraftAttention Sparse, before or after it. Runs of 4 steps have none to spare."
             ),
@@ -47,12 +47,12 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     "rule",
                     options=RULES,
                     default="spread",
-                    tooltip="Which steps are skipped. spread: all but a share of them, evenly over the run; those "
-                    "between are predicted to first order in the noise level, and with the sampler euler the next "
-                    "computed step makes good what they missed. forecast: steps whose expected error is below the "
-                    "threshold. easycache: as published, by how much the latent moves. published for a model: "
-                    "EasyCache with its threshold and first steps, the latter as their share of the 50 steps they were "
-                    "published for. Inputs that a rule does not read are greyed out.",
+                    tooltip="Which steps are skipped. spread: all but a share of them, evenly over the run behind its "
+                    "first steps; those between are predicted to first order in the noise level, and with the sampler "
+                    "euler the next computed step makes good what they missed. forecast: steps whose expected error is "
+                    "below the threshold. easycache: as published, by how much the latent moves. published for a "
+                    "model: EasyCache with its threshold and first steps, the latter as their share of the 50 steps "
+                    "they were published for. Inputs that a rule does not read are greyed out.",
                     extra_dict={"draftattention": {"by_rule": by_rule(RULES)}},
                 ),
                 io.Float.Input(
@@ -70,9 +70,10 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     default=3,
                     min=0,
                     max=1000,
-                    tooltip="For forecast and easycache: so many steps from the start are always computed (evaluations "
-                    "of the model, of which some samplers make two a step). EasyCache is published with 10 of 50 for "
-                    "Wan 2.1, 5 of 50 for HunyuanVideo.",
+                    tooltip="So many steps from the start are computed: there a model settles which video it becomes. "
+                    "For spread they are part of its share, as far as enough of it is left for the rest of the run; "
+                    "for forecast and easycache they always are (evaluations of the model, of which some samplers make "
+                    "two a step). EasyCache is published with 10 of 50 for Wan 2.1, 5 of 50 for HunyuanVideo.",
                 ),
                 io.Int.Input(
                     "max_in_a_row",
@@ -176,7 +177,7 @@ def _settings(
     if rule in AS_PUBLISHED:
         settings = StepCacheSettings.published(AS_PUBLISHED[rule], as_share=True)
     elif rule == "spread":
-        settings = StepCacheSettings("spread", share=share)
+        settings = StepCacheSettings("spread", first=first, share=share)
     else:
         settings = StepCacheSettings(rule, threshold, first, max_skips=max_skips or None)  # type: ignore[arg-type]
     return replace(settings, windows=(window,), offload=offload)

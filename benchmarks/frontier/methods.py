@@ -30,7 +30,7 @@ class Method:
         warm: evaluations from the start that run dense.
         skip: how skipped evaluations are answered, None where every one is computed.
         threshold: of the skipping rule.
-        first: evaluations from the start that are computed whatever the rule says.
+        first: evaluations from the start that are computed whatever the rule says; of a plan, 0 is its first alone.
         max_skips: evaluations in a row that may be skipped, None for the rule's own default.
         share: of the steps that `spread` computes, None for the other rules.
     """
@@ -54,7 +54,7 @@ class Method:
         if self.sparse is not None:
             words.append(f"{self.sparse} {self.density:g} warm {self.warm}")
         if self.share is not None:
-            words.append(f"spread {self.share:g}")
+            words.append(f"spread {self.share:g}" + (f" first {self.first}" if self.first else ""))
         elif self.skip is not None:
             words.append(f"{self.skip} {self.threshold:g} first {self.first}")
         if self.max_skips is not None:
@@ -69,7 +69,7 @@ class Method:
         if self.skip is None:
             return StepCacheSettings()
         if self.share is not None:
-            return StepCacheSettings(self.skip, share=self.share)
+            return StepCacheSettings(self.skip, first=self.first, share=self.share)
         # EasyCache as published knows no bound on skips in a row.
         most = None if self.skip == "easycache" else self.max_skips or StepCacheSettings().max_skips
         return StepCacheSettings(self.skip, self.threshold, self.first, max_skips=most)
@@ -102,6 +102,8 @@ class Choice:
         spread: shares of the steps that are computed, the others forecast between them.
         spread_pairs: (share, density) of these with sparse evaluations, by sparse attention; as many evaluations run
             dense at the start as in `warm`.
+        first: evaluations that other plans compute at the start: those of shares in `first_spread`, and of (share,
+            density) in `first_pairs` with budgets.
         fewer_sparse: (steps, density) of a second-order sampler with fewer steps whose evaluations are sparse by
             budgets, the composition that needs no cache.
     """
@@ -114,10 +116,14 @@ class Choice:
     fewer_sparse: tuple[tuple[int, float], ...] = ()
     spread: tuple[float, ...] = ()
     spread_pairs: Mapping[Sparse, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    first: int = 0
+    first_spread: tuple[float, ...] = ()
+    first_pairs: tuple[tuple[float, float], ...] = ()
 
 
 # Pairs of (share, density) that are measured at every size: what a speed may be.
 SPEED_PAIRS = ((0.25, 0.4), (0.3, 0.4), (0.4, 0.25), (0.4, 0.4), (0.5, 0.4), (0.5, 0.5))
+FIRST_PAIRS = ((0.4, 0.25), (0.4, 0.4), (0.5, 0.4), (0.5, 0.5), (0.6, 0.5))
 _PEERS: dict[Sparse, tuple[float, ...]] = {"paper": (0.2, 0.45), "sol": (0.2, 0.45)}
 
 
@@ -157,6 +163,9 @@ SMALL: dict[int, Choice] = {
         fewer_sparse=((8, 0.4), (10, 0.4)),
         spread=(0.2, 0.25, 0.3, 0.4, 0.5),
         spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.6), (0.6, 0.5), (0.65, 0.6)), "ours": ((0.4, 0.4),)},
+        first=3,
+        first_spread=(0.4, 0.5),
+        first_pairs=FIRST_PAIRS,
     ),
     4: Choice(
         fewer={"euler": (2, 3), "dpmpp_2m": (2, 3), "unipc": (2, 3)},
@@ -220,6 +229,9 @@ SMALL: dict[int, Choice] = {
         fewer_sparse=((20, 0.3),),
         spread=(0.12, 0.2, 0.3, 0.4),
         spread_pairs={"budgets": ((0.2, 0.4), (0.3, 0.4), (0.4, 0.4))},
+        first=8,
+        first_spread=(0.3,),
+        first_pairs=((0.3, 0.4), (0.4, 0.4)),
     ),
 }
 # A real size costs seven times as much an evaluation: fewer rows, and all pairs that a speed may be.
@@ -242,6 +254,9 @@ REAL: dict[int, Choice] = {
         fewer_sparse=((8, 0.25),),
         spread=(0.3, 0.4, 0.5),
         spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.25)), "ours": ((0.4, 0.25),)},
+        first=3,
+        first_spread=(0.4, 0.5),
+        first_pairs=FIRST_PAIRS,
     ),
     4: SMALL[4],
 }
@@ -262,6 +277,9 @@ MAIN: dict[int, Choice] = {
         fewer_sparse=SMALL[20].fewer_sparse[:1],
         spread=SMALL[20].spread,
         spread_pairs={"budgets": SMALL[20].spread_pairs["budgets"]},
+        first=3,
+        first_spread=SMALL[20].first_spread,
+        first_pairs=FIRST_PAIRS,
     ),
     4: SMALL[4],
 }
@@ -312,20 +330,23 @@ def methods(steps: int, *, real: bool = False, main: bool = False) -> list[Metho
             )
             for threshold, density in pairs
         )
-    add(replace(base, family="spread", skip="spread", share=share) for share in choice.spread)
-    for sparse, pairs in choice.spread_pairs.items():
-        add(
-            replace(
-                base,
-                family=f"spread x sparse, {NAMES[sparse]}",
-                sparse=sparse,
-                density=density,
-                warm=choice.warm,
-                skip="spread",
-                share=share,
-            )
-            for share, density in pairs
+    spread = replace(base, family="spread", skip="spread")
+    after_first = replace(spread, first=choice.first)
+    add(replace(spread, share=share) for share in choice.spread)
+    add(replace(after_first, share=share) for share in choice.first_spread)
+    pairs = [(spread, sparse, pair) for sparse, some in choice.spread_pairs.items() for pair in some]
+    pairs += [(after_first, "budgets", pair) for pair in choice.first_pairs]
+    add(
+        replace(
+            plan,
+            family=f"spread x sparse, {NAMES[sparse]}",
+            sparse=sparse,
+            density=density,
+            warm=choice.warm,
+            share=share,
         )
+        for plan, sparse, (share, density) in pairs
+    )
     add(
         replace(
             base,

@@ -1,6 +1,7 @@
 """The rule that makes the node's speeds of the frontier: what each is, is read off the committed rows.
 
-Candidates are the compositions of planned evaluations with budgets that were measured in every scenario of 20 steps.
+Candidates are the compositions of planned evaluations with budgets that were measured in every scenario of 20 steps,
+with the computed steps at their start that a speed has (`run.speed.FIRST_SHARE`; `starts` says why).
 Each is worth its mean SSIM and PSNR over the scenarios (checkpoints and sizes, one vote each) and costs its mean work.
 On the front of these, where a point is better in both than every cheaper one, `max` is the cheapest point, `quality`
 the best one of at most half the dense work, `fast` and `balanced` are those closest to one and two thirds of the way
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from draftattention.draftattn_core.run.speed import Speed
+from draftattention.draftattn_core.run.step_cache.spread import planned_steps
+
 RESULTS = Path(__file__).parents[1] / "results" / "frontier" / "frontier.json"
 FAMILY = "spread x sparse, ours with budgets"
 STEPS = 20
@@ -23,7 +27,7 @@ MOST_WORK = 0.5
 # Of the dense video's structure, what `auto` keeps on the worst checkpoint and size.
 LEAST_SSIM = 0.975
 # How the names of the family's methods say its settings.
-_SETTINGS = re.compile(r"budgets (?P<density>[\d.]+) warm \d+, spread (?P<share>[\d.]+)$")
+_SETTINGS = re.compile(r"budgets (?P<density>[\d.]+) warm \d+, spread (?P<share>[\d.]+)(?: first (?P<first>\d+))?$")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Candidate:
         work: mean over the scenarios.
         ssim: likewise; worst: the least of the scenarios.
         psnr: likewise, dB.
+        first: of the computed steps, how many are the first ones.
+        method: its name.
     """
 
     density: float
@@ -43,6 +49,8 @@ class Candidate:
     ssim: float
     worst: float
     psnr: float
+    first: int = 1
+    method: str = ""
 
 
 def load(path: Path = RESULTS) -> list[dict[str, Any]]:
@@ -52,6 +60,23 @@ def load(path: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def candidates(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    """Those whose steps are planned as a speed plans them."""
+    return [
+        one
+        for one in measured(rows)
+        if planned_steps(STEPS, one.share, one.first) == Speed(one.density, one.share).skip().planned_steps(STEPS)
+    ]
+
+
+def starts(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[float, float], tuple[Candidate, Candidate]]:
+    """(density, share) -> what was measured of it with steps spread evenly from the first on, and with some computed at
+    the start, where both were."""
+    evenly = {(one.density, one.share): one for one in measured(rows) if one.first == 1}
+    after = {(one.density, one.share): one for one in measured(rows) if one.first > 1}
+    return {pair: (evenly[pair], after[pair]) for pair in evenly if pair in after}
+
+
+def measured(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
     """Those measured in every scenario that has the family; a scenario is a checkpoint at a size."""
     found: dict[str, dict[tuple[str, str], list[Mapping[str, Any]]]] = {}
     for row in rows:
@@ -75,6 +100,8 @@ def candidates(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
                 sum(mean["ssim"] for mean in means) / len(means),
                 min(mean["ssim"] for mean in means),
                 sum(mean["psnr_db"] for mean in means) / len(means),
+                int(settings["first"] or 1),
+                method,
             )
         )
     return made

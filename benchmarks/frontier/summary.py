@@ -67,8 +67,7 @@ def rounds_of(rows: Sequence[Mapping[str, Any]], model: str, size: str) -> int:
 
 def speed_point(points: Sequence[Point], speed: Candidate) -> Point:
     """The row of a speed."""
-    words = f"budgets {speed.density:g} warm 1, spread {speed.share:g}"
-    (found,) = (point for point in points if point.family in FAMILIES and point.method.endswith(words))
+    (found,) = (point for point in points if point.family in FAMILIES and point.method == speed.method)
     return found
 
 

@@ -36,9 +36,10 @@ BY_SCHEDULE = CURVE_INPUTS
 # An error that is asked for sets the densities, measured on the model; a schedule's dense stretches stay.
 BY_MAX_ERROR = ("sparsity", "budgets")
 BY_CURVE: Mapping[str, tuple[str, ...]] = {name: ("density",) if name == CURVES[-1] else ("points",) for name in CURVES}
-# Inputs of Skip Steps that only its rules with a threshold read, and the one that only a plan does.
-THRESHOLD_INPUTS = ("threshold", "first_steps", "max_in_a_row")
+# Inputs of Skip Steps that only its rules with a threshold read, the one that only a plan does, and what both read.
+THRESHOLD_INPUTS = ("threshold", "max_in_a_row")
 PLAN_INPUTS = ("share",)
+OF_ALL_RULES = ("first_steps",)
 _RULES: Mapping[str, tuple[str, ...]] = {
     "spread": THRESHOLD_INPUTS,
     **dict.fromkeys(("forecast", "easycache"), PLAN_INPUTS),
@@ -47,4 +48,4 @@ _RULES: Mapping[str, tuple[str, ...]] = {
 
 def by_rule(rules: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """What each rule of Skip Steps does not read; those published for a model bring their own values."""
-    return {rule: _RULES.get(rule, (*THRESHOLD_INPUTS, *PLAN_INPUTS)) for rule in rules}
+    return {rule: _RULES.get(rule, (*THRESHOLD_INPUTS, *PLAN_INPUTS, *OF_ALL_RULES)) for rule in rules}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.frontier.speeds import FAMILY, LEAST_SSIM, Candidate, auto, candidates, choose, load, table
+from benchmarks.frontier.speeds import FAMILY, LEAST_SSIM, Candidate, auto, candidates, choose, load, starts, table
 from benchmarks.frontier.summary import (
     SCENARIOS,
     draw,
@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "frontier.md"
 
 
 def row(work: float, ssim: float, *, model: str = "calm", size: str = "small", density: float = 0.25, **other) -> dict:
-    method = f"euler 20, budgets {density:g} warm 1, spread 0.4"
+    method = f"euler 20, budgets {density:g} warm 1, spread 0.4 first 3"
     base = {"family": FAMILY, "steps": 20, "acts": True, "psnr_db": 100 * ssim}
     return base | {"method": method, "model": model, "size": size, "work": work, "ssim": ssim} | other
 
@@ -32,6 +32,22 @@ def row(work: float, ssim: float, *, model: str = "calm", size: str = "small", d
 def test_the_speeds_follow_from_the_frontier() -> None:
     made = {name: (c.density, c.share) for name, c in choose(candidates(load())).items()}
     assert made == {name: (speed.density, speed.share) for name, speed in SPEEDS.items()}
+
+
+def test_the_steps_that_a_speed_computes_at_the_start_pay_where_they_are_needed_and_cost_less_elsewhere() -> None:
+    both = starts(load())
+    assert len(both) >= 4
+    gains = [(after.worst - evenly.worst, after.ssim - evenly.ssim) for evenly, after in both.values()]
+    worst, mean = (sum(gain) / len(gain) for gain in zip(*gains, strict=True))
+    assert worst > 0.0 and mean > 0.0, gains
+
+
+def test_only_plans_that_a_speed_makes_are_candidates() -> None:
+    plain = [row(0.2, 0.9, method=f"euler 20, budgets 0.4 warm 1, spread {share}") for share in (0.25, 0.4)]
+    after = row(0.2, 0.9, method="euler 20, budgets 0.4 warm 1, spread 0.4 first 3")
+    made = [(one.share, one.first) for one in candidates([*plain, after])]
+    assert made == [(0.25, 1), (0.4, 3)], "a quarter of 20 steps leaves none for the start"
+    assert [pair for pair in starts([*plain, after])] == [(0.4, 0.4)]
 
 
 def test_the_docs_show_the_rule_as_it_was_applied() -> None:

@@ -162,8 +162,7 @@ def _() -> None:
         assert handle.report.calls_sparse > 0
         return calls, handle.report
 
-    share = host.pack("draftattn_core.run.speed").SPEEDS["max"].share
-    planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, share)
+    planned = host.pack("draftattn_core.run.speed").SPEEDS["max"].skip().planned_steps(STEPS)
     calls, report = made(speed="max")
     assert len(calls) == report.outcomes["computed"] == len(planned) < STEPS
     assert report.outcomes["forecast"] == STEPS - len(planned)

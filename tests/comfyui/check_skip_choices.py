@@ -13,7 +13,7 @@ CHECKS, check = host.registry()
 
 @check("beside the preset paper a Skip Steps node skips, in either order, and speed does not")
 def _() -> None:
-    planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
+    planned = settings(**SPREAD).planned_steps(STEPS)
     paper = {"preset": "paper", "speed": "max"}
 
     def made(before: bool, after: bool) -> tuple[int, Any]:

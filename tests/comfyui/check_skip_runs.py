@@ -182,7 +182,7 @@ def _() -> None:
         left = {"euler": "guidance of another node", **dict.fromkeys(RENOISED, "noise added by the sampler")}
         assert why == ({left.get(sampler, "other sampler than euler")} if correct else set()), (sampler, why)
         if sampler not in (*RENOISED, "heun"):
-            planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
+            planned = settings(**SPREAD).planned_steps(STEPS)
             assert {made.index for made in report.decisions if str(made.outcome) == "computed"} == planned, sampler
         return out
 
@@ -256,7 +256,7 @@ def _() -> None:
         if rule is FORECAST:
             assert computed[:3] == [0, 1, 2] and len(calls) - len(computed) < STEPS
             continue
-        planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
+        planned = settings(**SPREAD).planned_steps(STEPS)
         assert set(computed) == planned and len(calls) == 2 * len(planned)
         assert sum(made.corrected for made in second.decisions) == len(planned) - 1
 
@@ -350,7 +350,7 @@ def _() -> None:
         run(bare, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
         levels = sorted({call.sigma for call in every}, reverse=True)
         switch = next(index for index, sigma in enumerate(levels) if sigma <= after)
-        planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps(STEPS, SPREAD["share"])
+        planned = settings(**SPREAD).planned_steps(STEPS)
         # By a threshold everything is skipped that may be: what is left had to be computed.
         anew = set() if positive[0][1].get("control") is fading else {switch, switch + 1}
         for rule, expected in ((ALL, {0, 1, *anew, STEPS - 1}), (SPREAD, {*planned, *(anew - {switch + 1})})):

@@ -79,6 +79,40 @@ def test_a_plan_holds_the_first_the_last_and_even_steps_between(steps: int) -> N
         assert not gaps or max(gaps) - min(gaps) <= 1
 
 
+@pytest.mark.parametrize("steps", range(1, 60))
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 8, 100])
+def test_of_the_steps_a_plan_computes_the_first_are_as_many_as_asked_for_where_five_are_left_none_far_apart(
+    steps: int, first: int
+) -> None:
+    for share in (0.01, 0.2, 0.3, 0.4, 0.5, 0.77, 1.0):
+        planned = sorted(planned_steps(steps, share, first))
+        count = min(steps, max(4, round(share * steps)))
+        able = [n for n in range(2, first + 1) if count - n >= 5 and (steps - n) / (count - n) <= 4]
+        head = min(count, max(able, default=1))
+        assert len(planned) == count and planned[-1] == steps - 1
+        assert planned[:head] == list(range(head))
+        behind = planned[head - 1 :]
+        gaps = [after - before for before, after in zip(behind, behind[1:])]
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_settings_say_how_many_of_a_plan_are_the_first_by_number_or_as_a_share() -> None:
+    evenly = StepCacheSettings("spread", first=1, share=0.4)
+    assert evenly.planned_steps(20) == planned_steps(20, 0.4) == {0, 3, 5, 8, 11, 14, 16, 19}
+    three = StepCacheSettings("spread", first=3, share=0.4)
+    as_share = StepCacheSettings("spread", first_share=0.15, share=0.4)
+    assert three.planned_steps(20) == as_share.planned_steps(20) == {0, 1, 2, 5, 9, 12, 16, 19}
+    assert sorted(as_share.planned_steps(50))[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 11]
+
+
+def test_a_run_computes_its_first_steps_and_those_planned_behind_them() -> None:
+    settings = StepCacheSettings("spread", first=3, share=0.5, max_forecast_error=math.inf)
+    host = Host(RunStepCache(settings), steps=16, schedule=levels(16))
+    run(host, smooth_model(0), levels(16))
+    computed = [index for index, one in enumerate(outcomes(host.cache.decisions)) if one == "C"]
+    assert computed == sorted(planned_steps(16, 0.5, 3)) and computed[:3] == [0, 1, 2] and len(computed) == 8
+
+
 def test_a_run_computes_what_was_planned_and_forecasts_the_rest_from_the_second_step_on() -> None:
     host = Host(spread(), steps=12, schedule=SCHEDULE)
     run(host, smooth_model(0), SCHEDULE)
@@ -100,9 +134,8 @@ def test_the_sampler_ends_where_a_latent_put_right_at_each_computed_step_does(qu
     host = Host(spread(share, quantity=quantity, max_reach=1e9), steps=12, schedule=SCHEDULE)
     found = run(host, model, SCHEDULE, seed=4)
     double = smooth_model(3)
-    expected = naive(
-        lambda x, s: double(x.float(), s).double(), noise(4), SCHEDULE, {*planned_steps(12, share)}, quantity
-    )
+    planned = {*host.cache.settings.planned_steps(12)}
+    expected = naive(lambda x, s: double(x.float(), s).double(), noise(4), SCHEDULE, planned, quantity)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -15,7 +15,6 @@ from demo.methods import settings
 from demo.result import promise
 from demo.with_comfyui import workflow
 from demo.work import work
-from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_composed_costs_no_more_than_ours_at_any_number_of_steps(steps: int) -> 
     def spent(method: str, density: float, share: float) -> float:
         chosen = settings(method, density, steps)
         skips = chosen.skip.rule == "spread"
-        computed = sorted(planned_steps(steps, chosen.skip.share)) if skips else list(range(steps))
+        computed = sorted(chosen.skip.planned_steps(steps)) if skips else list(range(steps))
         densities = [chosen.schedule.curve(step / steps) for step in computed]
         evaluations = {"computed": len(computed), "forecast": steps - len(computed)}
         return work({"evaluations": evaluations, "work_density": sum(densities) / len(densities)}, share)

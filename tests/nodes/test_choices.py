@@ -86,7 +86,7 @@ def test_the_dense_evaluations_are_those_of_the_frontier(part) -> None:
 
 def test_where_few_steps_leave_nothing_to_gain_a_speed_plans_them_all_and_the_reason_is_told(presets, part) -> None:
     settings = presets.Choices(speed="max").settings(4, 80_000)
-    assert part("draftattn_core.run.step_cache.spread").planned_steps(4, settings.skip.share) == {0, 1, 2, 3}
+    assert settings.skip.planned_steps(4) == {0, 1, 2, 3}
     skip, why_not = part("nodes.host.skipping").settle(settings.skip, 4, {}, None)
     assert skip.rule == "off" and "nothing to gain at 4 steps" in str(why_not)
     assert part("nodes.host.skipping").settle(settings.skip, 20, {}, None) == (settings.skip, None)

@@ -90,5 +90,5 @@ def test_a_rule_of_skip_steps_overrules_what_only_others_read(part) -> None:
     found = part("nodes.inputs.overruled").by_rule(
         ["spread", "forecast", "easycache", "easycache, published for wan2.1"]
     )
-    threshold = ("threshold", "first_steps", "max_in_a_row")
-    assert list(found.values()) == [threshold, ("share",), ("share",), (*threshold, "share")]
+    threshold = ("threshold", "max_in_a_row")
+    assert list(found.values()) == [threshold, ("share",), ("share",), (*threshold, "share", "first_steps")]

@@ -64,14 +64,13 @@ def test_a_preset_keeps_its_densities(presets, preset: str, steps: int, tokens: 
 @pytest.mark.parametrize(
     ("steps", "computed"), [(8, (4, 4, 4, 4)), (10, (5, 4, 4, 4)), (20, (10, 8, 8, 5)), (50, (25, 20, 20, 12))]
 )
-def test_a_speed_computes_so_many_steps_of_a_sampler(presets, part, steps: int, computed: tuple[int, ...]) -> None:
-    planned = part("draftattn_core.run.step_cache.spread").planned_steps
+def test_a_speed_computes_so_many_steps_of_a_sampler(presets, steps: int, computed: tuple[int, ...]) -> None:
     names = ("quality", "balanced", "fast", "max")
     # A sampler that runs half of the trajectory plans its own steps.
     for whole in (steps, 2 * steps):
         skips = [presets.Choices(speed=name).settings(whole, LONG).skip for name in names]
         assert {skip.rule for skip in skips} == {"spread"}
-        assert tuple(len(planned(steps, skip.share)) for skip in skips) == computed
+        assert tuple(len(skip.planned_steps(steps)) for skip in skips) == computed
 
 
 def test_the_help_page_says_how_many_steps_a_speed_computes() -> None:

@@ -8,7 +8,6 @@ from .forecast import ForecastState
 from .latents import Parts
 from .log import Reason
 from .settings import Quantity, StepCacheSettings
-from .spread import planned_steps
 from .stream import State, Stream
 
 
@@ -38,7 +37,7 @@ def _planned(settings: StepCacheSettings, evaluation: Evaluation) -> Reason | No
     """Why `spread` computes an evaluation; None if it is to be forecast."""
     if evaluation.steps is None:
         return Reason.LENGTH
-    if evaluation.sampler_step in planned_steps(evaluation.steps, settings.share):
+    if evaluation.sampler_step in settings.planned_steps(evaluation.steps):
         return Reason.PLANNED
     return None if settings.in_window(evaluation.progress) else Reason.WINDOW
 

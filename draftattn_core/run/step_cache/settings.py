@@ -45,11 +45,12 @@ class StepCacheSettings:
 
     Attributes:
         rule: `easycache` as published (see `easycache`), `forecast` (see `forecast`), `spread` (see `spread`: forecasts
-            between steps that are planned, where threshold, first and max_skips count for nothing), or `off`.
+            between steps that are planned, where threshold and max_skips count for nothing), or `off`.
         threshold: what a row of skipped evaluations may add up to, relative to the model's output: for `easycache` the
             expected change of the output (mean absolute value), for `forecast` the expected error of the forecasts
             (norm of the velocity). 0 computes everything, and still measures the errors.
-        first: how many evaluations are computed at the start of the run.
+        first: how many evaluations are computed at the start of the run; for `spread`, how many of the steps that it
+            computes are the first ones, as far as its share allows (see `spread.planned_steps`).
         first_share: the same as a share of the run's steps, 0..1; None to go by `first`.
         max_skips: how many evaluations in a row may be skipped; None for any number.
         windows: (start, end) ranges of progress, one or two, in which evaluations may be skipped.
@@ -132,6 +133,10 @@ class StepCacheSettings:
         """How many evaluations, or by a share steps, are computed at the start of a run with that many steps."""
         return self.first if self.first_share is None else math.ceil(self.first_share * steps - REACHED)
 
+    def planned_steps(self, steps: int) -> frozenset[int]:
+        """Which steps of a run with that many `spread` computes."""
+        return planned_steps(steps, self.share, self.first_of(steps))
+
     def in_first(self, index: int, step: int, steps: int | None, progress: float) -> bool:
         """Whether an evaluation belongs to those that are computed at the start.
 
@@ -157,7 +162,7 @@ def nothing_to_gain(settings: StepCacheSettings, steps: int) -> Text | None:
     if settings.rule == "off":
         return None
     if settings.rule == "spread":
-        planned = len(planned_steps(steps, settings.share))
+        planned = len(settings.planned_steps(steps))
         if planned < steps:
             return None
         return Phrase(
