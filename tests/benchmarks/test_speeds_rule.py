@@ -47,7 +47,7 @@ def test_only_plans_that_a_speed_makes_are_candidates() -> None:
     after = row(0.2, 0.9, method="euler 20, budgets 0.4 warm 1, spread 0.4 first 3")
     made = [(one.share, one.first) for one in candidates([*plain, after])]
     assert made == [(0.25, 1), (0.4, 3)], "a quarter of 20 steps leaves none for the start"
-    assert [pair for pair in starts([*plain, after])] == [(0.4, 0.4)]
+    assert list(starts([*plain, after])) == [(0.4, 0.4)]
 
 
 def test_the_docs_show_the_rule_as_it_was_applied() -> None:
