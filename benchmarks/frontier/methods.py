@@ -255,7 +255,6 @@ REAL: dict[int, Choice] = {
         spread=(0.3, 0.4, 0.5),
         spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.25)), "ours": ((0.4, 0.25),)},
         first=3,
-        first_spread=(0.4, 0.5),
         first_pairs=FIRST_PAIRS,
     ),
     4: SMALL[4],
