@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from draftattention.draftattn_core import PAPER_TILE, Policy, Settings
 from draftattention.draftattn_core.run.schedule import Schedule, constant
-from draftattention.draftattn_core.run.speed import FIRST_SHARE
 from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 
 DENSE, PAPER, OURS, COMPOSED = METHODS = ("dense", "paper", "ours", "composed")
@@ -41,8 +40,8 @@ def _spent(schedule: Schedule, computed: Iterable[int], steps: int) -> float:
 
 
 def skip() -> StepCacheSettings:
-    """What the composed run skips: half of its steps, evenly behind the first few."""
-    return StepCacheSettings("spread", first_share=FIRST_SHARE, share=SHARE)
+    """What the composed run skips: half of its steps, evenly from the first on, as this model bears it."""
+    return StepCacheSettings("spread", first=1, share=SHARE)
 
 
 def settings(method: str, density: float, steps: int) -> Settings:

@@ -156,7 +156,7 @@ class TestComfyUIWorkflow:
         prompt, _, _ = workflow("composed", demo.parse(["--steps", "20"]))
         wanted, given = settings("composed", 0.25, 20), prompt["skip"]["inputs"]
         assert given["rule"] == wanted.skip.rule and given["share"] == wanted.skip.share
-        assert given["max_in_a_row"] == wanted.skip.max_skips
+        assert given["first_steps"] == wanted.skip.first_of(20) and given["max_in_a_row"] == wanted.skip.max_skips
         apply = next(node for node in prompt.values() if node["class_type"] == "ApplyDraftAttention")
         assert apply["inputs"]["budgets"] == wanted.budgets
 
