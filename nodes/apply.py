@@ -214,8 +214,8 @@ class ApplyDraftAttention(io.ComfyNode):
                     default=NO_SPEED,
                     optional=True,
                     tooltip="More speed than the preset alone: sparse attention and skipped steps are set together, "
-                    "from quality, which changes the video least, to max. auto = quality, until a faster one is safe "
-                    "on every model that was measured. off = the preset alone, every step computed. With another "
+                    "from quality, which computes most, to max. auto = fast, which kept the video best on the hardest "
+                    "model that was measured. off = the preset alone, every step computed. With another "
                     "speed than off, the presets auto to fast do not count; custom and a schedule keep their "
                     "densities; published presets never skip by speed. A Skip Steps node decides over the skipping, "
                     "and only it skips beside published presets.",

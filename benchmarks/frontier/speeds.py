@@ -133,10 +133,12 @@ def choose(found: Sequence[Candidate]) -> dict[str, Candidate]:
 def auto(chosen: Mapping[str, Candidate]) -> str:
     """The speed that `auto` is: the cheapest that keeps `LEAST_SSIM` in its worst scenario.
 
-    Where none does, it is the most faithful one.
+    Where none does, it is the one whose worst scenario is the best, the cheaper of equals.
     """
     keeping = [name for name, c in chosen.items() if c.worst >= LEAST_SSIM]
-    return min(keeping, key=lambda name: chosen[name].work) if keeping else "quality"
+    if keeping:
+        return min(keeping, key=lambda name: chosen[name].work)
+    return max(chosen, key=lambda name: (chosen[name].worst, -chosen[name].work))
 
 
 def table(chosen: Mapping[str, Candidate]) -> str:

@@ -66,6 +66,7 @@ def test_auto_is_the_cheapest_speed_that_keeps_the_video_in_its_worst_scenario()
     assert auto(made(quality=0.99, balanced=LEAST_SSIM, fast=LEAST_SSIM - 0.001, max=0.9)) == "balanced"
     assert auto(made(quality=0.99, balanced=0.98, fast=0.98, max=0.9)) == "fast"
     assert auto(made(quality=0.9, balanced=0.8, fast=0.7, max=0.6)) == "quality"
+    assert auto(made(quality=0.9, balanced=0.8, fast=0.95, max=0.95)) == "max", "none keeps it: the best of the worst"
 
 
 def test_what_auto_takes_is_closer_than_fewer_steps_at_its_work_on_every_checkpoint_and_size() -> None:

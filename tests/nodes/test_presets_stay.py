@@ -62,7 +62,7 @@ def test_a_preset_keeps_its_densities(presets, preset: str, steps: int, tokens: 
 
 
 @pytest.mark.parametrize(
-    ("steps", "computed"), [(8, (4, 4, 4, 4)), (10, (5, 4, 4, 4)), (20, (10, 8, 8, 5)), (50, (25, 20, 20, 12))]
+    ("steps", "computed"), [(8, (5, 4, 4, 4)), (10, (6, 5, 4, 4)), (20, (12, 10, 8, 5)), (50, (30, 25, 20, 12))]
 )
 def test_a_speed_computes_so_many_steps_of_a_sampler(presets, steps: int, computed: tuple[int, ...]) -> None:
     names = ("quality", "balanced", "fast", "max")
@@ -75,5 +75,5 @@ def test_a_speed_computes_so_many_steps_of_a_sampler(presets, steps: int, comput
 
 def test_the_help_page_says_how_many_steps_a_speed_computes() -> None:
     page = (PACK_ROOT / "web" / "docs" / "ApplyDraftAttention.md").read_text(encoding="utf-8")
-    for said in ("4, 4, 4 and 4 of 8 steps are computed", "5, 4, 4 and 4 of 10 ", "10, 8, 8 and 5 of 20"):
+    for said in ("5, 4, 4 and 4 of 8 steps are computed", "6, 5, 4 and 4 of 10 ", "12, 10, 8 and 5 of 20"):
         assert said in page

@@ -30,9 +30,9 @@ PROMPT = (
 )
 # What `speed` does, in the words of the notes of workflows with 20 steps or more.
 SPEED = (
-    "`speed` is `auto`: half of the steps are computed, with sparse attention, and the others forecast between them, "
-    "about two fifths of the dense model's work or less. The report says how far the forecasts were off; `balanced`, "
-    "`fast` and `max` compute less, `off` computes every step with sparse attention alone."
+    "`speed` is `auto`: two fifths of the steps are computed, with sparse attention, and the others forecast between "
+    "them, about three tenths of the dense model's work or less. The report says how far the forecasts were off; "
+    "`quality` and `balanced` compute more, `max` less, `off` computes every step with sparse attention alone."
 )
 NEGATIVE = "overexposed, static, blurred details, subtitles, worst quality, low quality, jpeg artefacts, deformed"
 
