@@ -98,14 +98,14 @@ def test_a_speed_overrules_budgets_and_a_preset_that_is_only_a_curve(canvas: Can
 
 def test_a_rule_of_skip_steps_greys_out_what_it_does_not_read(canvas: Canvas) -> None:
     node = canvas.add("DraftAttentionSkipSteps")
-    threshold = {"threshold", "first_steps", "max_in_a_row"}
+    threshold = {"threshold", "max_in_a_row"}
     assert canvas.widget(node, "rule", "value") == "spread"
     assert grey(canvas, node) == threshold
     assert canvas.tooltip(node, "threshold") == "Not used: the rule spread does not read this."
     canvas.set(node, rule="easycache")
     assert grey(canvas, node) == {"share"}
     canvas.set(node, rule="easycache, published for wan2.1")
-    assert grey(canvas, node) == {*threshold, "share"}
+    assert grey(canvas, node) == {*threshold, "first_steps", "share"}
     canvas.set(node, rule="spread")
     assert grey(canvas, node) == threshold
     assert canvas.tooltip(node, "share").startswith("For spread: share of the steps")

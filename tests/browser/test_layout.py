@@ -55,6 +55,12 @@ def gap_between(canvas: Canvas, node: int, above: str, below: str) -> float:
         node,
     )
     canvas.text(node, above)
+    # The lower one comes with the picture that it shows.
+    canvas.until(
+        """([id, ...names]) => names.every((name) =>
+            app.graph.getNodeById(id).widgets.find((one) => one.name === name)?.element)""",
+        [node, above, below],
+    )
     canvas.frames()
     return float(
         canvas.js(
