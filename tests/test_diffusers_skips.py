@@ -27,6 +27,7 @@ from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 from draftattention.draftattn_core.run.step_cache.settings import Rule
 from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 from tests.comfyui.plain_easycache import Step, answers_off, decisions
+from tests.comfyui.plain_spread import euler_put_right
 from tests.diffusers_models import MODELS, build
 from tests.diffusers_runs import DENSE, applied, calls_of, guided
 
@@ -85,32 +86,17 @@ def test_easycache_decides_as_the_published_rule_does_on_what_a_run_recorded() -
 
 
 def put_right(model: Any, scheduler: Any, inputs: dict[str, Any], steps: int, share: float) -> Tensor:
-    """`guided` by Euler's rule, where planned steps ask the model and first put the latent right, and those between go
-    on by a line through what is known."""
-    text, x = inputs["encoder_hidden_states"], inputs["hidden_states"]
+    """`guided` as a plain restatement of `spread` makes it."""
+    text = inputs["encoder_hidden_states"]
     scheduler.set_timesteps(steps)
+
+    def velocity(x: Tensor, step: int) -> Tensor:
+        here = {**inputs, "hidden_states": x, "timestep": scheduler.timesteps[step].expand(x.shape[0])}
+        cond, uncond = (model(**{**here, "encoder_hidden_states": text * sign})[0] for sign in (1, -1))
+        return uncond + 2.0 * (cond - uncond)
+
     planned = planned_steps(steps, share)
-    known: list[tuple[float, Tensor]] = []
-    answered: list[tuple[float, float, Tensor]] = []
-
-    def line(s: float, a: tuple[float, Tensor], b: tuple[float, Tensor]) -> Tensor:
-        return b[1] + (a[1] - b[1]) * (s - b[0]) / (a[0] - b[0])
-
-    for index, t in enumerate(scheduler.timesteps):
-        s, after = float(scheduler.sigmas[index]), float(scheduler.sigmas[index + 1])
-        if index in planned:
-            here = {**inputs, "hidden_states": x, "timestep": t.expand(x.shape[0])}
-            velocity, uncond = (model(**{**here, "encoder_hidden_states": text * sign})[0] for sign in (1, -1))
-            velocity = uncond + 2.0 * (velocity - uncond)
-            now = (s, velocity - x)
-            off = sum((end - start) * (line(start, now, known[-1]) - guess) for start, end, guess in answered)
-            known, answered = [*known, now], []
-            x = x + off + velocity * (after - s)
-        else:
-            guess = known[-1][1] if len(known) == 1 else line(s, known[-1], known[-2])
-            answered.append((s, after, guess))
-            x = x + (x + guess) * (after - s)
-    return x
+    return euler_put_right(velocity, inputs["hidden_states"], scheduler.sigmas.tolist(), planned)
 
 
 def test_a_plan_under_flow_match_euler_ends_where_a_latent_put_right_at_each_computed_step_does() -> None:

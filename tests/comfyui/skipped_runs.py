@@ -9,6 +9,7 @@ from typing import Any
 
 import host
 import torch
+from plain_spread import euler_put_right
 from toy_runs import difference, run
 
 STEPS = 12
@@ -106,31 +107,16 @@ def compared(
 
 @contextmanager
 def put_right(share: float) -> Iterator[None]:
-    """The host's euler, as long as this lasts, is a naive restatement of `spread`: planned steps ask the model, those
-    between go on by a line through what is known, and a planned step first puts the latent itself right."""
+    """The host's euler, as long as this lasts, is a plain restatement of `spread`."""
     import comfy.k_diffusion.sampling as sampling
 
     planned = host.pack("draftattn_core.run.step_cache.spread").planned_steps
 
-    def line(s: float, a: tuple[float, Any], b: tuple[float, Any]) -> Any:
-        return b[1] + (a[1] - b[1]) * (s - b[0]) / (a[0] - b[0])
-
     def sample_euler(model: Any, x: Any, sigmas: Any, extra_args: Any = None, **_: Any) -> Any:
-        computed = planned(len(sigmas) - 1, share)
-        known: list[tuple[float, Any]] = []
-        answered: list[tuple[float, float, Any]] = []
-        for step, (s, after) in enumerate(zip(sigmas.tolist(), sigmas.tolist()[1:], strict=False)):
-            if step in computed:
-                velocity = (x - model(x, sigmas[step] * x.new_ones(x.shape[0]), **extra_args)) / s
-                here = (s, velocity - x)
-                off = sum((end - start) * (line(start, here, known[-1]) - guess) for start, end, guess in answered)
-                known, answered = [*known, here], []
-                x = x + off + velocity * (after - s)
-            else:
-                guess = known[-1][1] if len(known) == 1 else line(s, known[-1], known[-2])
-                answered.append((s, after, guess))
-                x = x + (x + guess) * (after - s)
-        return x
+        def velocity(x: Any, step: int) -> Any:
+            return (x - model(x, sigmas[step] * x.new_ones(x.shape[0]), **extra_args)) / sigmas[step]
+
+        return euler_put_right(velocity, x, sigmas.tolist(), planned(len(sigmas) - 1, share))
 
     original, sampling.sample_euler = sampling.sample_euler, sample_euler
     try:
