@@ -68,7 +68,7 @@ def measure_whole(
                 return False
             profile = merged([kept.profile(model, each) for each in scenario.calibration])
             dense = Method("", steps=scenario.steps)
-            twin = references.get(grid, seed, scenario.steps, lambda: run(model, dense, grid, seed).frames)  # noqa: B023
+            twin = references.get(grid, seed, dense, lambda what: run(model, what, grid, seed).frames)  # noqa: B023
             for name, mean in missing:
                 if clock.left() < 0:
                     return False

@@ -10,7 +10,7 @@ from draftattention.draftattn_core import PAPER_TILE, Policy, Settings
 from draftattention.draftattn_core.run.schedule import constant
 from draftattention.draftattn_core.run.step_cache import StepCacheSettings
 
-Solver = Literal["euler", "dpmpp_2m", "unipc"]
+Solver = Literal["euler", "dpmpp_2m", "uni_pc"]
 Sparse = Literal["ours", "paper", "sol", "budgets"]
 Skip = Literal["easycache", "forecast", "spread"]
 
@@ -123,6 +123,7 @@ class Choice:
 
 # Pairs of (share, density) that are measured at every size: what a speed may be.
 SPEED_PAIRS = ((0.25, 0.4), (0.3, 0.4), (0.4, 0.25), (0.4, 0.4), (0.5, 0.4), (0.5, 0.5))
+FIRST_SPREAD = (0.4, 0.5, 0.6)
 FIRST_PAIRS = ((0.4, 0.25), (0.4, 0.4), (0.5, 0.4), (0.5, 0.5), (0.6, 0.5))
 _PEERS: dict[Sparse, tuple[float, ...]] = {"paper": (0.2, 0.45), "sol": (0.2, 0.45)}
 
@@ -138,7 +139,7 @@ def _peer_pairs(
 
 SMALL: dict[int, Choice] = {
     20: Choice(
-        fewer={"euler": (4, 5, 6, 8, 10), "dpmpp_2m": (4, 5, 6, 8, 10), "unipc": (4, 5, 6, 8, 10)},
+        fewer={"euler": (4, 5, 6, 8, 10), "dpmpp_2m": (4, 5, 6, 8, 10), "uni_pc": (4, 5, 6, 8, 10)},
         densities={"ours": (0.1, 0.2, 0.45), "budgets": (0.15, 0.25, 0.4), **_PEERS},
         warm=1,
         skips={
@@ -164,11 +165,11 @@ SMALL: dict[int, Choice] = {
         spread=(0.2, 0.25, 0.3, 0.4, 0.5),
         spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.6), (0.6, 0.5), (0.65, 0.6)), "ours": ((0.4, 0.4),)},
         first=3,
-        first_spread=(0.4, 0.5),
+        first_spread=FIRST_SPREAD,
         first_pairs=FIRST_PAIRS,
     ),
     4: Choice(
-        fewer={"euler": (2, 3), "dpmpp_2m": (2, 3), "unipc": (2, 3)},
+        fewer={"euler": (2, 3), "dpmpp_2m": (2, 3), "uni_pc": (2, 3)},
         densities={"ours": (0.1, 0.2, 0.45), "budgets": (0.15, 0.25, 0.4), **_PEERS},
         warm=1,
         skips={
@@ -185,7 +186,7 @@ SMALL: dict[int, Choice] = {
         fewer_sparse=((3, 0.4),),
     ),
     8: Choice(
-        fewer={"euler": (2, 3, 4, 5), "dpmpp_2m": (3, 4, 5), "unipc": (3, 4, 5)},
+        fewer={"euler": (2, 3, 4, 5), "dpmpp_2m": (3, 4, 5), "uni_pc": (3, 4, 5)},
         densities={"ours": (0.1, 0.2, 0.45), "budgets": (0.15, 0.25, 0.4), **_PEERS},
         warm=1,
         skips={
@@ -204,7 +205,7 @@ SMALL: dict[int, Choice] = {
         spread_pairs={"budgets": ((0.5, 0.4), (0.6, 0.4), (0.75, 0.4))},
     ),
     50: Choice(
-        fewer={"euler": (8, 13, 20, 25), "dpmpp_2m": (8, 13, 20), "unipc": (8, 13)},
+        fewer={"euler": (8, 13, 20, 25), "dpmpp_2m": (8, 13, 20), "uni_pc": (8, 13)},
         densities={"ours": (0.2, 0.45), "budgets": (0.15, 0.3), "paper": (0.3,), "sol": (0.3,)},
         warm=3,
         skips={
@@ -237,7 +238,7 @@ SMALL: dict[int, Choice] = {
 # A real size costs seven times as much an evaluation: fewer rows, and all pairs that a speed may be.
 REAL: dict[int, Choice] = {
     20: Choice(
-        fewer={"euler": (6, 8), "dpmpp_2m": (4, 5, 6, 8), "unipc": (4, 6, 8)},
+        fewer={"euler": (6, 8, 10), "dpmpp_2m": (4, 5, 6, 8, 10), "uni_pc": (4, 5, 6, 8, 10)},
         densities={"ours": (0.25,), "budgets": (0.25,), "paper": (0.25,), "sol": (0.25,)},
         warm=1,
         skips={
@@ -255,6 +256,7 @@ REAL: dict[int, Choice] = {
         spread=(0.3, 0.4, 0.5),
         spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.25)), "ours": ((0.4, 0.25),)},
         first=3,
+        first_spread=FIRST_SPREAD,
         first_pairs=FIRST_PAIRS,
     ),
     4: SMALL[4],
@@ -277,7 +279,7 @@ MAIN: dict[int, Choice] = {
         spread=SMALL[20].spread,
         spread_pairs={"budgets": SMALL[20].spread_pairs["budgets"]},
         first=3,
-        first_spread=SMALL[20].first_spread,
+        first_spread=FIRST_SPREAD,
         first_pairs=FIRST_PAIRS,
     ),
     4: SMALL[4],
@@ -301,7 +303,7 @@ def methods(steps: int, *, real: bool = False, main: bool = False) -> list[Metho
     def add(found: Iterable[Method]) -> None:
         made.extend(method for method in found if method not in made)
 
-    dense: dict[Solver, str] = {"euler": "Euler", "dpmpp_2m": "dpmpp_2m", "unipc": "unipc"}
+    dense: dict[Solver, str] = {"euler": "Euler", "dpmpp_2m": "dpmpp_2m", "uni_pc": "uni_pc"}
     for solver, fewer in choice.fewer.items():
         add(replace(base, family=f"dense, {dense[solver]}", solver=solver, steps=some) for some in fewer)
     for skip, settings in choice.skips.items():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _COLOURS = {
     "dense, Euler": ("#555555", "-"),
     "dense, dpmpp_2m": ("#888888", "--"),
-    "dense, unipc": ("#aaaaaa", ":"),
+    "dense, uni_pc": ("#aaaaaa", ":"),
     "easycache": ("#7fb2e5", "--"),
     "forecast": ("#1f6fc4", "-"),
     "spread": ("#0b2f66", "-"),

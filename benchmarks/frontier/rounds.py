@@ -40,19 +40,26 @@ class References:
     def __init__(self, folder: Path, model: str) -> None:
         self.folder, self.model = folder, model
 
-    def get(self, grid: TokenGrid, seed: int, steps: int, make: Callable[[], Tensor]) -> Tensor:
-        """Frames uint8 (T, H, W, 3) of the dense Euler run of `steps`."""
-        words = f"{self.model} {grid} {seed} {prompt_of(seed)} {steps}"
-        path = self.folder / f"{hashlib.sha256(words.encode()).hexdigest()[:20]}.pt"
+    def get(self, grid: TokenGrid, seed: int, dense: Method, make: Callable[[Method], Tensor]) -> Tensor:
+        """Frames uint8 (T, H, W, 3) of a dense run."""
+        path = self._path(grid, seed, dense)
         if path.is_file():
             kept: Tensor = torch.load(path, weights_only=True)
             return kept
-        frames = make()
+        frames = make(dense)
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{time.time_ns()}")
         torch.save(frames, partial)
         partial.replace(path)
         return frames
+
+    def at_hand(self, grid: TokenGrid, seed: int, dense: Method) -> bool:
+        return self._path(grid, seed, dense).is_file()
+
+    def _path(self, grid: TokenGrid, seed: int, dense: Method) -> Path:
+        sampler = "" if dense.solver == "euler" else f" {dense.solver}"
+        words = f"{self.model} {grid} {seed} {prompt_of(seed)} {dense.steps}{sampler}"
+        return self.folder / f"{hashlib.sha256(words.encode()).hexdigest()[:20]}.pt"
 
 
 def unit(scenario: Scenario, grid: TokenGrid, seed: int, method: Method) -> list[object]:
@@ -78,7 +85,7 @@ def measure(
     """Every unit of a scenario that `raw` lacks, as long as the clock has time.
 
     Args:
-        converged: also compare with the converged path, where its clip is at hand or there is time to make it.
+        converged: make the clips of the converged path, too; those at hand are compared with anyway.
 
     Returns:
         Whether all of this shard is done.
@@ -94,15 +101,16 @@ def measure(
                 continue
             if clock.left() < 0:
                 return False
-            dense = Method("", steps=scenario.steps)
-            twin = references.get(grid, seed, scenario.steps, lambda: run(model, dense, grid, seed).frames)  # noqa: B023
-            path = None
-            if converged:
-                exact = Method("", steps=CONVERGED_STEPS)
-                path = references.get(grid, seed, CONVERGED_STEPS, lambda: run(model, exact, grid, seed).frames)  # noqa: B023
+            exact = Method("", steps=CONVERGED_STEPS)
+
+            def dense(method: Method) -> Tensor:
+                return references.get(grid, seed, method, lambda what: run(model, what, grid, seed).frames)  # noqa: B023
+
+            path = dense(exact) if converged or references.at_hand(grid, seed, exact) else None
             for method in missing:
                 if clock.left() < 0:
                     return False
+                twin = dense(Method("", solver=method.solver, steps=scenario.steps))
                 since = time.monotonic()
                 if isinstance(method, Tried):
                     made = run_tried(model, method, grid, seed)

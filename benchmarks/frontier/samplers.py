@@ -1,4 +1,10 @@
-"""The samplers of the frontier, as diffusers keeps them, all over the noise levels that Wan samples at."""
+"""The samplers of the frontier over Wan's noise levels: Euler's, and the second-order ones as ComfyUI has them.
+
+ComfyUI runs `dpmpp_2m` and `uni_pc` on a flow as if the latent were x0 + sigma noise: their corrections go by
+-log(sigma), not by a flow's own log((1 - sigma)/sigma). `uni_pc` is of third order there (B1), leaves out the last
+level but one, and ends at 0.001. diffusers' schedulers do the same when they are given those levels and the latent
+scaled to variance 1; `tests/comfyui/test_bench_samplers.py` holds both to the host.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +16,47 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from torch import Tensor
 
 from benchmarks.frontier.methods import Solver
+from demo.flow import shifted
 from demo.sample import sigmas
 
 SHIFT = 5.0
-# ComfyUI's `uni_pc` and `dpmpp_2m` are of second order.
-_SECOND_ORDER: dict[str, Any] = {
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "flow_shift": SHIFT,
-    "solver_order": 2,
-    "lower_order_final": True,
-}
+# Where ComfyUI's uni_pc stops in place of 0.
+_UNI_PC_END = 0.001
+_UNI_PC_ORDER = 3
+_TABLE = 1000
+
+
+def levels_of(solver: Solver, steps: int) -> list[float]:
+    """Noise levels of a run from 1, one more than steps."""
+    if solver == "euler":
+        return [float(level) for level in sigmas(steps, SHIFT)]
+    if solver == "dpmpp_2m":
+        return [*_simple(steps), 0.0]
+    return [*_simple(steps + 1)[:-1], _UNI_PC_END]
+
+
+def _simple(steps: int) -> list[float]:
+    """Levels of ComfyUI's `simple`, which takes them from a table of a thousand; without the last, 0."""
+    rows = [int(step * (_TABLE / steps)) for step in range(steps)]
+    return [float(level) for level in shifted(1.0 - torch.tensor(rows) / _TABLE, SHIFT)]
 
 
 def scheduler_of(solver: Solver, steps: int) -> Any:
-    """A scheduler of diffusers set to the levels of `demo.sample.sigmas`, ready for its first step."""
+    """A scheduler of diffusers set to the levels of `levels_of`, ready for its first step."""
+    levels = levels_of(solver, steps)
     if solver == "euler":
         scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-        scheduler.set_timesteps(sigmas=sigmas(steps, SHIFT)[:-1].tolist())
-    elif solver == "dpmpp_2m":
-        scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", final_sigmas_type="zero", **_SECOND_ORDER)
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(sigmas=levels[:-1])
+        return scheduler
+    as_comfyui: dict[str, Any] = {"prediction_type": "sample", "final_sigmas_type": "zero"}
+    if solver == "dpmpp_2m":
+        scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **as_comfyui)
     else:
-        scheduler = UniPCMultistepScheduler(**_SECOND_ORDER)
-        scheduler.set_timesteps(steps)
+        order = max(1, min(_UNI_PC_ORDER, steps - 1))
+        scheduler = UniPCMultistepScheduler(solver_type="bh1", solver_order=order, **as_comfyui)
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = torch.tensor(levels)
+    scheduler.set_begin_index(0)
     return scheduler
 
 
@@ -51,6 +74,15 @@ def sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, solver: S
     scheduler = scheduler_of(solver, steps)
     x = noise
     for step, timestep in enumerate(scheduler.timesteps):
-        found = velocity(x, float(scheduler.sigmas[step]))
-        x = scheduler.step(found, timestep, x, return_dict=False)[0]
+        level, after = (float(scheduler.sigmas[at]) for at in (step, step + 1))
+        found = velocity(x, level)
+        if solver == "euler":
+            x = scheduler.step(found, timestep, x, return_dict=False)[0]
+        else:
+            x = scheduler.step(x - level * found, timestep, x * _scale(level), return_dict=False)[0] / _scale(after)
     return x
+
+
+def _scale(level: float) -> float:
+    """What gives x0 + level noise the variance 1."""
+    return float((1.0 + level * level) ** -0.5)

@@ -26,7 +26,7 @@ SCENARIOS = {
 FAMILIES = {
     "dense, Euler": "fewer steps, Euler",
     "dense, dpmpp_2m": "fewer steps, DPM++ 2M",
-    "dense, unipc": "fewer steps, UniPC",
+    "dense, uni_pc": "fewer steps, UniPC",
     "easycache": "EasyCache",
     "forecast": "forecast by threshold",
     "spread": "spread: planned, forecast, corrected",

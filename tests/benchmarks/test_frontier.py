@@ -188,10 +188,27 @@ class TestMeasuring:
         with pytest.raises(KeyboardInterrupt):
             go()
         assert go()
-        # Every method once in both rounds, and each round's dense run.
-        assert len(ran) == len(set(ran)) == 2 * (len(methods(4)) + 1)
+        # Every method once in both rounds, and each round's dense run of every sampler.
+        assert len(ran) == len(set(ran)) == 2 * (len(methods(4)) + 3)
         assert set(stopped) < set(ran)
         assert len(raw.records()) == 2 * len(methods(4))
+
+    def test_a_row_stands_beside_the_dense_run_of_its_own_sampler(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shades = {"euler": 0, "dpmpp_2m": 60, "uni_pc": 120}
+
+        def stand_in(model: object, method: Method, grid: TokenGrid, seed: int) -> Made:
+            # Fewer steps are one shade off the dense run of the sampler.
+            shade = shades[method.solver] + (method.steps < SCENARIO.steps)
+            return Made(torch.full((2, 8, 12, 3), shade, dtype=torch.uint8), Ledger(4, 0, 4.0))
+
+        monkeypatch.setattr(rounds, "run", stand_in)
+        raw, references = Raw(tmp_path / "units.jsonl", {"model": "m"}), References(tmp_path / "clips", "m")
+        assert measure(None, SCENARIO, raw, references, Clock(1e9), shard=WHOLE, converged=False)  # type: ignore[arg-type]
+        fewer = [record for record in raw.records() if record["family"].startswith("dense")]
+        assert {record["unit"][5]["solver"] for record in fewer} == set(shades)
+        assert {round(record["scores"]["psnr_db"], 1) for record in fewer} == {48.1}, "255 shades over one"
 
     @pytest.mark.parametrize("method", [Method("", steps=3), Method("", steps=3, sparse="ours", density=0.5, warm=1)])
     def test_the_ledger_of_a_real_run_counts_every_evaluation(self, method: Method) -> None:
