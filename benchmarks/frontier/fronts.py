@@ -41,8 +41,8 @@ def front(points: Iterable[Point], quality: str) -> list[Point]:
     return best
 
 
-def at_work(points: Iterable[Point], work: float, quality: str) -> float | None:
-    """Quality of the family at `work`, linear between neighbours of its front; None outside of it.
+def blend_at(points: Iterable[Point], work: float, quality: str) -> dict[str, float] | None:
+    """Method -> its weight in a family's value at `work`, of its front's neighbours there; None outside of it.
 
     A family is never credited with a point beyond its own: below its cheapest point it has nothing to offer, above
     its dearest one it keeps that point's quality.
@@ -50,12 +50,26 @@ def at_work(points: Iterable[Point], work: float, quality: str) -> float | None:
     line = front(points, quality)
     if not line or work < line[0].work - SAME_WORK:
         return None
-    work = max(work, line[0].work)
     for left, right in zip(line, line[1:]):
         if left.work <= work <= right.work:
             part = (work - left.work) / (right.work - left.work)
-            return float((1 - part) * getattr(left, quality) + part * getattr(right, quality))
-    return float(getattr(line[-1], quality))
+            return {left.method: 1 - part, right.method: part}
+    return {line[0].method if work < line[0].work else line[-1].method: 1.0}
+
+
+def blended(points: Iterable[Point], blend: Mapping[str, float], quality: str) -> float | None:
+    """What a blend has among `points`, which may be those of other rounds; None where one of its methods is missing."""
+    values = {point.method: getattr(point, quality) for point in points if point.method in blend}
+    if len(values) < len(blend) or None in values.values():
+        return None
+    return float(sum(weight * values[method] for method, weight in blend.items()))
+
+
+def at_work(points: Iterable[Point], work: float, quality: str) -> float | None:
+    """Quality of the family at `work`, linear between neighbours of its front; None outside of it (see `blend_at`)."""
+    members = list(points)
+    blend = blend_at(members, work, quality)
+    return None if blend is None else blended(members, blend, quality)
 
 
 def by_family(points: Sequence[Point]) -> Mapping[str, list[Point]]:

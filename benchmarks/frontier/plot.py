@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.frontier.fronts import by_family, envelope, front
+from benchmarks.frontier.fronts import at_work, by_family, envelope, front
 from benchmarks.frontier.report import Table
 
 if TYPE_CHECKING:
@@ -24,19 +24,25 @@ _COLOURS = {
     "sparse, ours": ("#e58a1f", "-"),
     "sparse, ours with budgets": ("#8a4b00", "-"),
     "sparse, paper": ("#f0b96f", "--"),
-    "sparse, sol": ("#f0b96f", ":"),
+    "sparse, sol": ("#c9a400", ":"),
     "easycache x sparse, ours": ("#d96a6a", "--"),
     "easycache x sparse, ours with budgets": ("#a33d3d", ":"),
+    "easycache x sparse, paper": ("#e0a890", "--"),
+    "easycache x sparse, sol": ("#b58f7f", ":"),
     "dpmpp_2m x sparse, ours with budgets": ("#2f8f4e", "-."),
     "forecast x sparse, ours": ("#c01818", "-"),
     "forecast x sparse, ours with budgets": ("#6e0b0b", "-"),
     "forecast x sparse, paper": ("#d8a0b0", "--"),
-    "forecast x sparse, sol": ("#d8a0b0", ":"),
+    "forecast x sparse, sol": ("#c060a0", ":"),
     "spread x sparse, ours": ("#b07be0", "--"),
     "spread x sparse, ours with budgets": ("#7a1fd0", "-"),
 }
-SHOWN = (0.12, 0.7)
-_GRID = tuple(SHOWN[0] + 0.005 * i for i in range(115))
+# Works shown: all that a run of many steps may cost, or where short runs lie.
+_MANY, _SHORT = (0.12, 0.7), (0.4, 0.95)
+_FROM_STEPS = 8
+_STEP = 0.005
+# The least 1 - SSIM that is drawn.
+_FLOOR = 1e-4
 
 
 def limits(values: Sequence[float], *, log: bool) -> tuple[float, float]:
@@ -57,7 +63,10 @@ def plot(table: Table, path: Path) -> None:
 
 
 def draw(table: Table) -> Figure:
-    """PSNR above, 1 - SSIM below, over the works of `SHOWN`."""
+    """PSNR above, 1 - SSIM below.
+
+    Lines go from point to point as the tables are read between them, so that none passes the envelope.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -65,26 +74,36 @@ def draw(table: Table) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 1, sharex=True)
     points = [point for point in table.points if point.acts]
+    window = _MANY if table.scenario.steps >= _FROM_STEPS else _SHORT
+    works = [window[0] + _STEP * i for i in range(round((window[1] - window[0]) / _STEP) + 1)]
     for axis, quality in zip(axes, ("psnr", "ssim")):
-        shown = (lambda value: value) if quality == "psnr" else (lambda value: max(1e-4, 1 - value))
-        best = [(work, found[1]) for work in _GRID if (found := envelope(points, work, quality)) is not None]
-        axis.plot(*zip(*[(w, shown(v)) for w, v in best]), color="#ffe08a", linewidth=9, zorder=0, label="envelope")
+        shown: Callable[[float], float] = (lambda v: v) if quality == "psnr" else (lambda v: max(_FLOOR, 1 - v))
+        best = [(work, found[1]) for work in works if (found := envelope(points, work, quality)) is not None]
+        axis.plot(*zip(*[(w, shown(v)) for w, v in best]), color="#ffe08a", linewidth=7, zorder=0, label="envelope")
         for family, members in by_family(points).items():
             colour, style = _COLOURS.get(family, ("#000000", "-."))
             line = front(members, quality)
+            between = [work for work in works if line[0].work < work < line[-1].work]
+            read = sorted({*between, *(point.work for point in line)})
+            values = [at_work(members, work, quality) for work in read]
+            drawn = [(work, shown(value)) for work, value in zip(read, values, strict=True) if value is not None]
+            axis.plot(*zip(*drawn), color=colour, linestyle=style)
+            # Points outside the window have no place in the legend either.
+            inside = any(window[0] <= point.work <= window[1] for point in line)
             axis.plot(
                 [p.work for p in line],
                 [shown(getattr(p, quality)) for p in line],
                 color=colour,
-                linestyle=style,
+                linestyle="none",
                 marker="o",
                 markersize=4,
-                label=family,
             )
+            if inside:
+                axis.plot([], [], color=colour, linestyle=style, marker="o", markersize=4, label=family)
         axis.grid(alpha=0.3, which="both")
-        axis.set_xlim(*SHOWN)
+        axis.set_xlim(*window)
         # What lies right of the window, a hardly sparse run at 60 dB or more, would squeeze all that lies in it.
-        seen = [shown(getattr(p, quality)) for p in points if SHOWN[0] <= p.work <= SHOWN[1]]
+        seen = [shown(getattr(p, quality)) for p in points if window[0] <= p.work <= window[1]]
         if seen:
             axis.set_ylim(*limits(seen, log=quality == "ssim"))
     axes[0].set_ylabel("PSNR against the dense run, dB")

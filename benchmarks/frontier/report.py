@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.frontier.fronts import Point, by_family
+from benchmarks.frontier.fronts import Point
 from benchmarks.frontier.methods import MOST_DENSITY
 from benchmarks.frontier.plan import Scenario
 from benchmarks.frontier.rounds import whole_rounds
@@ -22,11 +22,13 @@ class Half:
 
     Attributes:
         rounds: how many.
-        points: their means; of compositions only those that the other half chose (see `held_out`).
+        points: their means.
+        chosen_by: the means of the other half, by which compositions are chosen.
     """
 
     rounds: int
     points: tuple[Point, ...]
+    chosen_by: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ def tabulate(
     first, second = ([where for where in rounds if where[1] in half] for half in (seeds[::2], seeds[1::2]))
     halves: tuple[Half, ...] = ()
     if second:
-        means = [_means(scenario, rounds, half, of) for half in (first, second)]
-        halves = Half(len(first), held_out(means[1], means[0])), Half(len(second), held_out(means[0], means[1]))
+        means = [tuple(_means(scenario, rounds, half, of)) for half in (first, second)]
+        halves = Half(len(first), means[0], means[1]), Half(len(second), means[1], means[0])
     followed = sum(some[0]["converged"] is not None for some in rounds.values())
     return Table(scenario, tuple(rounds), share, tuple(points), halves, followed)
 
@@ -144,18 +146,3 @@ def _means(
             )
         )
     return points
-
-
-def held_out(choosing: Sequence[Point], reporting: Sequence[Point]) -> tuple[Point, ...]:
-    """All points as one half of the rounds measures them; of compositions only those that are on their family's front
-    on the other half. A composition in which one lever does nothing is left out."""
-    kept = [point for point in reporting if " x " not in point.family]
-    for family, members in by_family(choosing).items():
-        if " x " not in family:
-            continue
-        acting = [point for point in members if point.acts]
-        names = {
-            point.method for point in acting if not any(o.work <= point.work and o.psnr > point.psnr for o in acting)
-        }
-        kept += [point for point in reporting if point.method in names]
-    return tuple(kept)

@@ -1,7 +1,7 @@
 """The rule that makes the node's speeds of the frontier: what each is, is read off the committed rows.
 
-Candidates are the compositions of planned evaluations with budgets that were measured in every scenario of 20 steps,
-with the computed steps at their start that a speed has (`run.speed.FIRST_SHARE`; `starts` says why).
+Candidates are the plans of evaluations, dense or with budgets, that were measured in every scenario of 20 steps, with
+the computed steps at their start that a speed has (`run.speed.FIRST_SHARE`; `starts` says why).
 Each is worth its mean SSIM and PSNR over the scenarios (checkpoints and sizes, one vote each) and costs its mean work.
 On the front of these, where a point is better in both than every cheaper one, `max` is the cheapest point, `quality`
 the best one of at most half the dense work, `fast` and `balanced` are those closest to one and two thirds of the way
@@ -22,20 +22,23 @@ from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 
 RESULTS = Path(__file__).parents[1] / "results" / "frontier" / "frontier.json"
 FAMILY = "spread x sparse, ours with budgets"
+FAMILIES = (FAMILY, "spread")
 STEPS = 20
 MOST_WORK = 0.5
 # Of the dense video's structure, what `auto` keeps on the worst checkpoint and size.
 LEAST_SSIM = 0.975
-# How the names of the family's methods say its settings.
-_SETTINGS = re.compile(r"budgets (?P<density>[\d.]+) warm \d+, spread (?P<share>[\d.]+)(?: first (?P<first>\d+))?$")
+# How the names of the families' methods say their settings.
+_SETTINGS = re.compile(
+    r"(?:budgets (?P<density>[\d.]+) warm \d+, )?spread (?P<share>[\d.]+)(?: first (?P<first>\d+))?$"
+)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A composition.
+    """A plan.
 
     Attributes:
-        density, share: its settings.
+        density, share: its settings; a density of 1 is dense.
         work: mean over the scenarios.
         ssim: likewise; worst: the least of the scenarios.
         psnr: likewise, dB.
@@ -70,17 +73,18 @@ def candidates(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
 
 def starts(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[float, float], tuple[Candidate, Candidate]]:
     """(density, share) -> what was measured of it with steps spread evenly from the first on, and with some computed at
-    the start, where both were."""
-    evenly = {(one.density, one.share): one for one in measured(rows) if one.first == 1}
-    after = {(one.density, one.share): one for one in measured(rows) if one.first > 1}
+    the start, where both were; of sparse ones."""
+    sparse = [one for one in measured(rows) if one.density < 1.0]
+    evenly = {(one.density, one.share): one for one in sparse if one.first == 1}
+    after = {(one.density, one.share): one for one in sparse if one.first > 1}
     return {pair: (evenly[pair], after[pair]) for pair in evenly if pair in after}
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
-    """Those measured in every scenario that has the family; a scenario is a checkpoint at a size."""
+    """Those measured in every scenario that has the families; a scenario is a checkpoint at a size."""
     found: dict[str, dict[tuple[str, str], list[Mapping[str, Any]]]] = {}
     for row in rows:
-        if row["family"] == FAMILY and row["steps"] == STEPS and row["acts"]:
+        if row["family"] in FAMILIES and row["steps"] == STEPS and row["acts"]:
             found.setdefault(row["method"], {}).setdefault((row["model"], row["size"]), []).append(row)
     scenarios = {scenario for by_scenario in found.values() for scenario in by_scenario}
     made = []
@@ -94,7 +98,7 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
         ]
         made.append(
             Candidate(
-                float(settings["density"]),
+                float(settings["density"] or 1.0),
                 float(settings["share"]),
                 sum(mean["work"] for mean in means) / len(means),
                 sum(mean["ssim"] for mean in means) / len(means),
@@ -108,7 +112,7 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
 
 
 def choose(found: Sequence[Candidate]) -> dict[str, Candidate]:
-    """Speed -> composition, from the most faithful to the fastest.
+    """Speed -> plan, from the most faithful to the fastest.
 
     Raises:
         ValueError: if the front has too few points for four speeds.

@@ -172,7 +172,9 @@ def _one(axis: Any, points: Sequence[Point], quality: str, speeds: Sequence[tupl
     dense = [point for point in points if point.family.startswith("dense")]
     families = by_family(points)
     grid = [_SHOWN[0] + 0.005 * i for i in range(round((_SHOWN[1] - _SHOWN[0]) / 0.005) + 1)]
-    best = [(work, found[1]) for work in grid if (found := envelope(dense, work, quality)) is not None]
+    # No line where no number of steps was measured.
+    dearest = max(point.work for point in dense)
+    best = [(w, found[1]) for w in grid if w <= dearest and (found := envelope(dense, w, quality)) is not None]
     lines = [best] + [
         [(p.work, getattr(p, quality)) for p in front(families.get(name, ()), quality)]
         for name in ("easycache", "spread")

@@ -10,12 +10,12 @@ import torch
 
 from benchmarks.frontier import rounds
 from benchmarks.frontier.__main__ import OUT, parse
-from benchmarks.frontier.fronts import Point, at_work, envelope, front
+from benchmarks.frontier.fronts import Point, at_work, blend_at, blended, envelope, front
 from benchmarks.frontier.methods import SMALL, SPEED_PAIRS, Method, composed, methods
 from benchmarks.frontier.page import page
 from benchmarks.frontier.plan import Scenario, scenarios
 from benchmarks.frontier.plot import draw, limits
-from benchmarks.frontier.report import Table, acts, held_out, rows, tabulate
+from benchmarks.frontier.report import Table, acts, rows, tabulate
 from benchmarks.frontier.rounds import References, measure, unit, whole_rounds
 from benchmarks.frontier.runs import Made, run
 from benchmarks.frontier.work import Ledger
@@ -87,14 +87,13 @@ class TestCompositions:
         assert not acts(record(sparse, Ledger(17, 3, 9.0)))
         assert not acts(record(replace(sparse, density=0.7), Ledger(10, 10, 9.0)))
 
-    def test_they_are_chosen_on_one_half_and_reported_by_the_other(self) -> None:
-        choosing = [point("f x s", 0.2, 30, method="good"), point("f x s", 0.3, 25, method="bad")]
-        reporting = [point("f x s", 0.2, 10, method="good"), point("f x s", 0.3, 50, method="bad")]
-        assert [(p.method, p.psnr) for p in held_out(choosing, reporting)] == [("good", 10)]
-
-    def test_single_methods_are_reported_by_the_same_half(self) -> None:
-        choosing, reporting = [point("dense", 0.2, 30)], [point("dense", 0.2, 25)]
-        assert [p.psnr for p in held_out(choosing, reporting)] == [25]
+    def test_a_line_between_two_settings_is_read_off_other_rounds_by_name(self) -> None:
+        here = [point("a", 0.2, 20, method="cheap"), point("a", 0.4, 30, method="dear")]
+        there = [point("a", 0.2, 10, method="cheap"), point("a", 0.4, 50, method="dear")]
+        blend = blend_at(here, 0.25, "psnr")
+        assert blend == {"cheap": pytest.approx(0.75), "dear": pytest.approx(0.25)}
+        assert blended(there, blend, "psnr") == pytest.approx(20.0)
+        assert blended(there[:1], blend, "psnr") is None
 
     def test_halves_are_halves_of_the_seeds_not_of_the_grids(self) -> None:
         scenario = replace(SCENARIO, grids=(TokenGrid(2, 4, 6), TokenGrid(2, 6, 4)))
@@ -108,10 +107,7 @@ class TestCompositions:
         table = tabulate(scenario, records, None, lambda grid: 0.5)
         assert table is not None and {p.psnr for p in table.points} == {25.0}
         assert [(half.rounds, {p.psnr for p in half.points}) for half in table.halves] == [(2, {15.0}), (2, {35.0})]
-
-    def test_an_idle_one_is_never_chosen(self) -> None:
-        idle = point("f x s", 0.2, 30, method="idle", acts=False)
-        assert held_out([idle], [idle]) == ()
+        assert [{p.psnr for p in half.chosen_by} for half in table.halves] == [{35.0}, {15.0}]
 
 
 def record(method: Method, ledger: Ledger, psnr: float = 20.0, seed: int = 0) -> Record:
@@ -239,10 +235,26 @@ class TestPlot:
     def test_a_point_right_of_the_window_does_not_squeeze_what_lies_in_it(self) -> None:
         pytest.importorskip("matplotlib")
         points = (point("a", 0.2, 20), point("a", 0.4, 30), point("b", 0.3, 25), point("b", 0.99, 100))
-        psnr, ssim = draw(Table(SCENARIO, (("2x4x6", 0),), None, points)).axes
+        psnr, ssim = draw(Table(replace(SCENARIO, steps=20), (("2x4x6", 0),), None, points)).axes
         assert psnr.get_ylim() == pytest.approx((19.5, 30.5))
         low, high = ssim.get_ylim()
         assert 0.6 < low < 0.7 and 0.8 < high < 0.9
+
+    def test_no_line_passes_the_envelope_and_short_runs_show_where_they_lie(self) -> None:
+        pytest.importorskip("matplotlib")
+        points = (point("a", 0.5, 20), point("a", 0.9, 99), point("b", 0.6, 30), point("c", 0.3, 10))
+        for axis in draw(Table(SCENARIO, (("2x4x6", 0),), None, points)).axes:
+            assert axis.get_xlim() == (0.4, 0.95)
+            better = max if axis.get_yscale() == "linear" else min
+            lines = {str(line.get_label()): line for line in axis.get_lines()}
+            envelope = dict(zip(*(map(float, data) for data in lines["envelope"].get_data())))
+            drawn = [line for line in axis.get_lines() if line.get_linestyle() != "None" and len(line.get_xdata())]
+            assert len(drawn) == 1 + 3
+            for line in drawn:
+                read = dict(zip(*(map(float, data) for data in line.get_data())))
+                assert {work for work in envelope if min(read) < work < max(read)} <= set(read)
+                assert all(better(read[work], envelope[work]) == envelope[work] for work in read if work in envelope)
+            assert "c" not in lines, "it has no point in the window"
 
     def test_one_value_alone_has_room_on_both_sides(self) -> None:
         assert limits([30.0], log=False) == (29.5, 30.5)

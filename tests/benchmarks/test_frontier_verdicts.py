@@ -23,8 +23,9 @@ def point(family: str, work: float, psnr: float, **other: float) -> Point:
 def table(
     *points: Point, second: tuple[Point, ...] | None = None, rounds: tuple[int, int] = (1, 1), steps: int = 20
 ) -> Table:
-    """Both halves measure `points`, unless the second has its own."""
-    halves = Half(rounds[0], points), Half(rounds[1], points if second is None else second)
+    """Both halves measure `points`, unless the second has its own; each is judge of what the other chooses."""
+    other = points if second is None else second
+    halves = Half(rounds[0], points, other), Half(rounds[1], other, points)
     return Table(Scenario("calm", steps, (TokenGrid(2, 4, 6),), (0, 1)), (), None, points, halves)
 
 
@@ -65,6 +66,33 @@ class TestHalves:
         alone = point("dense, Euler", 0.2, 20)
         verdict = one(table(alone, point("a x b", 0.2, 26), second=(alone,)), "every single method in PSNR")
         assert verdict.met is False and "0.2: not reached" in verdict.found
+
+    def test_a_setting_is_chosen_by_one_half_and_judged_by_the_other(self) -> None:
+        dense = point("dense, Euler", 0.2, 20)
+
+        def tried(first: float, second: float) -> tuple[Point, ...]:
+            return dense, point("a x b", 0.2, first), point("c x d", 0.2, second)
+
+        verdict = one(table(*tried(30, 25), second=tried(21, 40)), "every single method in PSNR")
+        assert "0.2: +3.0 (+5.0 / +1.0)" in verdict.found, "each half has the family that the other likes"
+
+    def test_what_is_dearer_where_it_is_judged_is_held_against_dearer_rows(self) -> None:
+        dense = point("dense, Euler", 0.2, 20), point("dense, Euler", 0.3, 26)
+        cheap, dear = (replace(point("a x b", work, 30), method="the same") for work in (0.2, 0.3))
+        weak = point("c x d", 0.2, 1)
+        verdict = one(table(*dense, cheap, weak, second=(*dense, dear, weak)), "every single method in PSNR")
+        # The second half knows the weak one alone at 0.2; the first has the other, which costs the second 0.3.
+        assert "0.2: -7.5 (-19.0 / +4.0)" in verdict.found
+
+    def test_a_composition_whose_lever_idles_is_never_chosen(self) -> None:
+        dense = point("dense, Euler", 0.2, 20)
+        idle, acting = replace(point("a x b", 0.2, 90), acts=False), point("c x d", 0.2, 25)
+        assert "0.2: +5.0" in one(table(dense, idle, acting), "every single method in PSNR").found
+
+    def test_above_the_dearest_composition_nothing_is_judged(self) -> None:
+        single = point("spread", 0.2, 20), point("spread", 0.5, 60)
+        verdict = one(table(*single, point("a x b", 0.2, 40)), "every single method in PSNR")
+        assert verdict.met and verdict.found.startswith("0.2: +20.0 (+20.0 / +20.0); none measured at 0.25, 0.3")
 
     def test_one_seed_judges_nothing(self) -> None:
         lonely = replace(table(point("dense, Euler", 0.2, 20), point("a x b", 0.2, 26)), halves=())
@@ -116,7 +144,11 @@ def test_between_samplers_the_converged_path_judges_where_it_was_made() -> None:
 
 
 def test_at_few_steps_compositions_are_held_against_sparse_attention_in_both_qualities() -> None:
-    sparse, near = point("sparse, ours", 0.5, 30), point("a x sparse, ours", 0.5, 31)
+    sparse, near = point("sparse, ours", 0.5, 30), point("forecast x sparse, ours", 0.5, 31)
     found = table(sparse, replace(near, ssim=0.29), steps=4)
     assert one(found, "in PSNR").met
     assert one(found, "in SSIM").met is False
+    dear = point("sparse, ours", 0.75, 40), point("forecast x sparse, ours", 0.75, 33)
+    assert "-7.0" in one(table(sparse, near, *dear, steps=4), "in PSNR").found, "at every work that was measured"
+    fewer = replace(near, family="dpmpp_2m x sparse, ours")
+    assert one(table(sparse, fewer, steps=4), "in PSNR").met is None, "a sampler with fewer steps skips none"
