@@ -205,7 +205,7 @@ SMALL: dict[int, Choice] = {
         spread_pairs={"budgets": ((0.5, 0.4), (0.6, 0.4), (0.75, 0.4))},
     ),
     50: Choice(
-        fewer={"euler": (8, 13, 20, 25), "dpmpp_2m": (8, 13, 20), "uni_pc": (8, 13)},
+        fewer={"euler": (8, 13, 20, 25), "dpmpp_2m": (8, 13, 20), "uni_pc": (8, 13, 20)},
         densities={"ours": (0.2, 0.45), "budgets": (0.15, 0.3), "paper": (0.3,), "sol": (0.3,)},
         warm=3,
         skips={
@@ -228,8 +228,8 @@ SMALL: dict[int, Choice] = {
             **_peer_pairs(forecast=(0.05, 0.3), easycache=(0.05, 0.3)),
         },
         fewer_sparse=((20, 0.3),),
-        spread=(0.12, 0.2, 0.3, 0.4),
-        spread_pairs={"budgets": ((0.2, 0.4), (0.3, 0.4), (0.4, 0.4))},
+        spread=(0.12, 0.2, 0.3, 0.4, 0.5),
+        spread_pairs={"budgets": ((0.2, 0.4), (0.3, 0.4), (0.4, 0.4), (0.5, 0.5), (0.6, 0.6))},
         first=8,
         first_spread=(0.3,),
         first_pairs=((0.3, 0.4), (0.4, 0.4)),
@@ -254,7 +254,7 @@ REAL: dict[int, Choice] = {
         },
         fewer_sparse=((8, 0.25),),
         spread=(0.3, 0.4, 0.5),
-        spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.25)), "ours": ((0.4, 0.25),)},
+        spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.25), (0.65, 0.6), (0.75, 0.6)), "ours": ((0.4, 0.25),)},
         first=3,
         first_spread=FIRST_SPREAD,
         first_pairs=FIRST_PAIRS,
