@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from draftattention.draftattn_core.method.policy import TailName
 from draftattention.draftattn_core.run.schedule import PRESETS, preset
@@ -71,6 +71,14 @@ class Sizes:
 MODELS = (
     Sizes("Wan 14B 720p", 5120, 13_824, 40, 75_600, 512, 75_600, joint=False),
     Sizes("HunyuanVideo 1.5 720p", 2048, 8192, 54, 111_600, 1985, 112_600, joint=True),
+)
+# What users often sample, for the README.
+OFTEN = (
+    Sizes("Wan 2.2 5B, 1280x704, 121 frames", 3072, 14_336, 30, 27_280, 512, 27_280, joint=False),
+    Sizes("Wan 2.1 or 2.2 14B, 832x480, 81 frames", 5120, 13_824, 40, 32_760, 512, 32_760, joint=False),
+    replace(MODELS[0], name="Wan 2.1 or 2.2 14B, 1280x720, 81 frames"),
+    Sizes("HunyuanVideo, 1280x720, 129 frames", 3072, 12_288, 60, 118_800, 256, 119_056, joint=True),
+    replace(MODELS[1], name="HunyuanVideo 1.5, 1280x720, 121 frames"),
 )
 
 
@@ -198,6 +206,14 @@ def page() -> str:
 
 
 _DENSITIES = (0.1, 0.2, 0.3)
+
+
+def tokens_table() -> str:
+    """Tokens of common videos, and attention's part of a dense evaluation's multiplications."""
+    lines = ["| model, size, frames | tokens | attention's part of the work |", "|---|---|---|"]
+    lines += [f"| {sizes.name} | {sizes.video:,} | {sizes.share():.2f} |" for sizes in OFTEN]
+    return "\n".join(lines)
+
 
 if __name__ == "__main__":
     print(page(), end="")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from benchmarks.frontier.core_caches import CoreCache
 from draftattention.draftattn_core import PAPER_TILE, Policy, Settings
 from draftattention.draftattn_core.run.schedule import constant
 from draftattention.draftattn_core.run.step_cache import StepCacheSettings
@@ -33,6 +34,7 @@ class Method:
         first: evaluations from the start that are computed whatever the rule says; of a plan, 0 is its first alone.
         max_skips: evaluations in a row that may be skipped, None for the rule's own default.
         share: of the steps that `spread` computes, None for the other rules.
+        core: ComfyUI's own step cache with `threshold`, in place of `skip`.
     """
 
     family: str
@@ -46,6 +48,7 @@ class Method:
     first: int = 0
     max_skips: int | None = None
     share: float | None = None
+    core: CoreCache | None = None
 
     @property
     def name(self) -> str:
@@ -57,6 +60,8 @@ class Method:
             words.append(f"spread {self.share:g}" + (f" first {self.first}" if self.first else ""))
         elif self.skip is not None:
             words.append(f"{self.skip} {self.threshold:g} first {self.first}")
+        if self.core is not None:
+            words.append(f"ComfyUI's {self.core} {self.threshold:g}")
         if self.max_skips is not None:
             words.append(f"at most {self.max_skips} in a row")
         return ", ".join(words)
@@ -104,6 +109,7 @@ class Choice:
             dense at the start as in `warm`.
         first: evaluations that other plans compute at the start: those of shares in `first_spread`, and of (share,
             density) in `first_pairs` with budgets.
+        core: thresholds of ComfyUI's own EasyCache.
         fewer_sparse: (steps, density) of a second-order sampler with fewer steps whose evaluations are sparse by
             budgets, the composition that needs no cache.
     """
@@ -113,6 +119,7 @@ class Choice:
     warm: int
     skips: dict[Skip, tuple[tuple[float, int, int | None], ...]]
     pairs: dict[tuple[Skip, Sparse], tuple[tuple[float, float], ...]]
+    core: tuple[float, ...] = ()
     fewer_sparse: tuple[tuple[int, float], ...] = ()
     spread: tuple[float, ...] = ()
     spread_pairs: Mapping[Sparse, tuple[tuple[float, float], ...]] = field(default_factory=dict)
@@ -144,8 +151,20 @@ SMALL: dict[int, Choice] = {
         warm=1,
         skips={
             "forecast": ((0.05, 3, None), (0.08, 3, None), (0.2, 3, None), (0.4, 3, 6), (0.8, 2, 8)),
-            "easycache": ((0.03, 3, None), (0.05, 3, None), (0.1, 3, None), (0.2, 3, None), (0.03, 5, None)),
+            # 4 of 20 is the share of 10 of 50, what the paper takes for Wan 2.1.
+            "easycache": (
+                (0.03, 3, None),
+                (0.05, 3, None),
+                (0.1, 3, None),
+                (0.2, 3, None),
+                (0.03, 5, None),
+                (0.05, 4, None),
+                (0.2, 4, None),
+                (0.1, 2, None),
+                (0.2, 2, None),
+            ),
         },
+        core=(0.05, 0.1, 0.2, 0.4),
         pairs={
             ("forecast", "ours"): ((0.03, 0.25), (0.08, 0.4), (0.2, 0.4)),
             ("forecast", "budgets"): (
@@ -174,8 +193,9 @@ SMALL: dict[int, Choice] = {
         warm=1,
         skips={
             "forecast": ((0.1, 2, None), (0.5, 2, None)),
-            "easycache": ((0.05, 2, None), (0.2, 2, None)),
+            "easycache": ((0.05, 2, None), (0.2, 2, None), (0.2, 1, None)),
         },
+        core=(0.2,),
         pairs={
             ("forecast", "ours"): ((0.5, 0.2), (0.5, 0.45)),
             ("forecast", "budgets"): ((0.5, 0.15), (0.5, 0.4)),
@@ -191,8 +211,9 @@ SMALL: dict[int, Choice] = {
         warm=1,
         skips={
             "forecast": ((0.08, 2, None), (0.15, 2, None), (0.4, 2, None)),
-            "easycache": ((0.05, 2, None), (0.1, 2, None), (0.2, 2, None)),
+            "easycache": ((0.05, 2, None), (0.1, 2, None), (0.2, 2, None), (0.1, 1, None), (0.2, 3, None)),
         },
+        core=(0.1, 0.2),
         pairs={
             ("forecast", "ours"): ((0.08, 0.3), (0.15, 0.45)),
             ("forecast", "budgets"): ((0.08, 0.25), (0.15, 0.4), (0.4, 0.4)),
@@ -218,8 +239,10 @@ SMALL: dict[int, Choice] = {
                 (0.02, 10, None),
                 (0.03, 10, None),
                 (0.05, 10, None),
+                (0.1, 10, None),
             ),
         },
+        core=(0.1, 0.2),
         pairs={
             ("forecast", "ours"): ((0.02, 0.3), (0.05, 0.4)),
             ("forecast", "budgets"): ((0.02, 0.2), (0.05, 0.3), (0.15, 0.4)),
@@ -243,8 +266,16 @@ REAL: dict[int, Choice] = {
         warm=1,
         skips={
             "forecast": ((0.03, 3, None), (0.1, 3, None)),
-            "easycache": ((0.05, 3, None), (0.03, 3, None), (0.1, 3, None)),
+            "easycache": (
+                (0.05, 3, None),
+                (0.03, 3, None),
+                (0.1, 3, None),
+                (0.2, 3, None),
+                (0.05, 4, None),
+                (0.1, 2, None),
+            ),
         },
+        core=(0.1, 0.2),
         pairs={
             ("forecast", "budgets"): (*SMALL[20].pairs["forecast", "budgets"], (0.03, 0.15)),
             ("forecast", "ours"): ((0.03, 0.25),),
@@ -271,6 +302,7 @@ MAIN: dict[int, Choice] = {
             "forecast": ((0.05, 3, None), (0.2, 3, None), (0.4, 3, 6)),
             "easycache": SMALL[20].skips["easycache"],
         },
+        core=SMALL[20].core,
         pairs={
             ("forecast", "budgets"): ((0.05, 0.35), (0.2, 0.4)),
             ("easycache", "budgets"): SMALL[20].pairs["easycache", "budgets"],
@@ -311,6 +343,7 @@ def methods(steps: int, *, real: bool = False, main: bool = False) -> list[Metho
             replace(base, family=skip, skip=skip, threshold=threshold, first=first, max_skips=most)
             for threshold, first, most in settings
         )
+    add(replace(base, family="ComfyUI's EasyCache", core="EasyCache", threshold=threshold) for threshold in choice.core)
     for sparse, densities in choice.densities.items():
         add(
             replace(base, family=f"sparse, {NAMES[sparse]}", sparse=sparse, density=density, warm=choice.warm)

@@ -66,7 +66,7 @@ def unit(scenario: Scenario, grid: TokenGrid, seed: int, method: Method) -> list
     """What a unit's figures depend on, beside the weights."""
     does = asdict(method) | {"family": ""}
     # Lines written before these settings existed stay valid.
-    for later in ("max_skips", "share"):
+    for later in ("max_skips", "share", "core"):
         if does[later] is None:
             del does[later]
     return [scenario.model, scenario.steps, str(grid), seed, prompt_of(seed), does]

@@ -10,8 +10,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from benchmarks.frontier.core_caches import CoreStepCache
 from benchmarks.frontier.methods import Method
-from benchmarks.frontier.samplers import sample, scheduler_of
+from benchmarks.frontier.samplers import SHIFT, sample, scheduler_of
 from benchmarks.frontier.work import Ledger
 from benchmarks.quality.capture import prompt_of
 from demo.flow import predict_velocity
@@ -51,6 +52,9 @@ def run(model: WanTransformer3DModel, method: Method, grid: TokenGrid, seed: int
 
     known: dict[str, Any] = {"scheduler": scheduler} if method.share is not None else {"timesteps": timesteps}
     with apply_draft_attention(model, method.settings(), **known) as handle:
+        if method.core is not None:
+            core = CoreStepCache(method.core, method.threshold, SHIFT)
+            handle.new_step_cache = lambda: core
         latent = sample(velocity, noise, method.solver, method.steps)
         report = handle.finish_run()
     return Made(torch.from_numpy(latent_to_rgb(latent)[0]), ledger_of(report, method.steps))

@@ -42,14 +42,12 @@ class Tried(Method):
     """A method of the frontier with something more.
 
     Attributes:
-        core: ComfyUI's own step cache, with `threshold`, in place of `skip`.
         anchor_every: every so many evaluations from the first one after the dense start, both the dense and the sparse
             output are made and their difference is added to the sparse outputs that follow; 0 for never.
         raised: density of evaluations that follow answered ones; None for that of all.
         last: density of the last evaluation; None for that of all, 1 for dense.
     """
 
-    core: CoreCache | None = None
     anchor_every: int = 0
     raised: float | None = None
     last: float | None = None
@@ -57,8 +55,6 @@ class Tried(Method):
     @property
     def name(self) -> str:
         words = [super().name]
-        if self.core is not None:
-            words.append(f"{self.core} {self.threshold:g}")
         if self.anchor_every:
             words.append(f"anchored every {self.anchor_every}")
         if self.raised is not None:
@@ -78,7 +74,6 @@ class Tried(Method):
 
 # What a tried row is held against: the family of the frontier that it would improve or replace.
 AGAINST = {
-    "ComfyUI's EasyCache": "easycache",
     "ComfyUI's LazyCache": "easycache",
     "sparse, ours, anchored": "sparse, ours",
     "sparse, ours, dense last step": "sparse, ours",
@@ -122,7 +117,7 @@ def tried(steps: int) -> list[Method]:
 
 
 # Thresholds of the nodes; 0.2 is their default.
-_CORE: dict[CoreCache, tuple[float, ...]] = {"EasyCache": (0.05, 0.1, 0.2), "LazyCache": (0.1, 0.2)}
+_CORE: dict[CoreCache, tuple[float, ...]] = {"LazyCache": (0.1, 0.2)}
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,16 @@ class TestMeasuring:
         assert made.ledger.attention == 3.0 if dense else 1.0 < made.ledger.attention < 3.0
         assert made.frames.shape == (3, 16, 16, 3)
 
+    def test_comfyuis_own_cache_answers_as_its_threshold_allows(self) -> None:
+        torch.manual_seed(0)
+        model, method = new_model(num_layers=2).eval(), Method("", steps=12, core="EasyCache")
+        answered = [
+            run(model, replace(method, threshold=threshold), TokenGrid(3, 8, 8), seed=0).ledger.answered
+            for threshold in (0.0, 1e6)
+        ]
+        # Its window leaves out the first and the last, and its rate needs two computed ones within.
+        assert answered == [0, 12 - 2 - 2]
+
 
 def test_the_second_checkpoint_is_measured_by_rows_of_the_first_with_every_lever_and_all_that_speeds_choose_from() -> (
     None
