@@ -88,11 +88,13 @@ class Evaluation:
         window: the context window, None for the whole video.
         expert: which model, where a run has several.
         device: where it is computed.
-        is_last: whether it belongs to the last step.
+        is_last: whether it belongs to the last step of a run that ends without noise.
         next_level: noise level, in the terms of `level`, where a plain Euler step of the sampler ends; None
             if the sampler takes another kind of step, or nobody knows.
         uncorrected: why `next_level` is None, in so far as the host knows.
         streams: lengths along the last axis of x of several latents (video, audio) in one; () for one latent.
+        before: steps of the whole schedule that another sampler took before this run.
+        after: steps of it that are left to another one.
     """
 
     step: int
@@ -111,6 +113,8 @@ class Evaluation:
     streams: tuple[int, ...] = ()
     next_level: float | None = None
     uncorrected: Uncorrected = Uncorrected.UNKNOWN
+    before: int = 0
+    after: int = 0
 
     @property
     def renoised(self) -> bool:

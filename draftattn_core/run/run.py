@@ -251,22 +251,30 @@ class Run:
         return out
 
     def _cached(self, x: Tensor, evaluation: Evaluation) -> tuple[Answer | None, Tensor | None]:
-        if self.step_cache is None or not evaluation.prediction or self.failures.stood_aside:
+        cache, answer = self.step_cache, None
+        if cache is None:
             return None, None
         try:
-            answer = self.step_cache.answer(x, evaluation)
+            if self.failures.stood_aside:
+                if isinstance(cache, RunStepCache):
+                    cache.leave(evaluation)
+                return None, None
+            answer = cache.answer(x, evaluation)
             return answer, None if answer is None else evaluation.output_of(x, answer.prediction)
         except RankLostError:
             raise
         except Exception as error:
             self.failures.raised(error)
+            if answer is not None and isinstance(cache, RunStepCache):
+                cache.withdraw(evaluation)
             return None, None
 
     def _keep(self, x: Tensor, out: Tensor, evaluation: Evaluation) -> Tensor:
-        if self.step_cache is None or not evaluation.prediction or self.failures.stood_aside:
+        if self.step_cache is None or self.failures.stood_aside:
             return out
         try:
-            other = self.step_cache.store(x, evaluation.prediction_of(x, out), evaluation)
+            prediction = evaluation.prediction_of(x, out) if evaluation.prediction else out
+            other = self.step_cache.store(x, prediction, evaluation)
             return out if other is None else evaluation.output_of(x, other).to(out.dtype)
         except Exception as error:
             self.failures.raised(error)

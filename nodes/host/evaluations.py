@@ -55,6 +55,7 @@ def evaluation_of(
     # A model that writes keys and values as it goes must see every evaluation.
     prediction = "" if options.get(CAUSAL) is not None else prediction_of(model.model_sampling)
     kinds = list(options.get("cond_or_uncond") or ())
+    before = trajectory.steps_before()
     return Evaluation(
         step=moment.step,
         sampler_step=moment.sampler_step,
@@ -69,10 +70,12 @@ def evaluation_of(
         # Clones are one expert, or every device would decide for its own condition which steps to skip.
         expert=id(model if options.get(SPLIT) is None else main),
         device=x.device,
-        is_last=moment.sampler_step >= trajectory.steps - 1,
+        is_last=trajectory.ends_clean and moment.sampler_step >= trajectory.steps - 1,
         streams=_streams(kwargs.get("latent_shapes")),
         next_level=trajectory.next_level(moment.sigma),
         uncorrected=trajectory.uncorrected or Uncorrected.UNKNOWN,
+        before=before,
+        after=trajectory.whole_steps() - trajectory.steps - before,
     )
 
 

@@ -94,6 +94,15 @@ class Trajectory:
         share = self.progress(self.schedule[-1]) - self.progress(self.schedule[0])
         return steps if share <= 0 else max(steps, round(steps / share))
 
+    def steps_before(self) -> int:
+        """Steps of the whole trajectory that lie before this sampler run."""
+        return min(round(self.progress(self.schedule[0]) * self.whole_steps()), self.whole_steps() - self.steps)
+
+    @property
+    def ends_clean(self) -> bool:
+        """Whether no noise is left for another sampler."""
+        return self.schedule[-1] <= 0.0
+
 
 @dataclass
 class ModelCall:

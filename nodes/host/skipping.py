@@ -11,9 +11,11 @@ from ...draftattn_core.run.step_cache import StepCacheSettings, nothing_to_gain
 from ..words import Words
 
 SKIP = "draft_attention_skip_steps"
-# What other nodes that answer evaluations themselves call their keys, wrappers and functions.
+# What other nodes that answer evaluations themselves call their keys, wrappers and functions. CacheDiT's nodes for Wan
+# and LTX-2 call theirs by the model.
 _CACHES = re.compile(
-    r"(easy|lazy|tea|mag|first_?block|fb|db|dual_?block|wave_?speed)[_ ]?cache|cache[-_ ]?dit|taylor[-_ ]?seer",
+    r"(easy|lazy|tea|mag|first[-_ ]?block|fb|db|dual[-_ ]?block|wave[-_ ]?speed|wan|ltx[0-9]*|hunyuan(?:[-_ ]?video)?)"
+    r"[-_ ]?cache|cache[-_ ]?dit|taylor[-_ ]?seer",
     re.IGNORECASE,
 )
 
@@ -54,13 +56,22 @@ def other_cache(model_options: Mapping[str, Any], patcher: Any) -> str | None:
 
 
 def _names(model_options: Mapping[str, Any], patcher: Any) -> Iterator[str]:
-    """Keys of wrappers and options, and where a model function wrapper comes from."""
+    """Keys of wrappers and options, and where the functions come from that stand before the model."""
     options = model_options.get("transformer_options") or {}
     # ComfyUI's LazyCache keeps its holder as an option "easycache", and only its wrappers under its own name.
     for wrappers in ((options.get("wrappers") or {}), getattr(patcher, "wrappers", {})):
         for by_key in wrappers.values():
-            yield from (str(key) for key in by_key)
+            for key, functions in by_key.items():
+                yield str(key)
+                yield from map(_source, functions)
     yield from (str(key) for key in options if key != SKIP)
-    function = model_options.get("model_function_wrapper")
-    if function is not None:
-        yield f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    network = getattr(getattr(patcher, "model", None), "diffusion_model", None)
+    for function in (model_options.get("model_function_wrapper"), getattr(network, "__dict__", {}).get("forward")):
+        if function is not None:
+            yield _source(function)
+
+
+def _source(function: Any) -> str:
+    """Module and name of a function or of an object that is called."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

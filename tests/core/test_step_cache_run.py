@@ -12,7 +12,7 @@ from torch import Tensor
 
 from draftattention.draftattn_core.run.evaluation import Uncorrected
 from draftattention.draftattn_core.run.step_cache import Reason, RunStepCache, StepCacheSettings
-from draftattention.draftattn_core.run.step_cache.cache import IDLE
+from draftattention.draftattn_core.run.step_cache.visits import IDLE
 
 from .step_cases import (
     BOTH,

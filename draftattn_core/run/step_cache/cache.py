@@ -36,17 +36,13 @@ from .rules import estimate, quantity_of, ruled_out
 from .settings import StepCacheSettings
 from .stream import BranchState, Form, State, Stream
 from .together import Together
+from .visits import Visits, level_of
 
 log = logging.getLogger(__name__)
 
 _Found = TypeVar("_Found")
 
 MAX_ERRORS = 3
-# Windows that come round in turns meet again after a few evaluations; a stream idle for longer is freed.
-IDLE = 4
-# Relative. Hosts compute noise levels in float32, those between steps through logarithms, so that one visited twice may
-# differ by rounding; steps lie much further apart.
-SAME_LEVEL = 1e-5
 
 
 class RunStepCache:
@@ -63,10 +59,7 @@ class RunStepCache:
     def __init__(self, settings: StepCacheSettings, together: Together | None = None) -> None:
         self.settings = settings
         self.together = together
-        self._streams: dict[tuple[Hashable, Hashable], Stream] = {}
-        self._log: list[OpenDecision] = []
-        self._index = -1
-        self._level = 0.0
+        self._visits = Visits()
         self._first_level: float | None = None
         self._first_step: int | None = None
         self._errors = 0
@@ -81,7 +74,7 @@ class RunStepCache:
             evaluation: what is asked for.
         """
         with self._lock:
-            here = self._at_its_level(evaluation)
+            here = self._visits.at_its_level(evaluation)
             return self._safely(lambda: self._together(self._answer(x, here), here), here)
 
     def store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> Tensor | None:
@@ -97,19 +90,34 @@ class RunStepCache:
             that is the prediction.
         """
         with self._lock:
-            here = self._at_its_level(evaluation)
+            here = self._visits.at_its_level(evaluation)
             return self._safely(lambda: self._store(x, prediction, here), here)
+
+    def withdraw(self, evaluation: Evaluation) -> None:
+        """What `answer` gave could not be used: the evaluation is computed after all."""
+        with self._lock:
+            self._visits.withdraw(self._visits.at_its_level(evaluation), Reason.ERROR)
+
+    def leave(self, evaluation: Evaluation) -> None:
+        """Take note of a call that is computed without being asked for, since the run stands aside."""
+        with self._lock:
+            here = self._visits.at_its_level(evaluation)
+            stream = self._visits.enter(here)
+            self._visits.serve(stream, here)
+            decision = self._visits.open(stream, here, level_of(here))
+            decision.compute(Reason.STOOD_ASIDE)
+            decision.branches_computed += len(here.branches)
 
     def clear(self) -> None:
         """Free the latents. What was decided stays known."""
         with self._lock:
-            self._streams.clear()
+            self._visits.streams.clear()
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """What was decided so far, in order. Waits for errors that are still on their device."""
         with self._lock:
-            return tuple(decision.closed() for decision in self._log)
+            return tuple(decision.closed() for decision in self._visits.log)
 
     @property
     def computed(self) -> int:
@@ -145,23 +153,18 @@ class RunStepCache:
     def held_bytes(self) -> int:
         """Memory of the latents held."""
         with self._lock:
-            states = [branch.state for stream in self._streams.values() for branch in stream.branches.values()]
+            states = [branch.state for stream in self._visits.streams.values() for branch in stream.branches.values()]
             return sum({t.data_ptr(): t.nbytes for state in states for t in state.tensors()}.values())
 
     def _count(self, outcome: Outcome) -> int:
         with self._lock:
-            return sum(decision.outcome is outcome for decision in self._log)
+            return sum(decision.outcome is outcome for decision in self._visits.log)
 
     def _together(self, answer: Answer | None, evaluation: Evaluation) -> Answer | None:
         """The answer, unless another rank has none."""
         if self.together is None or self.together.all_skip(answer is not None) or answer is None:
             return answer
-        stream = self._streams[evaluation.expert, evaluation.window]
-        for branch in evaluation.branches:
-            stream.served.pop(branch.key, None)
-        if stream.decision is not None:
-            stream.decision.branches_skipped -= len(evaluation.branches)
-            stream.compute_after_all(Reason.RANK)
+        self._visits.withdraw(evaluation, Reason.RANK)
         return None
 
     def _safely(self, act: Callable[[], _Found | None], evaluation: Evaluation) -> _Found | None:
@@ -178,23 +181,23 @@ class RunStepCache:
                 "step cache: an evaluation is computed after %s: %s", type(error).__name__, error, exc_info=True
             )
             # A state that failed half-way is none to go on from.
-            stream = self._streams.setdefault((evaluation.expert, evaluation.window), Stream())
+            stream = self._visits.streams.setdefault((evaluation.expert, evaluation.window), Stream())
             stream.branches.clear()
             stream.in_a_row = 0
-            self._open(stream, evaluation, evaluation.level).compute(Reason.ERROR)
+            self._visits.open(stream, evaluation, level_of(evaluation)).compute(Reason.ERROR)
             return None
 
     def _answer(self, x: Tensor, evaluation: Evaluation) -> Answer | None:
         if self.settings.rule == "off":
             return None
-        stream, kind = self._enter(evaluation), kind_of(evaluation)
+        stream, kind = self._visits.enter(evaluation), kind_of(evaluation)
         if kind is None or self._errors >= MAX_ERRORS:
             reason = Reason.STOOD_ASIDE if self._errors >= MAX_ERRORS else Reason.PREDICTION
-            self._open(stream, evaluation, evaluation.level).compute(reason)
+            self._visits.open(stream, evaluation, level_of(evaluation)).compute(reason)
             return None
         level = kind.level(evaluation.level)
         latents = split(flow_latent(x, evaluation, kind), evaluation)
-        decision = self._current(stream) or self._decide(stream, latents, evaluation, kind, level)
+        decision = self._visits.current(stream) or self._decide(stream, latents, evaluation, kind, level)
         if not decision.skips:
             return None
         predicted = self._predict(stream, latents, evaluation, kind, level)
@@ -205,15 +208,15 @@ class RunStepCache:
         velocity = joined([parts for parts, _ in predicted], evaluation)
         prediction = prediction_of(x, velocity, evaluation, kind).to(predicted[0][1])
         decision.branches_skipped += len(predicted)
-        _serve(stream, evaluation)
+        self._visits.serve(stream, evaluation)
         return Answer(prediction, decision.outcome)
 
     def _store(self, x: Tensor, prediction: Tensor, evaluation: Evaluation) -> Tensor | None:
         if self.settings.rule == "off":
             return None
-        stream, kind = self._enter(evaluation), kind_of(evaluation)
-        self._open(stream, evaluation, evaluation.level).branches_computed += len(evaluation.branches)
-        _serve(stream, evaluation)
+        stream, kind = self._visits.enter(evaluation), kind_of(evaluation)
+        self._visits.open(stream, evaluation, level_of(evaluation)).branches_computed += len(evaluation.branches)
+        self._visits.serve(stream, evaluation)
         corrected = None
         if kind is not None and self._errors < MAX_ERRORS:
             corrected = self._learn(stream, x, prediction, evaluation, kind)
@@ -233,7 +236,7 @@ class RunStepCache:
         if prediction.shape != x.shape:
             raise ValueError(f"the prediction is {tuple(prediction.shape)}, its latent {tuple(x.shape)}")
         level = kind.level(evaluation.level)
-        decision = self._open(stream, evaluation, level)
+        decision = self._visits.open(stream, evaluation, level)
         latents = split(flow_latent(x, evaluation, kind), evaluation)
         velocities = split(flow_velocity(x, prediction, evaluation, kind), evaluation)
         corrected = False
@@ -277,46 +280,10 @@ class RunStepCache:
         if stream.skipped == []:
             return None
         if evaluation.next_level is None or stream.skipped is None:
-            decision = self._open(stream, evaluation, level)
+            decision = self._visits.open(stream, evaluation, level)
             decision.uncorrected = evaluation.uncorrected
             return None
         return state.corrected(x, v, level, kind.level(evaluation.next_level), stream.skipped)
-
-    def _at_its_level(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation at the level of the one before, where rounding alone tells them apart."""
-        near = self._index >= 0 and abs(evaluation.level - self._level) <= SAME_LEVEL * self._level
-        return replace(evaluation, level=self._level) if near else evaluation
-
-    def _enter(self, evaluation: Evaluation) -> Stream:
-        """The stream of a call. An evaluation begins at another noise level, or where a branch is asked for again."""
-        key = evaluation.expert, evaluation.window
-        stream = self._streams.get(key)
-        again = (
-            stream is not None
-            and self._current(stream) is not None
-            and any(branch.key in stream.served for branch in evaluation.branches)
-        )
-        if self._index < 0 or evaluation.level != self._level or again:
-            self._index += 1
-            self._level = evaluation.level
-            for other, idle in list(self._streams.items()):
-                if other != key and (idle.decision is None or idle.decision.index < self._index - IDLE):
-                    del self._streams[other]
-        return self._streams.setdefault(key, Stream())
-
-    def _current(self, stream: Stream) -> OpenDecision | None:
-        """The decision about the evaluation that goes on, None before there is one."""
-        decision = stream.decision
-        return decision if decision is not None and decision.index == self._index else None
-
-    def _open(self, stream: Stream, evaluation: Evaluation, level: float) -> OpenDecision:
-        """The decision about the evaluation that goes on; to compute it unless something else was decided."""
-        decision = self._current(stream)
-        if decision is None:
-            decision = OpenDecision(self._index, evaluation.expert, evaluation.window, level, evaluation.progress)
-            self._log.append(decision)
-            stream.decision, stream.served = decision, {}
-        return decision
 
     def _decide(
         self, stream: Stream, latents: list[Parts], evaluation: Evaluation, kind: Prediction, level: float
@@ -335,10 +302,10 @@ class RunStepCache:
         rose = before is not None and level > before.level
         if rose:
             stream.branches.clear()
-        decision = self._open(stream, evaluation, level)
+        decision = self._visits.open(stream, evaluation, level)
         decider, x, reason = self._decider(stream, latents, evaluation, kind)
         step = evaluation.sampler_step - self._first_step
-        reason = ruled_out(self.settings, stream, evaluation, self._index, step) or (
+        reason = ruled_out(self.settings, stream, evaluation, self._visits.index, step) or (
             Reason.LEVEL_UP if rose else reason
         )
         if decider is not None:
@@ -404,8 +371,3 @@ class RunStepCache:
 
 def _predicted(state: State, x: Parts, level: float) -> Parts | None:
     return state.predict(x, level) if isinstance(state, ForecastState) else state.predict(x)
-
-
-def _serve(stream: Stream, evaluation: Evaluation) -> None:
-    for index, branch in enumerate(evaluation.branches):
-        stream.served[branch.key] = index == evaluation.conditional

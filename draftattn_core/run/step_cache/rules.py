@@ -24,7 +24,8 @@ def ruled_out(
         return Reason.SAME_LEVEL if stream.in_parts else _planned(settings, evaluation)
     if evaluation.is_last:
         return Reason.LAST
-    if settings.in_first(index, step, evaluation.steps, evaluation.progress):
+    whole = None if evaluation.steps is None else evaluation.before + evaluation.steps + evaluation.after
+    if settings.in_first(index, evaluation.before + step, whole, evaluation.progress):
         return Reason.FIRST
     if not settings.in_window(evaluation.progress):
         return Reason.WINDOW

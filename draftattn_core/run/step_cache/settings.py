@@ -51,7 +51,8 @@ class StepCacheSettings:
             (norm of the velocity). 0 computes everything, and still measures the errors.
         first: how many evaluations are computed at the start of the run; for `spread`, how many of the steps that it
             computes are the first ones, as far as its share allows (see `spread.planned_steps`).
-        first_share: the same as a share of the run's steps, 0..1; None to go by `first`.
+        first_share: the same as a share of the run's steps, 0..1; None to go by `first`. Where two samplers take the
+            steps of one schedule in turns, `spread` plans for each of them, the other rules for the whole.
         max_skips: how many evaluations in a row may be skipped; None for any number.
         windows: (start, end) ranges of progress, one or two, in which evaluations may be skipped.
         quantity: what is forecast: the velocity, the denoised latent x0, or the difference of velocity and latent.
@@ -142,9 +143,9 @@ class StepCacheSettings:
 
         Args:
             index: of the evaluation in the run, from 0.
-            step: of the sampler it belongs to, from 0 where the run begins: a share is one of these, however many
-                evaluations the sampler asks for in each.
-            steps: of the run; None if unknown: a share is then one of the progress.
+            step: of the whole schedule it belongs to, from 0: a share is one of these, however many evaluations the
+                sampler asks for in each, and of a run that two samplers take in turns.
+            steps: of the whole schedule; None if unknown: a share is then one of the progress.
             progress: 0..1.
         """
         if self.first_share is None:
