@@ -220,6 +220,14 @@ class Run:
                 raise
         return self._answered(x, out, evaluation, answer, stop)
 
+    def count_computed(self, step: int) -> None:
+        """Count an evaluation that was computed outside of `evaluate`, since nobody could say what was asked for.
+
+        Args:
+            step: index of its noise level in the run, as far as that is known.
+        """
+        self.report.add_outcome(Outcome.COMPUTED.value, step)
+
     def _ask(
         self, x: Tensor, evaluation: Evaluation
     ) -> tuple[Answer | None, Tensor | None, Callable[[], Callable[[], float]]]:

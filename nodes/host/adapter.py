@@ -121,16 +121,19 @@ class Adapter:
         settings = Settings()
         if self.choices is not None:
             settings = self.choices.settings(steps, tokens.grid.tokens if isinstance(tokens, Tokens) else 0)
-        asked = skipping.chosen(guider.model_options.get("transformer_options") or {}) or settings.skip
+        by_node = skipping.chosen(guider.model_options.get("transformer_options") or {})
+        asked = by_node or settings.skip
         if self.choices is not None and self.choices.strict:
             other = skipping.rival(asked, trajectory.steps, guider.model_options, patcher)
-            refuse_surprises(tokens, settings, bypassed, patcher, other)
+            refuse_surprises(tokens, settings, bypassed, patcher, other, by_node is None)
         skip, why_not = skipping.settle(asked, trajectory.steps, guider.model_options, patcher)
         recording = recording_of(guider.model_options)
-        settings = replace(settings, skip=skip)
+        by_speed, settings = settings.skip, replace(settings, skip=skip)
         if recording is not None:
             settings = recording.settings(settings)
         run = Run(settings, self.handle.events, model=model_name(patcher, settings, recording))
+        if by_node is not None and self.choices is not None and by_speed.rule != "off":
+            run.telling.note(Words("skip_over_speed", speed=self.choices.speed))
         if why_not is not None:
             run.telling.note(Words("skip_note", why=why_not))
             log.info("DraftAttention %s", why_not)
@@ -173,7 +176,10 @@ class Adapter:
                 denoised: Tensor = executor(latent, t, *args, **kwargs)
                 return denoised
 
-        return model(x) if evaluation is None else sampling.run.evaluate(model, x, evaluation)
+        if evaluation is None:
+            sampling.run.count_computed(0 if moment is None else moment.step)
+            return model(x)
+        return sampling.run.evaluate(model, x, evaluation)
 
     def diffusion_model(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """DIFFUSION_MODEL wrapper."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from ...draftattn_core.phrase import Text
@@ -32,6 +33,7 @@ def settle(
     """What a run of so many steps will do, and in a sentence why that is nothing, if it was to be something.
 
     Args:
+        settings: asked for by a Skip Steps node, or else by `speed`.
         model_options: of the run. patcher: the host's ModelPatcher.
     """
     if settings.rule == "off":
@@ -40,7 +42,10 @@ def settle(
     if reason is not None:
         return StepCacheSettings(), Words("skip_none", reason=reason)
     other = rival(settings, steps, model_options, patcher)
-    return (settings, None) if other is None else (StepCacheSettings(), Words("skip_other_cache", cache=other))
+    if other is None:
+        return settings, None
+    by_node = chosen(model_options.get("transformer_options") or {}) is not None
+    return StepCacheSettings(), Words("skip_other_cache" if by_node else "speed_other_cache", cache=other)
 
 
 def rival(settings: StepCacheSettings, steps: int, model_options: Mapping[str, Any], patcher: Any) -> str | None:
@@ -73,5 +78,7 @@ def _names(model_options: Mapping[str, Any], patcher: Any) -> Iterator[str]:
 
 def _source(function: Any) -> str:
     """Module and name of a function or of an object that is called."""
+    while isinstance(function, partial):
+        function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"

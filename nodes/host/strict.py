@@ -18,6 +18,7 @@ def refuse_surprises(
     bypassed: tuple[str, ...],
     patcher: Any,
     other_cache: str | None = None,
+    by_speed: bool = False,
 ) -> None:
     """Check what can be known before the first model call.
 
@@ -26,6 +27,7 @@ def refuse_surprises(
         bypassed: attention modules another node has replaced.
         patcher: the host's ModelPatcher.
         other_cache: what keeps ours from skipping the steps it was asked to skip; None if nothing does.
+        by_speed: whether `speed` asked for it, not a Skip Steps node.
 
     Raises:
         ValueError: with every problem and what to do about it.
@@ -40,7 +42,7 @@ def refuse_surprises(
     if bypassed:
         problems.append(Words("strict_bypassed", names=Joined(bypassed[:3], LIST)))
     if other_cache is not None:
-        problems.append(Words("strict_other_cache", cache=other_cache))
+        problems.append(Words("strict_speed_other_cache" if by_speed else "strict_other_cache", cache=other_cache))
     if isinstance(tokens, Tokens):
         dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
         head_dim = _head_dim(patcher.model.diffusion_model)

@@ -60,6 +60,24 @@ def _() -> None:
     assert len(handle.report.calls) == 4 * LAYERS
 
 
+@check("an evaluation that we cannot describe is computed and counted, and told")
+def _() -> None:
+    model = wan()
+    plain = run(model)
+    adapter = host.pack("nodes.host.adapter")
+    patched, handle = host.apply(model)
+    run(patched)
+    every = handle.report.outcomes
+    original, adapter.evaluation_of = adapter.evaluation_of, failing(KeyError("broken on purpose"))
+    try:
+        out = run(patched)
+    finally:
+        adapter.evaluation_of = original
+    assert handle.report.outcomes == every != {}, handle.report.outcomes
+    assert any("broken on purpose" in note for note in handle.report.notes)
+    assert torch.isfinite(out).all() and out.shape == plain.shape
+
+
 @check("a run we do not understand goes on without us")
 def _() -> None:
     model = wan()

@@ -128,7 +128,12 @@ def _() -> None:
     for name, cache in CORE_CACHES.items():
         with Logged() as log:
             run(skipping(beside(name)), steps=STEPS)
-        assert log.said(f"another cache ({cache})"), (name, log.lines)
+        assert log.said(f"another cache ({cache})") and log.said("remove one of the two"), (name, log.lines)
+        # Where `speed` alone asked for it, there is no Skip Steps node to remove.
+        patched, handle = host.apply(beside(name), speed="max")
+        run(patched, steps=STEPS)
+        assert handle.report.skipped == 0
+        assert any("remove it, or set speed to off" in note for note in handle.report.notes), handle.report.notes
 
 
 @check(
@@ -147,6 +152,12 @@ def _() -> None:
         assert not calls, "sampling had begun"
         run(sparse, steps=STEPS)
         assert handle.report.calls_sparse > 0
+        try:
+            run(host.apply(beside(name), speed="max", strict=True)[0], steps=STEPS)
+        except ValueError as error:
+            assert "remove it, or set speed to off" in str(error), error
+        else:
+            raise AssertionError(f"strict let speed beside {name} pass")
         # Where there is nothing to gain, nothing of ours stands beside it.
         run(host.apply(beside(name), speed="max", strict=True)[0], steps=4)
 
@@ -171,8 +182,9 @@ def _() -> None:
         assert len(calls) == report.outcomes["computed"] == STEPS, other
     calls, report = made(skipping(wan(), threshold=0.0), speed="max")
     assert len(calls) == STEPS, "the node's threshold of 0 was to win"
+    assert any("Skip Steps node decides" in note for note in report.notes), report.notes
     calls, report = made(skipping(wan()), speed="off")
-    assert len(calls) < STEPS
+    assert len(calls) < STEPS and not any("Skip Steps node decides" in note for note in report.notes)
 
 
 @check("Skip Steps takes EasyCache's published values for a model")

@@ -172,6 +172,8 @@ def _() -> None:
             # Frame by frame: every evaluation leaves keys and values that the next frame needs.
             patched, handle = skipping(model, first=2, threshold=1e9)
             assert torch.equal(sample(patched, steps=6), sample(model, steps=6)) and handle.report.skipped == 0
+            reasons = {str(made.reason) for made in handle.report.decisions}
+            assert reasons == {"nobody says what the model predicts"}, reasons
             continue
         # Random weights: nothing about the output can be foretold, so the bounds let everything pass.
         for rule in (

@@ -82,9 +82,31 @@ def _() -> None:
         patched, handle = skipping(model)
         run(patched, steps=STEPS)
         assert handle.report.skipped == 0 and any("another cache" in note for note in handle.report.notes), module
-    # One that says so in an option, and has its wrappers elsewhere.
+    # Those that say so in an option, and have their wrappers elsewhere.
+    for option in ("cache_dit_turbo", "wan_cache", "ltx2_cache", "tea-cache", "first-block-cache"):
+        model = calm(wan())
+        model.model_options["transformer_options"][option] = object()
+        patched, handle = skipping(model)
+        run(patched, steps=STEPS)
+        assert handle.report.skipped == 0, option
+
+    # One that puts a forward of its own into the network, one whose wrapper has a name without the word.
+    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return original(*args, **kwargs)
+
+    def outer(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        return executor(*args, **kwargs)
+
+    forward.__module__ = outer.__module__ = "custom_nodes.ComfyUI-CacheDiT.nodes_wan"
     model = calm(wan())
-    model.model_options["transformer_options"]["cache_dit_turbo"] = object()
+    network = model.model.diffusion_model
+    original, network.forward = network.forward, forward
+    patched, handle = skipping(model)
+    run(patched, steps=STEPS)
+    assert handle.report.skipped == 0
+    del network.forward
+    model = calm(wan())
+    model.add_wrapper_with_key("outer_sample", "some_key", outer)
     patched, handle = skipping(model)
     run(patched, steps=STEPS)
     assert handle.report.skipped == 0
