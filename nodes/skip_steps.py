@@ -108,7 +108,8 @@ class DraftAttentionSkipSteps(io.ComfyNode):
                     "offload",
                     default=False,
                     advanced=True,
-                    tooltip="Keep the two remembered latents of each condition in main memory instead of the GPU's.",
+                    tooltip="Keep the remembered latents in main memory instead of the GPU's: two of each condition, "
+                    "three of the one that decides by EasyCache's rule.",
                 ),
                 io.Float.Input(
                     "share",
