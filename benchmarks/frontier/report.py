@@ -111,8 +111,13 @@ def tabulate(
     if second:
         means = [tuple(_means(scenario, rounds, half, of)) for half in (first, second)]
         halves = Half(len(first), means[0], means[1]), Half(len(second), means[1], means[0])
-    followed = sum(some[0]["converged"] is not None for some in rounds.values())
+    followed = sum(_followed(some) for some in rounds.values())
     return Table(scenario, tuple(rounds), share, tuple(points), halves, followed)
+
+
+def _followed(records: list[Record]) -> bool:
+    """Whether a round has the converged path for all that compositions are held against there."""
+    return all(record["converged"] is not None for record in records if record["family"].startswith("dense"))
 
 
 def _means(
@@ -122,7 +127,7 @@ def _means(
     share_of: Callable[[str], float],
 ) -> list[Point]:
     # The converged path was made in some rounds only; all rows that stand beside it stand on the same.
-    followed = [where for where in of if rounds[where][0]["converged"] is not None]
+    followed = [where for where in of if _followed(rounds[where])]
     points = []
     for index in range(len(rounds[of[0]])):
         records = [(grid, rounds[grid, seed][index]) for grid, seed in of]

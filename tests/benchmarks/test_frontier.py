@@ -128,6 +128,14 @@ class TestTables:
         assert list(whole_rounds(SCENARIO, records[:-1])) == [("2x4x6", 0)]
         assert len(rows(SCENARIO, records[:-1], lambda grid: 0.5)) == len(methods(4))
 
+    def test_beside_the_converged_path_stand_the_rounds_in_which_every_sampler_has_it(self) -> None:
+        records = [record(method, Ledger(2, 2, 2.0), seed=seed) for seed in (0, 1) for method in methods(4)]
+        for one in records:
+            late = one["unit"][3] == 1 and one["unit"][5]["solver"] == "uni_pc"
+            one["converged"] = None if late else 10.0 + one["unit"][3]
+        table = tabulate(SCENARIO, records, None, lambda grid: 0.5)
+        assert table is not None and table.followed == 1 and {p.converged for p in table.points} == {10.0}
+
     def test_the_family_is_that_of_todays_plan(self) -> None:
         records = [record(replace(m, family="of old"), Ledger(2, 2, 2.0)) for m in methods(4)]
         assert {row["family"] for row in rows(SCENARIO, records, lambda grid: 0.5)} == {m.family for m in methods(4)}
