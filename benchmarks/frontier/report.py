@@ -9,11 +9,13 @@ from benchmarks.frontier.fronts import Point
 from benchmarks.frontier.methods import MOST_DENSITY
 from benchmarks.frontier.plan import Scenario
 from benchmarks.frontier.rounds import whole_rounds
-from benchmarks.frontier.work import Ledger
+from benchmarks.frontier.work import SHARES, Ledger
 from benchmarks.quality.raw import Record
 
 WORKS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 LEAST_SKIPPED = 0.2
+# Attention shares of real models, by which the same runs are weighed again.
+_OTHERS = tuple(share for share in SHARES.values() if share is not None)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def acts(record: Record) -> bool:
 
 
 def rows(scenario: Scenario, records: list[Record], share_of: Callable[[str], float]) -> list[dict[str, object]]:
-    """The rows of frontier.json: one per method and whole round.
+    """The rows of frontier.json: one per method and whole round; `work_at` has its work at other attention shares.
 
     Args:
         share_of: attention's share of a dense evaluation on a grid.
@@ -71,13 +73,15 @@ def rows(scenario: Scenario, records: list[Record], share_of: Callable[[str], fl
     found = []
     for (grid, seed), units in whole_rounds(scenario, records).items():
         for record in units:
+            ledger = Ledger(**record["ledger"])
             found.append(
                 {
                     "model": scenario.model,
                     "method": record["name"],
                     "family": record["family"],
                     "steps": scenario.steps,
-                    "work": round(Ledger(**record["ledger"]).work(scenario.steps, share_of(grid)), 4),
+                    "work": round(ledger.work(scenario.steps, share_of(grid)), 4),
+                    "work_at": {f"{share:g}": round(ledger.work(scenario.steps, share), 4) for share in _OTHERS},
                     **record["scores"],
                     "psnr_converged_db": record["converged"],
                     "size": "real" if scenario.real else "small",

@@ -152,6 +152,9 @@ class TestTables:
             assert table is not None
             works.append({p.family: p.work for p in table.points})
         assert works[0]["forecast"] == works[1]["forecast"] == 0.5
+        weighed = {row["family"]: row["work_at"] for row in rows(SCENARIO, records, lambda grid: 0.5)}
+        assert weighed["forecast"] == {"0.72": 0.5, "0.9": 0.5}
+        assert weighed["sparse, ours"] == {"0.72": pytest.approx(0.28 + 0.72 / 4), "0.9": pytest.approx(0.1 + 0.9 / 4)}
         assert works[0]["sparse, ours"] == pytest.approx(0.5 + 0.5 / 4)
         assert works[1]["sparse, ours"] == pytest.approx(0.1 + 0.9 / 4)
 
