@@ -103,7 +103,7 @@ def test_the_page_holds_what_the_formulas_give() -> None:
 
 def test_the_readme_says_how_many_tokens_common_videos_have() -> None:
     assert limits.tokens_table() in (PACK_ROOT / "README.md").read_text(encoding="utf-8")
-    # Rows and columns of a token: 8 of the latent and 2 of the patch, or 16 and 2, or 16 and 1; frames are 4, the first 1.
+    # Rows and columns of a token: 8 in the latent and 2 in the patch, or 16 and 2, or 16 and 1. Frames: 4, the first 1.
     latents = {"Wan 2.2 5B": 32, "Wan 2.1": 16, "HunyuanVideo,": 16, "HunyuanVideo 1.5": 16}
     for sizes in limits.OFTEN:
         size, frames = re.findall(r"(\d+x\d+), (\d+) frames", sizes.name)[0]
