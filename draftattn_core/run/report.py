@@ -365,6 +365,12 @@ class RunReport:
             "notes": list(self.notes),
         }
 
+    @property
+    def dense_by_plan(self) -> bool:
+        """Whether the run skipped steps and was to be dense in those that it computed."""
+        reasons = set(self.calls_dense()) - {DenseReason.CROSS_ATTENTION.value}
+        return bool(self.skipped) and self.calls_sparse == 0 and reasons == {DenseReason.SCHEDULE.value}
+
     def summary(self) -> str:
         """One line that tells the story of the run."""
         placed = [call for call in self.calls if call.position is not None]
@@ -374,6 +380,8 @@ class RunReport:
         if not self.calls and self.outcomes:
             return line + self._with_speed_up(told or f"{sum(self.outcomes.values())} evaluations, all computed")
         line += f"{told}; " if told else ""
+        if self.dense_by_plan:
+            return self._with_speed_up(line + "attention dense, as planned")
         line += f"{self.calls_sparse} of {len(placed)} self-attention calls sparse"
         if sparse is not None:
             line += f" at density {sparse:.2f}"

@@ -19,6 +19,8 @@ def run_words(report: RunReport) -> Words:
     if not report.calls and report.outcomes:
         clauses += told or [Words("run_all_evaluations", count=sum(report.outcomes.values()))]
         return line_of([*clauses, *_speed_up(report)])
+    if report.dense_by_plan:
+        return line_of([*clauses, *told, Words("run_dense_by_plan"), *_speed_up(report)])
     sparse, executed = report.sparse_density(), report.executed_in_words()
     calls = sum(call.position is not None for call in report.calls)
     clauses += told

@@ -233,7 +233,7 @@ class Sampling:
         if self.bypassed and self.attention:
             self.explain(DenseReason.CROSS_ATTENTION, self._bypass(report))
         line = run_words(report)
-        if report.calls_sparse or not self.attention:
+        if report.calls_sparse or report.dense_by_plan or not self.attention:
             log.info(line)
             for message in self._explanations.values():
                 log.warning("DraftAttention: %s", message)

@@ -31,6 +31,18 @@ def _() -> None:
         assert report.outcomes["forecast"] == STEPS - len(planned)
 
 
+@check("Skip Steps beside attention that is dense by plan: its line says so, and nothing warns")
+def _() -> None:
+    patched, handle = host.apply(skipping(calm(wan()), **SPREAD)[0], sparsity=0.0)
+    run(patched, steps=STEPS)
+    assert handle.report.skipped > 0 and "attention dense, as planned" in handle.report.summary()
+    assert not handle.report.notes, handle.report.notes
+    # Without skipped steps such a run is told what to do.
+    plain, handle = host.apply(calm(wan()), sparsity=0.0)
+    run(plain, steps=STEPS)
+    assert any("nothing was sparse" in note for note in handle.report.notes)
+
+
 @check("of two Skip Steps nodes the newer, which decides, is told how the run goes; both have its report")
 def _() -> None:
     adapter = host.pack("nodes.host.adapter")

@@ -144,6 +144,19 @@ def test_without_attention_calls_every_computed_evaluation_is_dense_and_the_firs
     assert report.speed_up() == pytest.approx((20 + 5 * 2) / 24)
 
 
+def test_a_run_that_skips_steps_and_is_dense_by_plan_in_the_others_says_so_and_nothing_of_sparse_calls() -> None:
+    report = RunReport(outcomes={"computed": 3, "forecast": 3})
+    for step in range(3):
+        report.add(dense(DenseReason.SCHEDULE, 1, position(step)))
+        report.add(dense(DenseReason.CROSS_ATTENTION, 1, None))
+    assert "attention dense, as planned" in report.summary() and "sparse" not in report.summary()
+    report.add(dense(DenseReason.MASK, 1, position(3)))
+    assert "0 of 4 self-attention calls sparse" in report.summary()
+    computed = RunReport(outcomes={"computed": 3})
+    computed.add(dense(DenseReason.SCHEDULE, 1, position(0)))
+    assert "0 of 1 self-attention calls sparse" in computed.summary(), "without skipped steps it is a plan of nothing"
+
+
 def test_a_loss_is_called_one() -> None:
     report = RunReport()
     report.add(dense(DenseReason.SCHEDULE, 1, position(0), seconds=1.0))

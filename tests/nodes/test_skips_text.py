@@ -84,6 +84,20 @@ def test_a_plan_speaks_of_the_error_across_a_gap_and_of_what_was_corrected(skipp
     assert part("nodes.host.run_words").run_words(told[1]) == told[1].summary()
 
 
+def test_attention_that_is_dense_by_plan_is_told_alike_in_log_and_browser(skipping, part) -> None:
+    told = []
+
+    def fill(report) -> None:
+        kinds = part("draftattn_core.run.report")
+        at = kinds.Position(0, 0.0, 0, 2)
+        report.calls[:] = [kinds.Call(at, None, kinds.DenseReason.SCHEDULE, 1, lambda: 1.0)]
+        told.append(report)
+
+    skipping("spread", fill)
+    words = part("nodes.host.run_words").run_words(told[0])
+    assert words == told[0].summary() and "attention dense, as planned" in words
+
+
 def test_notes_are_told_and_what_was_not_measured_is_said(skipping) -> None:
     def unmeasured(report) -> None:
         report.decisions = report.decisions[:2]
