@@ -1,4 +1,4 @@
-"""The step cache where a host computes the conditions of one evaluation on several devices at once."""
+"""The step cache beside devices: conditions of one evaluation on several at once, and what is kept on the CPU."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .step_cases import BOTH, Host, euler, levels, noise, outcomes, smooth_model
 DEVICES = {"cond": torch.device("cuda", 0), "uncond": torch.device("cuda", 1)}
 SEEDS = {"cond": 0, "uncond": 1}
 SETTINGS = [StepCacheSettings("easycache", 0.25, 3, max_skips=2), StepCacheSettings("forecast", 0.25, 3, max_skips=2)]
+SPREAD = StepCacheSettings("spread", first=3, share=0.5)
 DECIDING = pytest.mark.parametrize("settings", SETTINGS, ids=[settings.rule for settings in SETTINGS])
 
 
@@ -101,3 +102,36 @@ def test_of_several_conditions_the_one_that_decided_goes_on_deciding(settings: S
     always, in_turns = decided((("one", "other"),)), decided((("one", "other"), ("other", "one")))
     assert in_turns == always and any(always)
     assert decided((("other", "one"),)) != always
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, SPREAD], ids=["easycache", "forecast", "spread"])
+def test_offload_keeps_latents_on_the_cpu_alone_and_answers_where_the_video_lies(settings: StepCacheSettings) -> None:
+    def ended(offload: bool) -> tuple[Tensor, tuple[Decision, ...]]:
+        cache = RunStepCache(replace(settings, offload=offload))
+        schedule, there, most = levels(20), DEVICES["cond"], 0
+        hosts = [replace(asked_of(cache, key), schedule=schedule) for key in SEEDS]
+
+        def guided(x: Tensor, s: float, _step: int, is_last: bool) -> Tensor:
+            nonlocal most
+            found = [host.ask(smooth_model(seed), x, s, is_last) for seed, host in enumerate(hosts)]
+            assert all(velocity.device == there for velocity in found)
+            kept = [
+                tensor
+                for stream in cache._streams.values()
+                for branch in stream.branches.values()
+                for tensor in branch.state.tensors()
+            ]
+            assert {tensor.device for tensor in kept} == {torch.device("cpu") if offload else there}
+            most = max(most, len({tensor.data_ptr() for tensor in kept}))
+            return 2 * found[0] - found[1]
+
+        video = euler(guided, on(there, noise(0)), schedule)[-1]
+        assert cache.errors == 0 and video.device == there
+        # Two of either condition, and for easycache the latent before of the one that decides.
+        assert most == (5 if settings.rule == "easycache" else 4)
+        return video.as_subclass(Tensor), cache.decisions
+
+    (left, decided), (offloaded, decided_too) = ended(offload=False), ended(offload=True)
+    assert torch.equal(left, offloaded) and told(decided) == told(decided_too)
+    assert 3 < outcomes(decided).count("C") < 18
+    assert any(made.corrected for made in decided) == (settings.rule == "spread")
