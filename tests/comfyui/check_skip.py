@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations, product
 from typing import Any
 
 import host
@@ -34,9 +35,22 @@ def counted(model: Any) -> tuple[Any, list[int]]:
     return patched, calls
 
 
-def beside(name: str) -> Any:
-    """A model with one of ComfyUI's own caches on it."""
-    return node("nodes_easycache", name).execute(wan(), 0.0, 0.15, 0.95, False).args[0]
+def beside(name: str, model: Any = None) -> Any:
+    """A model with one of ComfyUI's own caches on it, which at a threshold of 0 skips nothing."""
+    model = wan() if model is None else model
+    return node("nodes_easycache", name).execute(model, 0.0, 0.15, 0.95, False).args[0]
+
+
+def refused(model: Any, cache: str) -> None:
+    """Raises unless a run of the model is refused, before sampling starts, for the cache named."""
+    patched, calls = counted(model)
+    try:
+        run(patched, steps=STEPS)
+    except ValueError as error:
+        assert f"another cache ({cache})" in str(error) and "remove one of the two" in str(error), error
+    else:
+        raise AssertionError(f"strict let {cache} pass")
+    assert not calls, "sampling had begun"
 
 
 @check("Skip Steps alone: fewer calls of the model, its attention untouched, and threshold 0 is the model to the bit")
@@ -142,14 +156,7 @@ def _() -> None:
 def _() -> None:
     for name, cache in CORE_CACHES.items():
         sparse, handle = host.apply(beside(name), schedule=half_dense(), strict=True)
-        patched, calls = counted(skipping(sparse))
-        try:
-            run(patched, steps=STEPS)
-        except ValueError as error:
-            assert f"another cache ({cache})" in str(error) and "remove one of the two" in str(error), error
-        else:
-            raise AssertionError(f"strict let {name} pass")
-        assert not calls, "sampling had begun"
+        refused(skipping(sparse), cache)
         run(sparse, steps=STEPS)
         assert handle.report.calls_sparse > 0
         try:
@@ -160,6 +167,48 @@ def _() -> None:
             raise AssertionError(f"strict let speed beside {name} pass")
         # Where there is nothing to gain, nothing of ours stands beside it.
         run(host.apply(beside(name), speed="max", strict=True)[0], steps=4)
+
+
+@check(
+    "Skip Steps, another cache and DraftAttention Sparse in every order: nothing is skipped and the cache is named; "
+    "strict refuses"
+)
+def _() -> None:
+    for (name, cache), nodes in product(CORE_CACHES.items(), (("skip", "cache"), ("skip", "cache", "sparse"))):
+        for order in permutations(nodes):
+            for strict in (False, True) if "sparse" in nodes else (False,):
+                model, handle = wan(), None
+                for one in order:
+                    if one == "sparse":
+                        model, handle = host.apply(model, schedule=half_dense(), strict=strict)
+                    else:
+                        model = skipping(model) if one == "skip" else beside(name, model)
+                if strict:
+                    refused(model, cache)
+                    continue
+                patched, calls = counted(model)
+                with Logged() as log:
+                    run(patched, steps=STEPS)
+                assert len(calls) == STEPS and log.said(f"skips no steps: another cache ({cache})"), (order, log.lines)
+                if handle is not None:
+                    assert handle.report.outcomes == {"computed": STEPS} and handle.report.calls_sparse > 0, order
+                    assert any(f"another cache ({cache})" in note for note in handle.report.notes), order
+
+
+@check("Apply's speed and another cache, in either order: attention is sparse, nothing is skipped; strict refuses")
+def _() -> None:
+    for (name, cache), before in product(CORE_CACHES.items(), (True, False)):
+        for strict in (False, True):
+            model, handle = host.apply(beside(name) if before else wan(), speed="max", strict=strict)
+            model = model if before else beside(name, model)
+            if strict:
+                refused(model, cache)
+                continue
+            patched, calls = counted(model)
+            run(patched, steps=STEPS)
+            assert len(calls) == STEPS and handle.report.outcomes == {"computed": STEPS}, (name, before)
+            assert handle.report.calls_sparse > 0, (name, before)
+            assert any(f"another cache ({cache})" in note for note in handle.report.notes), handle.report.notes
 
 
 @check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import host
@@ -41,6 +42,34 @@ def _() -> None:
     plain, handle = host.apply(calm(wan()), sparsity=0.0)
     run(plain, steps=STEPS)
     assert any("nothing was sparse" in note for note in handle.report.notes)
+
+
+@check(
+    "a Skip Steps node before or behind DraftAttention Sparse with speed decides over the skipping, and only over it"
+)
+def _() -> None:
+    def made(rule: dict[str, Any] | None, before: bool) -> Any:
+        """The handle of a run with both nodes, or without Skip Steps."""
+        model = skipping(calm(wan()), **rule)[0] if rule and before else calm(wan())
+        patched, handle = host.apply(model, speed="max")
+        patched, calls = counted(skipping(patched, **rule)[0] if rule and not before else patched)
+        run(patched, steps=STEPS)
+        assert handle.report.calls_sparse > 0 and handle.report.outcomes["computed"] == len(calls)
+        return handle
+
+    alone = made(None, False).run.settings
+    for rule in ({**SPREAD, "share": 0.6}, {"threshold": 0.0}):
+        node, found = settings(**rule), []
+        planned = node.planned_steps(STEPS) if node.rule == "spread" else set(range(STEPS))
+        assert planned != alone.skip.planned_steps(STEPS)
+        for before in (True, False):
+            handle = made(rule, before)
+            assert handle.run.settings == replace(alone, skip=node), (rule, before)
+            report = handle.report
+            computed = {made.index for made in report.decisions if str(made.outcome) == "computed"}
+            assert computed == planned, (rule, before, report.summary())
+            found.append((report.calls_sparse, report.calls_dense(), report.sparse_density()))
+        assert found[0] == found[1], found
 
 
 @check("of two Skip Steps nodes the newer, which decides, is told how the run goes; both have its report")
