@@ -24,6 +24,8 @@ from .inputs.curves import (
 from .inputs.overruled import BY_CURVE
 from .inputs.presets import parse_layers
 
+POINTS = "0:1, 0.15:1, 0.15:0.4, 0.25:0.2"
+
 
 class SparsityScheduler(io.ComfyNode):
     """Makes a schedule and draws it."""
@@ -69,7 +71,7 @@ class SparsityScheduler(io.ComfyNode):
                 ),
                 io.String.Input(
                     "points",
-                    default="0:1, 0.15:1, 0.15:0.4, 0.25:0.2",
+                    default=POINTS,
                     advanced=True,
                     tooltip="For custom points: progress:density pairs, straight lines between them. Progress 0 is "
                     "pure noise, 1 the finished video. Two pairs at one progress make a step.",
@@ -149,7 +151,7 @@ class SparsityScheduler(io.ComfyNode):
         curve: str,
         steps: int,
         density: float,
-        points: str = "",
+        points: str = POINTS,
         end_share: float = 0.0,
         end_density: float = 0.5,
         layer_bands: str = "",

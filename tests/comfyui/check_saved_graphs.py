@@ -7,6 +7,7 @@ the figures of the video were made by that commit's node on ComfyUI 0.33.0: noth
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -114,12 +115,55 @@ def _() -> None:
         assert names[: len(SLOTS.get(name, ()))] == SLOTS.get(name, ()), (name, names)
 
 
+def node(name: str) -> Any:
+    """A node of the pack, to be executed as in a graph without a browser."""
+    cls = nodes()[name]
+    cls.hidden = SimpleNamespace(unique_id=None)
+    return cls
+
+
+@check("a node whose graph holds only what an earlier version saved does as with what is new at its default")
+def _() -> None:
+    # A graph in API format holds what was saved and nothing else; the browser fills in what is new.
+    cls, saved = node("ApplyDraftAttention"), SAVED["ApplyDraftAttention"]
+    made = [cls.execute(wan(), **given).args[0] for given in (saved, loaded(cls, list(saved.values())))]
+    chosen = [host.pack("nodes.host.adapter")._adapter_of(patched).choices for patched in made]
+    assert chosen[0] == chosen[1]
+    assert all(getattr(chosen[0], name) == saved[name] for name in ("preset", "sparsity", "dense_start", "tail"))
+
+    cls, saved = node("DraftAttentionSkipSteps"), SAVED["DraftAttentionSkipSteps"]
+    asked = host.pack("draftattn_core.run.step_cache").StepCacheSettings(
+        "forecast", 0.05, 4, max_skips=3, windows=((0.1, 0.9),), offload=True
+    )
+    for given in (saved, loaded(cls, list(saved.values()))):
+        patched = cls.execute(wan(), **given).args[0]
+        found = host.pack("nodes.host.skipping").chosen(patched.model_options["transformer_options"])
+        assert found == asked, (given, found)
+
+
+@check("every node of the pack takes an input that a graph leaves out to be the default that its widget shows")
+def _() -> None:
+    checked = 0
+    for name, cls in nodes().items():
+        parameters = inspect.signature(cls.execute).parameters
+        described = cls.define_schema().get_v1_info(cls).input
+        shown = {key: options.get("default") for key, options in widgets(cls)}
+        assert set(parameters) == set(described.get("required", {})) | set(described.get("optional", {})), name
+        for key, parameter in parameters.items():
+            left_out = parameter.default is not inspect.Parameter.empty
+            assert left_out or key in described["required"], f"{name} fails where a graph leaves out {key}"
+            if left_out:
+                # A socket that nothing is connected to is None.
+                assert parameter.default == shown.get(key), (name, key, parameter.default, shown.get(key))
+                assert type(parameter.default) is type(shown.get(key)), (name, key)
+                checked += 1
+    assert checked > 30, checked
+
+
 @check("a graph saved with 0.1.0 gives the same video")
 def _() -> None:
-    cls = nodes()["ApplyDraftAttention"]
-    cls.hidden = SimpleNamespace(unique_id=None)
     latent = torch.zeros(1, 16, 6, 40, 40)
-    patched, handle = cls.execute(wan(), **loaded(cls, list(SAVED["ApplyDraftAttention"].values()))).args
+    patched, handle = node("ApplyDraftAttention").execute(wan(), **SAVED["ApplyDraftAttention"]).args
     out = run(patched, latent, steps=4)
     expected = torch.tensor(VIDEO).reshape(-1)
 
