@@ -30,14 +30,18 @@ def size(tensor: Tensor) -> float:
     return float(tensor.double().abs().mean())
 
 
-def decisions(steps: Sequence[Step], tau: float, first: int) -> tuple[str, float]:
+def decisions(steps: Sequence[Step], tau: float, first: int, end: int = 1) -> tuple[str, float]:
     """One letter per step, C computed or r reused, as far as the recorded run goes the same way; and how near the sum
-    came to the threshold at least, as a share of it."""
+    came to the threshold at least, as a share of it.
+
+    Args:
+        first, end: how many are computed at the start and at the end, whatever the sum.
+    """
     said, total, nearest = "", 0.0, float("inf")
     computed: list[Step] = []
     for index, step in enumerate(steps):
         reused = False
-        if first <= index < len(steps) - 1 and len(computed) >= 2:
+        if first <= index < len(steps) - end and len(computed) >= 2:
             before, last = computed[-2:]
             rate = size(last.v - before.v) / size(last.x - before.x)
             total += rate * size(step.x - steps[index - 1].x) / size(last.v)

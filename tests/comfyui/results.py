@@ -29,6 +29,7 @@ GROUPS = (
         "check_evaluate",
         "check_skip",
         "check_skip_runs",
+        "check_skip_samplers",
         "check_skip_models",
         "check_skip_report",
         "check_skip_choices",

@@ -13,10 +13,14 @@ from plain_spread import euler_put_right
 from toy_runs import difference, run
 
 STEPS = 12
-FORECAST = {"rule": "forecast", "threshold": 0.1}
+FORECAST: dict[str, Any] = {"rule": "forecast", "threshold": 0.1}
 # Settings of Skip Steps that `compared` takes.
 SKIP = ("rule", "threshold", "first", "max_skips", "share", "max_forecast_error")
-SPREAD = {"rule": "spread", "share": 0.4}
+SPREAD: dict[str, Any] = {"rule": "spread", "share": 0.4}
+EASYCACHE: dict[str, Any] = {"rule": "easycache", "threshold": 0.2}
+# On the calm toy model: how far a run by each rule may end from the one without skipping.
+RULES: tuple[tuple[dict[str, Any], float], ...] = ((EASYCACHE, 0.2), (SPREAD, 0.04), (FORECAST, 0.04))
+SHORT_TEXT = [[torch.zeros(1, 5, 64), {}]]
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,12 @@ def skipping(model: Any, **given: Any) -> tuple[Any, Any]:
     return found
 
 
-def counted(model: Any) -> tuple[Any, list[Asked]]:
-    """The model, and a list that grows with every call of its network."""
+def counted(model: Any, name: str = "check") -> tuple[Any, list[Asked]]:
+    """The model, and a list that grows with every call of its network.
+
+    Args:
+        name: of what counts; those of one model are told apart by theirs.
+    """
     calls: list[Asked] = []
 
     def count(executor: Any, x: Any, t: Any, *args: Any, **kwargs: Any) -> Any:
@@ -51,8 +59,16 @@ def counted(model: Any) -> tuple[Any, list[Asked]]:
         return executor(x, t, *args, **kwargs)
 
     patched = model.clone()
-    patched.add_wrapper_with_key("apply_model", "check", count)
+    patched.add_wrapper_with_key("apply_model", name, count)
     return patched, calls
+
+
+def lora(seed: int) -> dict[str, torch.Tensor]:
+    """Weights of a LoRA on the queries of one layer."""
+    generator = torch.Generator().manual_seed(seed)
+    name = "diffusion_model.blocks.0.self_attn.q"
+    down, up = (torch.randn(shape, generator=generator) for shape in ((4, 128), (128, 4)))
+    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
 
 
 @dataclass(frozen=True)
