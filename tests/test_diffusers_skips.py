@@ -23,7 +23,7 @@ from diffusers import (
 
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
 from draftattention.draftattn_core.run.evaluation import Outcome
-from draftattention.draftattn_core.run.step_cache import StepCacheSettings
+from draftattention.draftattn_core.run.step_cache import Reason, StepCacheSettings
 from draftattention.draftattn_core.run.step_cache.settings import Rule
 from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 from tests.comfyui.plain_easycache import Step, answers_off, decisions
@@ -141,6 +141,19 @@ def test_under_other_schedulers_a_plan_skips_and_corrects_nothing() -> None:
             told = {str(made.uncorrected) for made in handle.report.decisions} - {"None"}
             assert told == ({why} if correct else set())
         assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("rule", ["spread", "forecast", "easycache"])
+def test_without_scheduler_timesteps_or_steps_nothing_is_skipped_and_the_reason_is_told(rule: Rule) -> None:
+    model, inputs, scheduler = build("wan"), MODELS["wan"].inputs(1), FlowMatchEulerDiscreteScheduler(shift=5.0)
+    skip = StepCacheSettings(rule, threshold=100.0, max_forecast_error=math.inf)
+    with torch.no_grad(), apply_draft_attention(model, replace(DENSE, skip=skip)) as handle:
+        guided(model, scheduler, inputs, 10)
+    assert handle.report.outcomes == {"computed": 20}
+    assert {made.reason for made in handle.report.decisions} == {Reason.LENGTH}
+    assert handle.report.notes == [
+        "progress was read from the noise level alone: pass scheduler, timesteps or steps",
+    ]
 
 
 def test_beside_a_cache_of_diffusers_own_a_run_skips_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

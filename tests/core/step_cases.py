@@ -60,7 +60,7 @@ class Host:
     cache: RunStepCache
     keys: tuple[Hashable, ...] = ("cond",)
     conditional: int | None = 0
-    steps: int | None = None
+    steps: int | None = 20
     expert: Hashable = "model"
     window: Hashable = None
     prediction: str = "flow"

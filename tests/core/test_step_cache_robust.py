@@ -188,6 +188,18 @@ def test_a_call_that_the_model_left_half_done_is_asked_again_in_the_same_evaluat
 
 
 @BOTH
+def test_a_run_of_unknown_length_is_computed_for_nobody_can_tell_which_evaluation_is_the_last(
+    settings: StepCacheSettings,
+) -> None:
+    for steps, known in ((None, False), (12, True)):
+        cache = RunStepCache(settings)
+        # No evaluation is said to be the last, as by a host that does not know.
+        walk(Host(cache, steps=steps), smooth_model(0), levels(12)[:-1])
+        assert (set(reasons(cache)) == {Reason.LENGTH}) is not known
+        assert (outcomes(cache.decisions) == "C" * 12) is not known
+
+
+@BOTH
 def test_conditions_on_two_threads_share_each_decision(settings: StepCacheSettings) -> None:
     # As with one condition per GPU. The threads meet after every noise level, as a sampler makes them.
     cache = RunStepCache(StepCacheSettings(settings.rule, 0.3, 3))

@@ -46,19 +46,17 @@ def test_a_window_of_progress_bounds_the_skips_and_there_may_be_two(settings: St
     assert reasons(cache)[10] is Reason.WINDOW
 
 
-def test_the_first_evaluations_count_by_number_by_share_of_the_steps_or_by_progress() -> None:
-    def first_skip(steps: int | None, **first: float) -> int:
+def test_the_first_evaluations_count_by_number_or_by_share_of_the_steps() -> None:
+    def first_skip(steps: int, **first: float) -> int:
         settings = StepCacheSettings("forecast", 1e9, max_skips=None, max_reach=1e9, **first)  # type: ignore[arg-type]
         cache = RunStepCache(settings)
         host = Host(cache, steps=steps, schedule=[1 - i / 20 for i in range(21)])
         for i in range(20):
-            host.progress = i / 20
             host.ask(smooth_model(0), noise(i), 1 - i / 20)
         return outcomes(cache.decisions).index("f")
 
-    assert first_skip(20, first=7) == first_skip(None, first=7) == 7
-    assert first_skip(20, first_share=0.2) == first_skip(None, first_share=0.2) == 4
-    assert first_skip(40, first_share=0.2) == 8
+    assert first_skip(20, first=7) == first_skip(40, first=7) == 7
+    assert first_skip(20, first_share=0.2) == 4 and first_skip(40, first_share=0.2) == 8
 
 
 @BOTH

@@ -20,12 +20,15 @@ def ruled_out(
         index: of the evaluation in the run, from 0.
         step: of the sampler it belongs to, from 0 where the run begins.
     """
+    if evaluation.steps is None:
+        # The last evaluation must be computed, and nobody can tell which one that is.
+        return Reason.LENGTH
     if settings.rule == "spread":
-        return Reason.SAME_LEVEL if stream.in_parts else _planned(settings, evaluation)
+        return Reason.SAME_LEVEL if stream.in_parts else _planned(settings, evaluation, evaluation.steps)
     if evaluation.is_last:
         return Reason.LAST
-    whole = None if evaluation.steps is None else evaluation.before + evaluation.steps + evaluation.after
-    if settings.in_first(index, evaluation.before + step, whole, evaluation.progress):
+    whole = evaluation.before + evaluation.steps + evaluation.after
+    if settings.in_first(index, evaluation.before + step, whole):
         return Reason.FIRST
     if not settings.in_window(evaluation.progress):
         return Reason.WINDOW
@@ -34,11 +37,9 @@ def ruled_out(
     return None
 
 
-def _planned(settings: StepCacheSettings, evaluation: Evaluation) -> Reason | None:
-    """Why `spread` computes an evaluation; None if it is to be forecast."""
-    if evaluation.steps is None:
-        return Reason.LENGTH
-    if evaluation.sampler_step in settings.planned_steps(evaluation.steps):
+def _planned(settings: StepCacheSettings, evaluation: Evaluation, steps: int) -> Reason | None:
+    """Why `spread` computes an evaluation of a run of so many steps; None if it is to be forecast."""
+    if evaluation.sampler_step in settings.planned_steps(steps):
         return Reason.PLANNED
     return None if settings.in_window(evaluation.progress) else Reason.WINDOW
 

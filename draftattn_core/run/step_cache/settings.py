@@ -138,20 +138,17 @@ class StepCacheSettings:
         """Which steps of a run with that many `spread` computes."""
         return planned_steps(steps, self.share, self.first_of(steps))
 
-    def in_first(self, index: int, step: int, steps: int | None, progress: float) -> bool:
+    def in_first(self, index: int, step: int, steps: int) -> bool:
         """Whether an evaluation belongs to those that are computed at the start.
 
         Args:
             index: of the evaluation in the run, from 0.
             step: of the whole schedule it belongs to, from 0: a share is one of these, however many evaluations the
                 sampler asks for in each, and of a run that two samplers take in turns.
-            steps: of the whole schedule; None if unknown: a share is then one of the progress.
-            progress: 0..1.
+            steps: of the whole schedule.
         """
         if self.first_share is None:
             return index < self.first
-        if steps is None:
-            return progress < self.first_share - REACHED
         return step < self.first_of(steps)
 
     def in_window(self, progress: float) -> bool:
