@@ -203,6 +203,48 @@ def test_an_interrupted_pipeline_leaves_a_report_that_says_how_far_it_came(caplo
     assert caplog.messages[0].startswith("DraftAttention: cancelled after step 3 of 20; 18 of 18 self-attention calls")
 
 
+@pytest.mark.parametrize("ends", ["the next run", "finish_run", "remove", "the end of a with block"])
+def test_a_finished_run_is_told_in_one_line_wherever_it_ends(ends: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    with caplog.at_level(logging.INFO, logger="draftattention"):
+        handle, scheduler = applied(model, None)
+        guided(model, scheduler, inputs, 2)
+        first = handle.report
+        assert caplog.messages == []
+        if ends == "the next run":
+            guided(model, scheduler, inputs, 3)
+            assert handle.report is not first
+        elif ends == "finish_run":
+            handle.finish_run()
+        elif ends == "the end of a with block":
+            with handle:
+                pass
+        if ends != "the next run":
+            handle.remove()
+        told = [record for record in caplog.records if record.name.startswith("draftattention")]
+        assert [record.getMessage() for record in told] == [first.summary()]
+        assert told[0].levelno == logging.INFO
+        assert told[0].getMessage().startswith("DraftAttention: 12 of 12 self-attention calls sparse")
+        handle.remove()
+    assert len(caplog.messages) == (2 if ends == "the next run" else 1)
+
+
+def test_a_run_that_breaks_in_a_with_block_is_told_once_and_one_that_never_began_not_at_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    with caplog.at_level(logging.INFO, logger="draftattention"):
+        handle, scheduler = applied(model, None)
+        model.blocks[1].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError), handle:
+            guided(model, scheduler, inputs, 3)
+        assert caplog.messages == [handle.report.summary()]
+        assert handle.report.cancelled == "cancelled in step 1 of 3"
+        caplog.clear()
+        applied(model, None)[0].remove()
+    assert caplog.messages == []
+
+
 def test_a_run_that_an_exception_ends_says_how_far_it_came_and_the_next_one_is_new() -> None:
     model, inputs = build("wan"), MODELS["wan"].inputs(1)
     handle, scheduler = applied(model, None)

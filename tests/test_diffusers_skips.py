@@ -23,7 +23,7 @@ from diffusers import (
 
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
 from draftattention.draftattn_core.run.evaluation import Outcome
-from draftattention.draftattn_core.run.step_cache import Reason, StepCacheSettings
+from draftattention.draftattn_core.run.step_cache import Reason, StepCacheSettings, nothing_to_gain
 from draftattention.draftattn_core.run.step_cache.settings import Rule
 from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 from tests.comfyui.plain_easycache import Step, answers_off, decisions
@@ -85,6 +85,17 @@ def test_easycache_decides_as_the_published_rule_does_on_what_a_run_recorded() -
     assert max(map(answers_off, recorded)) < 1e-5
 
 
+def enters(model: Any, scheduler: Any, inputs: dict[str, Any], steps: int, at: int) -> Tensor:
+    """Video to video: one condition from the step `at` on. Returns the last latent."""
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(at)
+    latents: Tensor = inputs["hidden_states"]
+    for t in scheduler.timesteps[at:]:
+        velocity = model(**{**inputs, "hidden_states": latents, "timestep": t.expand(1)}, return_dict=False)[0]
+        latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+    return latents
+
+
 def put_right(model: Any, scheduler: Any, inputs: dict[str, Any], steps: int, share: float) -> Tensor:
     """`guided` as a plain restatement of `spread` makes it."""
     text = inputs["encoder_hidden_states"]
@@ -144,6 +155,41 @@ def test_under_other_schedulers_a_plan_skips_and_corrects_nothing() -> None:
 
 
 @pytest.mark.parametrize("rule", ["spread", "forecast", "easycache"])
+def test_a_run_of_few_steps_skips_nothing_and_says_what_comfyui_says(
+    rule: Rule, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    skip = StepCacheSettings(rule, threshold=100.0, first=1, max_forecast_error=math.inf)
+    handle, scheduler = applied(model, None, replace(DENSE, skip=skip))
+    with torch.no_grad(), handle:
+        guided(model, scheduler, inputs, 4)
+        said = f"DraftAttention skips no steps: {nothing_to_gain(skip, 4)}"
+        assert "nothing to gain at 4 steps" in said
+        assert handle.report.notes == [said] and caplog.messages.count(said) == 1
+        assert handle.report.outcomes == {"computed": 8} and handle.report.skip.rule == "off"
+        # The next run of the same pipeline has something to gain.
+        guided(model, scheduler, inputs, 12)
+        assert handle.report.notes == [] and handle.report.outcomes["computed"] < 24
+
+
+def test_a_run_that_enters_so_late_that_few_steps_are_left_has_nothing_to_gain_from_a_threshold() -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    ends = {}
+    for rule in ("easycache", "spread"):
+        skip = StepCacheSettings(rule, threshold=100.0, first=1, max_forecast_error=math.inf)
+        handle, scheduler = applied(model, None, replace(DENSE, skip=skip))
+        with torch.no_grad(), handle:
+            enters(model, scheduler, inputs, 20, 16)
+        ends[rule] = handle.report
+    assert ends["easycache"].outcomes == {"computed": 4}
+    assert [str(nothing_to_gain(StepCacheSettings("easycache", first=1), 4))] == [
+        note.removeprefix("DraftAttention skips no steps: ") for note in ends["easycache"].notes
+    ]
+    # A plan is one of the whole list, whatever part of it the run takes.
+    assert ends["spread"].notes == [] and ends["spread"].outcomes["forecast"] > 0
+
+
+@pytest.mark.parametrize("rule", ["spread", "forecast", "easycache"])
 def test_without_scheduler_timesteps_or_steps_nothing_is_skipped_and_the_reason_is_told(rule: Rule) -> None:
     model, inputs, scheduler = build("wan"), MODELS["wan"].inputs(1), FlowMatchEulerDiscreteScheduler(shift=5.0)
     skip = StepCacheSettings(rule, threshold=100.0, max_forecast_error=math.inf)
@@ -195,14 +241,7 @@ def test_a_run_cut_short_leaves_no_history_to_one_that_enters_further_on(rule: R
         with torch.no_grad(), handle:
             if cut_short:
                 guided(model, scheduler, {**inputs, "hidden_states": inputs["hidden_states"] + 1.0}, 20, stop=3)
-            # Video to video.
-            scheduler.set_timesteps(20)
-            scheduler.set_begin_index(8)
-            latents = inputs["hidden_states"]
-            for t in scheduler.timesteps[8:]:
-                velocity = model(**{**inputs, "hidden_states": latents, "timestep": t.expand(1)}, return_dict=False)[0]
-                latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
-        ends.append(latents)
+            ends.append(enters(model, scheduler, inputs, 20, 8))
         outcomes.append(handle.report.outcomes)
     assert outcomes[0] == outcomes[1] and set(outcomes[0]) > {"computed"}
     assert torch.equal(*ends)

@@ -10,7 +10,6 @@ and the text refiners are left alone and do not appear in the report.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,13 +30,13 @@ from ...run.ranks.process_group import DEFAULT_TIMEOUT_S, ProcessRanks, is_lost
 from ...run.report import RunReport
 from ...run.run import Run
 from ...run.settings import Settings
+from ...run.step_cache import StepCacheSettings
 from .branches import Branches
 from .clock import RunClock, Tick
 from .forward import ForwardCall, ForwardRun, itself_uncompiled, uncompiled, wrap_forward
 from .parallel import HeadExchange, ParallelismError
 from .processor import DraftAttentionProcessor, ModelCall, ServedModel
-
-log = logging.getLogger(__name__)
+from .skipping import why_skip_nothing
 
 
 @dataclass(frozen=True)
@@ -170,10 +169,7 @@ class DraftAttentionHandle:
 
     def _finish(self, cancelled: bool) -> RunReport:
         self._clock.restart()
-        report = self.run.finish(cancelled)
-        if report.cancelled:
-            log.info(report.summary())
-        return report
+        return self.run.finish(cancelled)
 
     def remove(self) -> None:
         """Give every module its own processor back: the model is then as it was, bit for bit. Safe to call twice."""
@@ -264,7 +260,7 @@ class DraftAttentionHandle:
                 self.run = self._model.run = ForwardRun(self.settings, self.events, model=self._name)
             if self.new_step_cache is not None:
                 self.run.step_cache = self.new_step_cache()
-            self._give_way()
+            self._give_way(tick)
             if self._ranks is not None:
                 self.run.join(self._ranks)
             self._branches = Branches()
@@ -285,19 +281,14 @@ class DraftAttentionHandle:
             )
         return tick
 
-    def _give_way(self) -> None:
-        """Skip nothing in a run beside a cache of diffusers' own (`enable_cache`): both would answer one evaluation."""
-        if self.run.step_cache is None or not getattr(self._transformer, "is_cache_enabled", False):
+    def _give_way(self, tick: Tick) -> None:
+        """Skip nothing in a run of too few steps, or beside another cache: both would answer one evaluation."""
+        if self.run.step_cache is None:
             return
-        name = type(getattr(self._transformer, "_cache_config", None)).__name__.removesuffix("Config")
-        self.run.skip_nothing(
-            Phrase(
-                "note_other_cache",
-                "DraftAttention skips no steps: another cache ({cache}) is on this model; "
-                "call disable_cache on it, or skip no steps",
-                cache=name,
-            )
-        )
+        own = self.settings.skip if self.new_step_cache is None else StepCacheSettings()
+        why = why_skip_nothing(own, tick, self._transformer)
+        if why is not None:
+            self.run.skip_nothing(why)
 
     def _read(self, call: ForwardCall, tick: Tick) -> ModelCall:
         t, h, w = (size // patch for size, patch in zip(call.hidden_states.shape[-3:], self._patch))
@@ -354,7 +345,8 @@ def apply_draft_attention(
     Under `enable_parallelism(ContextParallelConfig(ulysses_degree=N))` the ranks are one run: apply it on each of them,
     with the same settings, before or after. A finished run's report counts for all ranks.
 
-    A run that begins while the transformer has a cache of diffusers' own (`enable_cache`) skips no steps, and says so.
+    A run of too few steps to gain anything skips none, nor does one that begins while the transformer has a cache of
+    diffusers' own (`enable_cache`); the report's notes say so. A finished run is logged in one line.
 
     Args:
         transformer: a WanTransformer3DModel, WanVACETransformer3DModel (its VACE layers count after the others),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,8 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ...run.report import RunReport
 from ...run.run import Run
 
+log = logging.getLogger(__name__)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -28,12 +31,23 @@ def itself_uncompiled(function: _F) -> _F:
     return plain
 
 
+def logged(report: RunReport) -> str:
+    """The run in one line, which is logged."""
+    line = report.summary()
+    log.info(line)
+    return line
+
+
 class ForwardRun(Run):
     """A run that torch.compile leaves alone where it compiles the model that the run evaluates."""
 
     _ask = uncompiled(Run._ask)
     _answered = uncompiled(Run._answered)
     evaluate = itself_uncompiled(Run.evaluate)
+
+    def finish(self, cancelled: bool = False, tell: Callable[[RunReport], str] = logged) -> RunReport:
+        """See `Run.finish`; how the run went is logged, once."""
+        return super().finish(cancelled, tell)
 
 
 def wrap_forward(
