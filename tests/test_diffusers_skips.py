@@ -218,7 +218,7 @@ def test_beside_a_cache_of_diffusers_own_a_run_skips_nothing_and_says_so(caplog:
     assert handle.report.outcomes == {"computed": 20} and handle.report.skip.rule == "off"
     assert told == [
         "DraftAttention skips no steps: another cache (FirstBlockCache) is on this model; "
-        "call disable_cache on it, or skip no steps"
+        "switch it off (disable_cache, if it is one of diffusers' own), or skip no steps"
     ]
     assert caplog.messages.count(told[0]) == 1
     model.disable_cache()

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from ...draftattn_core.phrase import Text
 from ...draftattn_core.run.step_cache import StepCacheSettings, nothing_to_gain
+from ...draftattn_core.run.step_cache.others import names_cache
 from ..words import Words
 
 SKIP = "draft_attention_skip_steps"
-# What other nodes that answer evaluations themselves call their keys, wrappers and functions. CacheDiT's nodes for Wan
-# and LTX-2 call theirs by the model.
-_CACHES = re.compile(
-    r"(easy|lazy|tea|mag|first[-_ ]?block|fb|db|dual[-_ ]?block|wave[-_ ]?speed|wan|ltx[0-9]*|hunyuan(?:[-_ ]?video)?)"
-    r"[-_ ]?cache|cache[-_ ]?dit|taylor[-_ ]?seer",
-    re.IGNORECASE,
-)
 
 
 def chosen(options: Mapping[str, Any]) -> StepCacheSettings | None:
@@ -57,7 +50,7 @@ def rival(settings: StepCacheSettings, steps: int, model_options: Mapping[str, A
 
 def other_cache(model_options: Mapping[str, Any], patcher: Any) -> str | None:
     """Name of a step cache of another node on this model; None if there is none."""
-    return next((name for name in _names(model_options, patcher) if _CACHES.search(name)), None)
+    return next((name for name in _names(model_options, patcher) if names_cache(name)), None)
 
 
 def _names(model_options: Mapping[str, Any], patcher: Any) -> Iterator[str]:

@@ -345,8 +345,9 @@ def apply_draft_attention(
     Under `enable_parallelism(ContextParallelConfig(ulysses_degree=N))` the ranks are one run: apply it on each of them,
     with the same settings, before or after. A finished run's report counts for all ranks.
 
-    A run of too few steps to gain anything skips none, nor does one that begins while the transformer has a cache of
-    diffusers' own (`enable_cache`); the report's notes say so. A finished run is logged in one line.
+    A run of too few steps to gain anything skips none, nor does one that begins while the transformer has another cache
+    (one of diffusers' own, or a `forward` whose name says so); the report's notes say so. A finished run is logged in
+    one line.
 
     Args:
         transformer: a WanTransformer3DModel, WanVACETransformer3DModel (its VACE layers count after the others),
