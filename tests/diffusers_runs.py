@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
@@ -16,19 +17,22 @@ DENSE = Settings(schedule=Schedule(((0.0, 1.0),)), **SMALL)
 
 
 def guided(model: Any, scheduler: Any, inputs: dict[str, Any], steps: int, stop: int | None = None) -> Tensor:
-    """A pipeline's loop with guidance, condition first; the texts are the same tensors at every step.
+    """A pipeline's loop with guidance, condition first; the texts are the same tensors at every step, and so are the
+    channels of conditions behind the latent. Returns the last latent.
 
     Args:
         stop: the step before which it is interrupted, as a pipeline does it: by going through the rest idly.
     """
     text = inputs["encoder_hidden_states"]
-    latents = inputs["hidden_states"]
+    channels = model.config.out_channels
+    latents, conditions = inputs["hidden_states"][:, :channels], inputs["hidden_states"][:, channels:]
     scheduler.set_timesteps(steps)
     other = -text
     for index, t in enumerate(scheduler.timesteps):
         if stop is not None and index >= stop:
             continue
-        here = {**inputs, "hidden_states": latents, "timestep": t.expand(latents.shape[0])}
+        states = torch.cat([latents, conditions], 1)
+        here = {**inputs, "hidden_states": states, "timestep": t.expand(latents.shape[0])}
         velocity = model(**here, return_dict=False)[0]
         uncond = model(**{**here, "encoder_hidden_states": other}, return_dict=False)[0]
         latents = scheduler.step(uncond + 2.0 * (velocity - uncond), t, latents, return_dict=False)[0]
