@@ -117,7 +117,7 @@ def test_offload_keeps_latents_on_the_cpu_alone_and_answers_where_the_video_lies
             assert all(velocity.device == there for velocity in found)
             kept = [
                 tensor
-                for stream in cache._streams.values()
+                for stream in cache._visits.streams.values()
                 for branch in stream.branches.values()
                 for tensor in branch.state.tensors()
             ]
