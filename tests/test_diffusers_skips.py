@@ -23,7 +23,7 @@ from diffusers import (
 
 from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_attention
 from draftattention.draftattn_core.run.evaluation import Outcome
-from draftattention.draftattn_core.run.step_cache import Reason, StepCacheSettings, nothing_to_gain
+from draftattention.draftattn_core.run.step_cache import Reason, RunStepCache, StepCacheSettings, nothing_to_gain
 from draftattention.draftattn_core.run.step_cache.settings import Rule
 from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 from tests.comfyui.plain_easycache import Step, answers_off, decisions
@@ -170,6 +170,15 @@ def test_a_run_of_few_steps_skips_nothing_and_says_what_comfyui_says(
         # The next run of the same pipeline has something to gain.
         guided(model, scheduler, inputs, 12)
         assert handle.report.notes == [] and handle.report.outcomes["computed"] < 24
+
+
+def test_a_step_cache_of_ones_own_is_asked_however_few_the_steps() -> None:
+    model, inputs = build("wan"), MODELS["wan"].inputs(1)
+    handle, scheduler = applied(model, None, replace(DENSE, skip=StepCacheSettings("easycache")))
+    handle.new_step_cache = lambda: RunStepCache(StepCacheSettings("easycache", threshold=100.0, first=0))
+    with torch.no_grad(), handle:
+        guided(model, scheduler, inputs, 4)
+    assert handle.report.notes == [] and handle.report.outcomes == {"computed": 6, "reused": 2}
 
 
 def test_a_run_that_enters_so_late_that_few_steps_are_left_has_nothing_to_gain_from_a_threshold() -> None:
