@@ -180,8 +180,12 @@ def page() -> str:
         rows = {f"preset {name}": of_preset(name) for name in PRESETS}
         rows |= {f"speed {name}": of_speed(name) for name in SPEEDS}
         for name, densities in rows.items():
+            # What is dense by plan has no sparse evaluations to answer or to be faster in.
+            dense = all(density >= 1.0 for density in densities)
             cells = [
-                " to ".join(f"{factor(model, densities, held=held, rates=r, answered=part):.2f}" for r in RATES)
+                "-"
+                if dense
+                else " to ".join(f"{factor(model, densities, held=held, rates=r, answered=part):.2f}" for r in RATES)
                 for held, part in ((False, 0.0), (True, 0.0), (False, 0.5), (True, 0.5), (True, 2 / 3))
             ]
             kind, word = name.split()

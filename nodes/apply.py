@@ -213,9 +213,10 @@ class ApplyDraftAttention(io.ComfyNode):
                     options=list(SPEED_NAMES),
                     default=NO_SPEED,
                     optional=True,
-                    tooltip="More speed than the preset alone: sparse attention and skipped steps are set together, "
-                    "from quality, which computes most, to max. auto = fast, which kept the video best on the hardest "
-                    "model that was measured. off = the preset alone, every step computed. With another "
+                    tooltip="More speed than the preset alone: skipped steps and sparse attention are set together. "
+                    "quality computes two fifths of the steps, densely; balanced, fast and max have sparse attention, "
+                    "too, and compute less and less. auto = quality, which failed least on the hardest model that was "
+                    "measured. off = the preset alone, every step computed. With another "
                     "speed than off, the presets auto to fast do not count; custom and a schedule keep their "
                     "densities; published presets never skip by speed. A Skip Steps node decides over the skipping, "
                     "and only it skips beside published presets.",

@@ -1,8 +1,8 @@
 """Speed: one word that sets sparse density, budgets and step skipping together: points of the measured frontier.
 
-A planned share of the steps is computed, some of them at the start and the others evenly behind, by sparse evaluations
-whose densities are spent by measured error; forecasts answer the others. Which densities and shares go together is
-measured (`benchmarks/results/frontier`), and the rule that picked these points from it is a test
+A planned share of the steps is computed, some of them at the start and the others evenly behind, dense or by sparse
+evaluations whose densities are spent by measured error; forecasts answer the others. Which densities and shares go
+together is measured (`benchmarks/results/frontier`), and the rule that picked these points from it is a test
 (`tests/benchmarks/test_speeds_rule.py`).
 """
 
@@ -26,7 +26,7 @@ class Speed:
     """A point of the frontier.
 
     Attributes:
-        density: mean share of block pairs computed exactly in a sparse evaluation, spent by measured error.
+        density: mean share of block pairs computed exactly in a sparse evaluation, spent by measured error; 1 is dense.
         share: of the steps that are computed, see `StepCacheSettings`.
     """
 
@@ -43,14 +43,14 @@ class Speed:
 
 
 SPEEDS: Mapping[str, Speed] = {
-    "quality": Speed(0.50, 0.60),
+    "quality": Speed(1.00, 0.40),
     "balanced": Speed(0.50, 0.50),
     "fast": Speed(0.40, 0.40),
     "max": Speed(0.40, 0.25),
 }
 # The cheapest that keeps the video on the worst of the measured checkpoints and sizes; as long as none does, the one
 # that comes closest to it there.
-AUTO = "fast"
+AUTO = "quality"
 
 
 def dense_evaluations(steps: int) -> int:

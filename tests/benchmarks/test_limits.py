@@ -55,7 +55,8 @@ def test_the_default_tail_costs_at_most_three_points_of_density_in_products(size
 
 def test_no_factor_passes_that_of_a_perfect_kernel() -> None:
     for model in MODELS:
-        for densities in (*map(of_preset, PRESETS), *map(of_speed, SPEEDS)):
+        sparse = [name for name, speed in SPEEDS.items() if speed.density < 1.0]
+        for densities in (*map(of_preset, PRESETS), *map(of_speed, sparse)):
             for rates in RATES:
                 for answered in (0.0, 0.5):
                     best = factor(model, densities, held=False, rates=rates, answered=answered)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+
+from tools.comfyui.path import PACK_ROOT
 
 
 @pytest.fixture
@@ -76,8 +80,9 @@ def test_a_speed_sets_density_budgets_and_skipping_together(presets, part) -> No
 
 def test_a_faster_speed_skips_more_or_computes_less_of_each_step(presets, part) -> None:
     found = list(part("draftattn_core.run.speed").SPEEDS.values())
-    for slower, faster in zip(found, found[1:]):
-        assert (faster.share, faster.density) < (slower.share, slower.density)
+    for attention in (0.5, 0.7, 0.9):
+        works = [speed.share * (1 - attention + attention * speed.density) for speed in found]
+        assert works == sorted(works, reverse=True) and len(set(works)) == len(works), attention
 
 
 def test_the_dense_evaluations_are_those_of_the_frontier(part) -> None:
@@ -190,3 +195,19 @@ def test_tile(presets) -> None:
     assert presets.parse_tile("auto") is None and presets.parse_tile("4 x 4 x 8") == (4, 4, 8)
     with pytest.raises(ValueError, match=r'write for example "4x4x8"'):
         presets.parse_tile("4x4")
+
+
+@pytest.mark.parametrize(
+    "page", ["ApplyDraftAttention.md", *(f"ApplyDraftAttention/{it}.md" for it in ("ja", "ko", "zh"))]
+)
+def test_the_help_says_how_many_steps_each_speed_computes(page: str, part) -> None:
+    speeds = part("draftattn_core.run.speed").SPEEDS
+    text = (PACK_ROOT / "web" / "docs" / page).read_text(encoding="utf-8")
+    head = re.search(r"^\| [^|]+ \| `quality`[^|]* \| `balanced`[^|]* \| `fast`[^|]* \| `max`[^|]* \|$", text, re.M)
+    assert head is not None
+    densities = [float(found) for found in re.findall(r"[\d.]+", head[0])]
+    assert densities == [speed.density for speed in speeds.values() if speed.density < 1.0]
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.M)
+    assert [int(row[0]) for row in rows] == [4, 8, 10, 20, 30, 50]
+    for steps, *computed in (map(int, row) for row in rows):
+        assert computed == [len(speed.skip().planned_steps(steps)) for speed in speeds.values()], steps

@@ -30,9 +30,10 @@ PROMPT = (
 )
 # What `speed` does, in the words of the notes of workflows with 20 steps or more.
 SPEED = (
-    "`speed` is `auto`: two fifths of the steps are computed, with sparse attention, and the others forecast between "
+    "`speed` is `fast`: two fifths of the steps are computed, with sparse attention, and the others forecast between "
     "them, about three tenths of the dense model's work or less. The report says how far the forecasts were off; "
-    "`quality` and `balanced` compute more, `max` less, `off` computes every step with sparse attention alone."
+    "`quality` computes as many steps densely, which is closer and as fast where sparse attention gains nothing, "
+    "`balanced` more steps, `max` fewer, `off` every step with sparse attention alone."
 )
 NEGATIVE = "overexposed, static, blurred details, subtitles, worst quality, low quality, jpeg artefacts, deformed"
 
@@ -103,7 +104,7 @@ def wan21_t2v(info: dict[str, Any]) -> Graph:
     graph.note(0, files_note([unet, UMT5, WAN21_VAE], about), title="Wan 2.1 14B")
     loaded = graph.unet(1, unet)
     clip, vae = graph.clip(1, UMT5, "wan"), graph.vae(1, WAN21_VAE)
-    applied = graph.sparse(2, graph.shift(2, loaded, 8.0), speed="auto")
+    applied = graph.sparse(2, graph.shift(2, loaded, 8.0), speed="fast")
     positive, negative = graph.texts(3, clip)
     latent = graph.add("EmptyHunyuanLatentVideo", 3, width=1280, height=720, length=81).out()
     sampled = graph.add(
@@ -267,7 +268,7 @@ def wan22_5b(info: dict[str, Any]) -> Graph:
     graph.note(0, files_note([unet, UMT5, vae_file], about), title="Wan 2.2 5B")
     loaded = graph.unet(1, unet)
     clip, vae = graph.clip(1, UMT5, "wan"), graph.vae(1, vae_file)
-    applied = graph.sparse(2, graph.shift(2, loaded, 8.0), speed="auto")
+    applied = graph.sparse(2, graph.shift(2, loaded, 8.0), speed="fast")
     positive, negative = graph.texts(3, clip)
     latent = graph.add("Wan22ImageToVideoLatent", 3, vae=vae, width=1280, height=704, length=121).out()
     sampled = graph.add(
@@ -323,7 +324,7 @@ def hunyuan15(info: dict[str, Any]) -> Graph:
     ).out()
     vae = graph.vae(1, vae_file)
     shifted = graph.shift(2, loaded, 7.0)
-    applied = graph.sparse(2, shifted, speed="auto")
+    applied = graph.sparse(2, shifted, speed="fast")
     positive, negative = graph.texts(3, clip, negative="")
     latent = graph.add("EmptyHunyuanVideo15Latent", 3, width=1280, height=720, length=121).out()
     guider = graph.add("CFGGuider", 3, model=applied.out("model"), positive=positive, negative=negative, cfg=6.0).out()
@@ -357,7 +358,7 @@ def hunyuan(info: dict[str, Any]) -> Graph:
     ).out()
     vae = graph.vae(1, vae_file)
     shifted = graph.shift(2, loaded, 7.0)
-    applied = graph.sparse(2, shifted, speed="auto")
+    applied = graph.sparse(2, shifted, speed="fast")
     positive = graph.add("CLIPTextEncode", 3, title="Prompt", clip=clip, text=PROMPT).out()
     guided = graph.add("FluxGuidance", 3, conditioning=positive, guidance=6.0).out()
     latent = graph.add("EmptyHunyuanLatentVideo", 3, width=1280, height=720, length=129).out()
