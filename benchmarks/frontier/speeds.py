@@ -55,6 +55,10 @@ class Candidate:
     first: int = 1
     method: str = ""
 
+    @property
+    def density_word(self) -> str:
+        return "dense" if self.density >= 1.0 else f"{self.density:g}"
+
 
 def load(path: Path = RESULTS) -> list[dict[str, Any]]:
     """The rows of the committed frontier."""
@@ -152,6 +156,6 @@ def table(chosen: Mapping[str, Candidate]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, c in chosen.items():
-        settings = f"| `{name}` | {c.density:g} | {c.share:g} "
+        settings = f"| `{name}` | {c.density_word} | {c.share:g} "
         lines.append(f"{settings}| {c.work:.2f} | {c.ssim:.3f} | {c.worst:.3f} | {c.psnr:.1f} dB |")
     return "\n".join(lines)

@@ -28,6 +28,7 @@ FAMILIES = {
     "dense, dpmpp_2m": "fewer steps, DPM++ 2M",
     "dense, uni_pc": "fewer steps, UniPC",
     "easycache": "EasyCache",
+    "ComfyUI's EasyCache": "ComfyUI's own EasyCache",
     "forecast": "forecast by threshold",
     "spread": "spread: planned, forecast, corrected",
     "spread x sparse, ours with budgets": "spread, sparse by budgets (any setting)",
@@ -102,7 +103,7 @@ def speeds_table(rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Candida
             mine = _closer(f"{ours.psnr:.1f}", ours.psnr > psnr), _closer(f"{ours.ssim:.3f}", ours.ssim > ssim)
             theirs = _closer(f"{psnr:.1f}", psnr > ours.psnr), _closer(f"{ssim:.3f}", ssim > ours.ssim)
             cells.append(f"at {ours.work:.2f}: {mine[0]} ({mine[1]}); fewer steps{dearer}: {theirs[0]} ({theirs[1]})")
-        lines.append(f"| `{name}` | {speed.share * STEPS:.0f}, {speed.density:g} | " + " | ".join(cells) + " |")
+        lines.append(f"| `{name}` | {speed.share * STEPS:.0f}, {speed.density_word} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

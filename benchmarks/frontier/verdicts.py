@@ -182,7 +182,11 @@ def _composition_on_envelope(table: Table, quality: str) -> Verdict:
     }
     verdict = _at_least(target, behind, 0.0, _DIGITS[quality])
     beyond = [f"{work:g}" for work in MIDDLE_WORKS if work > _dearest(table, _composed)]
-    return verdict if not beyond else replace(verdict, found=f"{verdict.found}; none measured at {', '.join(beyond)}")
+    if not beyond:
+        return verdict
+    # What was not measured misses nothing, and meets nothing.
+    found = f"{verdict.found}; none measured at {', '.join(beyond)}"
+    return replace(verdict, met=None if verdict.met else verdict.met, found=found)
 
 
 def _dearest(table: Table, of: Callable[[Point], bool]) -> float:

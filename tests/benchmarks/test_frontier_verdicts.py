@@ -60,7 +60,7 @@ class TestHalves:
         alone = point("dense, Euler", 0.2, 20)
         first, second = (alone, point("a x b", 0.2, 26)), (alone, point("a x b", 0.2, 20))
         verdict = one(table(*first, second=second, rounds=(2, 1)), "every single method in PSNR")
-        assert "0.2: +4.0 (+6.0 / +0.0)" in verdict.found and verdict.met
+        assert "0.2: +4.0 (+6.0 / +0.0)" in verdict.found and verdict.met is None
 
     def test_what_one_half_does_not_reach_is_not_reached(self) -> None:
         alone = point("dense, Euler", 0.2, 20)
@@ -92,7 +92,10 @@ class TestHalves:
     def test_above_the_dearest_composition_nothing_is_judged(self) -> None:
         single = point("spread", 0.2, 20), point("spread", 0.5, 60)
         verdict = one(table(*single, point("a x b", 0.2, 40)), "every single method in PSNR")
-        assert verdict.met and verdict.found.startswith("0.2: +20.0 (+20.0 / +20.0); none measured at 0.25, 0.3")
+        assert verdict.met is None, "a target is met where all of it was measured"
+        assert verdict.found.startswith("0.2: +20.0 (+20.0 / +20.0); none measured at 0.25, 0.3")
+        behind = one(table(*single, point("a x b", 0.2, 10)), "every single method in PSNR")
+        assert behind.met is False
 
     def test_one_seed_judges_nothing(self) -> None:
         lonely = replace(table(point("dense, Euler", 0.2, 20), point("a x b", 0.2, 26)), halves=())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tools.comfyui.path import PACK_ROOT
-
 LONG, SHORT = 80_000, 30_000
 
 
@@ -71,9 +69,3 @@ def test_a_speed_computes_so_many_steps_of_a_sampler(presets, steps: int, comput
         skips = [presets.Choices(speed=name).settings(whole, LONG).skip for name in names]
         assert {skip.rule for skip in skips} == {"spread"}
         assert tuple(len(skip.planned_steps(steps)) for skip in skips) == computed
-
-
-def test_the_help_page_says_how_many_steps_a_speed_computes() -> None:
-    page = (PACK_ROOT / "web" / "docs" / "ApplyDraftAttention.md").read_text(encoding="utf-8")
-    for said in ("5, 4, 4 and 4 of 8 steps are computed", "6, 5, 4 and 4 of 10 ", "12, 10, 8 and 5 of 20"):
-        assert said in page
