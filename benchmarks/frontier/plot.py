@@ -19,6 +19,7 @@ _COLOURS = {
     "dense, dpmpp_2m": ("#888888", "--"),
     "dense, uni_pc": ("#aaaaaa", ":"),
     "easycache": ("#7fb2e5", "--"),
+    "ComfyUI's EasyCache": ("#3fa7a0", "-."),
     "forecast": ("#1f6fc4", "-"),
     "spread": ("#0b2f66", "-"),
     "sparse, ours": ("#e58a1f", "-"),

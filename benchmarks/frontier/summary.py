@@ -41,7 +41,7 @@ _SHOWN = (0.12, 0.52)
 _PAPER = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 # Where a name stands from its dot, in points: most dots rise in PSNR and fall in 1 - SSIM.
 _PLACES = {
-    "psnr": {"balanced": (2, -15), "quality": (7, -4), "other": (-6, 5)},
+    "psnr": {"quality": (7, -12), "other": (-6, 5)},
     "ssim": {"quality": (6, -10), "other": (-6, -13)},
 }
 _LINES = {"fewer steps, best sampler": "#777777", "EasyCache": "#1f6fc4", "Skip Steps (spread), dense": "#0b2f66"}
