@@ -33,7 +33,7 @@ from .ranks.ranks import OtherRankFailed, Ranks
 from .ranks.together import CachesTogether, most_errors, one_deal
 from .report import DenseReason, Position, RunReport
 from .settings import Settings
-from .step_cache import RunStepCache, StepCacheSettings
+from .step_cache import Reason, RunStepCache, StepCacheSettings
 from .steps import Steps
 from .stopwatch import stopwatch
 from .telling import Telling
@@ -263,9 +263,10 @@ class Run:
         if cache is None:
             return None, None
         try:
-            if self.failures.stood_aside:
+            if self.failures.stood_aside or not evaluation.prediction:
                 if isinstance(cache, RunStepCache):
-                    cache.leave(evaluation)
+                    reason = Reason.STOOD_ASIDE if self.failures.stood_aside else Reason.PREDICTION
+                    cache.leave(evaluation, reason)
                 return None, None
             answer = cache.answer(x, evaluation)
             return answer, None if answer is None else evaluation.output_of(x, answer.prediction)
@@ -278,11 +279,10 @@ class Run:
             return None, None
 
     def _keep(self, x: Tensor, out: Tensor, evaluation: Evaluation) -> Tensor:
-        if self.step_cache is None or self.failures.stood_aside:
+        if self.step_cache is None or not evaluation.prediction or self.failures.stood_aside:
             return out
         try:
-            prediction = evaluation.prediction_of(x, out) if evaluation.prediction else out
-            other = self.step_cache.store(x, prediction, evaluation)
+            other = self.step_cache.store(x, evaluation.prediction_of(x, out), evaluation)
             return out if other is None else evaluation.output_of(x, other).to(out.dtype)
         except Exception as error:
             self.failures.raised(error)

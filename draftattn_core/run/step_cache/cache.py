@@ -98,14 +98,14 @@ class RunStepCache:
         with self._lock:
             self._visits.withdraw(self._visits.at_its_level(evaluation), Reason.ERROR)
 
-    def leave(self, evaluation: Evaluation) -> None:
-        """Take note of a call that is computed without being asked for, since the run stands aside."""
+    def leave(self, evaluation: Evaluation, reason: Reason) -> None:
+        """Take note of a call that is computed, for this reason, without being asked for."""
         with self._lock:
             here = self._visits.at_its_level(evaluation)
             stream = self._visits.enter(here)
             self._visits.serve(stream, here)
             decision = self._visits.open(stream, here, level_of(here))
-            decision.compute(Reason.STOOD_ASIDE)
+            decision.compute(reason)
             decision.branches_computed += len(here.branches)
 
     def clear(self) -> None:
