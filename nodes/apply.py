@@ -215,7 +215,7 @@ class ApplyDraftAttention(io.ComfyNode):
                     optional=True,
                     tooltip="More speed than the preset alone: skipped steps and sparse attention are set together. "
                     "quality computes two fifths of the steps, densely; balanced, fast and max have sparse attention, "
-                    "too, and compute less and less. auto = quality, which failed least on the hardest model that was "
+                    "too, and compute less and less. auto = quality, which came closest on the hardest model that was "
                     "measured. off = the preset alone, every step computed. With another "
                     "speed than off, the presets auto to fast do not count; custom and a schedule keep their "
                     "densities; published presets never skip by speed. A Skip Steps node decides over the skipping, "
