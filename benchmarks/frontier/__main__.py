@@ -115,12 +115,12 @@ def write(out: Path, wanted: Sequence[Scenario]) -> None:
     conditions = [
         "Tiny trained video DiT (calm: the demo's; lively: faster and finer videos), float32 on CPU, no guidance, "
         "shift 5, through the diffusers host of this pack.",
-        "PSNR, SSIM and flicker are those of decoded frames against the dense Euler run of the scenario's steps from "
-        f"the same noise; the converged path is {CONVERGED_STEPS} Euler steps.",
+        "PSNR, SSIM and flicker are those of decoded frames against the dense run of the scenario's steps by the "
+        f"same sampler from the same noise (DPM++ 2M and UniPC as ComfyUI has them); the converged path is {CONVERGED_STEPS} Euler steps.",
         "Work counts multiplications beside that dense run: exact pairs, the tails' keys, the rest of the model at its "
         "share; answered evaluations are free. Draft, selection and probe are not counted.",
         "A family's value at a work is read off its front, linear between points; bold is the best of all families.",
-        "In the verdicts compositions are chosen on every second seed and judged, like what they are held against, on "
+        "In the verdicts compositions are chosen on every second seed and judged on "
         "the others, then the other way round: the mean of both, and in brackets each.",
     ]
     (out / "frontier.md").write_text(page(tables, tried, conditions, missing), encoding="utf-8")

@@ -17,7 +17,7 @@ class Point:
         method: its name.
         family: the line it belongs to.
         work: share of the dense run's multiplications.
-        psnr, ssim, flicker: against the dense run of the scenario's steps, same seed.
+        psnr, ssim, flicker: against the dense run of the scenario's steps by the same sampler, same seed.
         converged: PSNR against the converged path; None where it was not measured.
         acts: for a composition, whether both levers act (see `report.acts`); True for all others.
     """

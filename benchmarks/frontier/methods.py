@@ -320,7 +320,7 @@ MOST_DENSITY = 0.6
 
 
 def methods(steps: int, *, real: bool = False, main: bool = False) -> list[Method]:
-    """All methods beside the dense run of `steps` Euler steps.
+    """All methods beside the dense runs of `steps` steps.
 
     Args:
         real: those measured at a real size instead of on small grids.
