@@ -116,7 +116,8 @@ def write(out: Path, wanted: Sequence[Scenario]) -> None:
         "Tiny trained video DiT (calm: the demo's; lively: faster and finer videos), float32 on CPU, no guidance, "
         "shift 5, through the diffusers host of this pack.",
         "PSNR, SSIM and flicker are those of decoded frames against the dense run of the scenario's steps by the "
-        f"same sampler from the same noise (DPM++ 2M and UniPC as ComfyUI has them); the converged path is {CONVERGED_STEPS} Euler steps.",
+        "same sampler from the same noise (DPM++ 2M and UniPC as ComfyUI has them); the converged path is "
+        f"{CONVERGED_STEPS} Euler steps.",
         "Work counts multiplications beside that dense run: exact pairs, the tails' keys, the rest of the model at its "
         "share; answered evaluations are free. Draft, selection and probe are not counted.",
         "A family's value at a work is read off its front, linear between points; bold is the best of all families.",
