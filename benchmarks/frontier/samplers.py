@@ -26,24 +26,24 @@ _UNI_PC_ORDER = 3
 _TABLE = 1000
 
 
-def levels_of(solver: Solver, steps: int) -> list[float]:
+def levels_of(solver: Solver, steps: int, shift: float = SHIFT) -> list[float]:
     """Noise levels of a run from 1, one more than steps."""
     if solver == "euler":
-        return [float(level) for level in sigmas(steps, SHIFT)]
+        return [float(level) for level in sigmas(steps, shift)]
     if solver == "dpmpp_2m":
-        return [*_simple(steps), 0.0]
-    return [*_simple(steps + 1)[:-1], _UNI_PC_END]
+        return [*simple(steps, shift), 0.0]
+    return [*simple(steps + 1, shift)[:-1], _UNI_PC_END]
 
 
-def _simple(steps: int) -> list[float]:
+def simple(steps: int, shift: float) -> list[float]:
     """Levels of ComfyUI's `simple`, which takes them from a table of a thousand; without the last, 0."""
     rows = [int(step * (_TABLE / steps)) for step in range(steps)]
-    return [float(level) for level in shifted(1.0 - torch.tensor(rows) / _TABLE, SHIFT)]
+    return [float(level) for level in shifted(1.0 - torch.tensor(rows) / _TABLE, shift)]
 
 
-def scheduler_of(solver: Solver, steps: int) -> Any:
+def scheduler_of(solver: Solver, steps: int, shift: float = SHIFT) -> Any:
     """A scheduler of diffusers set to the levels of `levels_of`, ready for its first step."""
-    levels = levels_of(solver, steps)
+    levels = levels_of(solver, steps, shift)
     if solver == "euler":
         scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
         scheduler.set_timesteps(sigmas=levels[:-1])
@@ -61,7 +61,9 @@ def scheduler_of(solver: Solver, steps: int) -> Any:
 
 
 @torch.no_grad()
-def sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, solver: Solver, steps: int) -> Tensor:
+def sample(
+    velocity: Callable[[Tensor, float], Tensor], noise: Tensor, solver: Solver, steps: int, shift: float = SHIFT
+) -> Tensor:
     """Sample from `noise`.
 
     Args:
@@ -71,7 +73,7 @@ def sample(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, solver: S
     Returns:
         The latent x0, shape of `noise`.
     """
-    scheduler = scheduler_of(solver, steps)
+    scheduler = scheduler_of(solver, steps, shift)
     x = noise
     for step, timestep in enumerate(scheduler.timesteps):
         level, after = (float(scheduler.sigmas[at]) for at in (step, step + 1))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,11 @@ _CENTRES, _WIDTH = 5, 0.3
 def start(steps: int) -> Tensor:
     """Noise, another for each number of steps."""
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(steps))
+
+
+def noise_of(steps: int) -> Callable[[], Tensor]:
+    """What a sampler adds, other noise with every call; again the same from the first call on."""
+    return partial(torch.randn, SHAPE, generator=torch.Generator().manual_seed(1000 + steps))
 
 
 def denoised(x: Tensor, level: float) -> Tensor:
