@@ -136,8 +136,8 @@ def _patches(options: Mapping[str, Any]) -> Hashable:
 
 
 def _control(control: Any) -> Hashable:
-    """Where a control network adds to the model: a chain that loses a member may reach other places, its strength is
-    inside what it adds and left to the measured error."""
+    """Where a control network adds to the model: a chain that loses a member may reach other places. Conditions that
+    differ in its strength have names of their own; one that fades by itself is left to the measured error."""
     if not isinstance(control, Mapping):
         return control is not None
     places = ((str(name), tuple(some is not None for some in added)) for name, added in control.items() if added)

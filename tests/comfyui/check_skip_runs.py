@@ -214,8 +214,8 @@ def _() -> None:
 
 
 @check(
-    "a condition that changes within the run, by range, a hook's strength or where control ends, is computed where it "
-    "does; a control's strength is left to the measured error"
+    "a condition that changes within the run, by range, a hook's or a control's strength or where control ends, is "
+    "computed where it does; control that fades by itself is left to the measured error"
 )
 def _() -> None:
     import comfy.controlnet
@@ -234,8 +234,14 @@ def _() -> None:
             added = torch.zeros(1)
             return {"output": [added if t[0] >= self.timestep_range[1] else None, None, added]}
 
+    class Strong(Control):
+        """Says how strong it is, as the host's do."""
+
+        def get_control(self, x: Any, t: Any, *_: Any) -> Any:
+            return {"output": [torch.full((1,), self.strength)]}
+
     class Fading(Control):
-        """Half as strong from the middle of the run on."""
+        """Half as strong from the middle of the run on, and its strength is the same all along."""
 
         def get_control(self, x: Any, t: Any, *_: Any) -> Any:
             return {"output": [torch.ones(1) * (1.0 if t[0] >= self.timestep_range[1] else 0.5)]}
@@ -245,6 +251,19 @@ def _() -> None:
     ranges = [
         [TEXT[0][0], {"start_percent": 0.0, "end_percent": 0.5}],
         [0.5 * TEXT[0][0], {"start_percent": 0.5, "end_percent": 1.0}],
+    ]
+    # Alike but for the strength of their control.
+    strengths = [
+        [
+            TEXT[0][0],
+            {
+                "start_percent": start,
+                "end_percent": start + 0.5,
+                "control": Strong().set_cond_hint(None, strength, (0.0, 1.0)),
+                "control_apply_to_uncond": False,
+            },
+        ]
+        for start, strength in ((0.0, 1.0), (0.5, 0.4))
     ]
     hook = comfy.hooks.create_hook_lora(lora(2), 1.0, 0.0)
     frames = comfy.hooks.HookKeyframeGroup()
@@ -256,6 +275,7 @@ def _() -> None:
     stops = middle * (1 - 1e-6)
     for positive, after in (
         (ranges, middle * (1 + 1e-6)),
+        (strengths, middle * (1 + 1e-6)),
         (comfy.hooks.set_hooks_for_conditioning(TEXT, hook), middle * (1 + 1e-6)),
         *(
             ([[TEXT[0][0], {"control": control, "control_apply_to_uncond": False}]], stops)
@@ -268,13 +288,16 @@ def _() -> None:
         switch = next(index for index, sigma in enumerate(levels) if sigma <= after)
         planned = settings(**SPREAD).planned_steps(STEPS)
         # By a threshold everything is skipped that may be: what is left had to be computed.
-        anew = set() if positive[0][1].get("control") is fading else {switch, switch + 1}
-        for rule, expected in ((ALL, {0, 1, *anew, STEPS - 1}), (SPREAD, {*planned, *(anew - {switch + 1})})):
+        # Where two with a control each meet, they are evaluated apart, and the one that ends decides once more.
+        second = switch + (2 if positive is strengths else 1)
+        anew = set() if positive[0][1].get("control") is fading else {switch, second}
+        for rule, expected in ((ALL, {0, 1, *anew, STEPS - 1}), (SPREAD, {*planned, *(anew - {second})})):
             patched, handle = skipping(model, **rule, max_reach=1e9)
             patched, calls = counted(patched)
             run(patched, steps=STEPS, positive=positive, negative=OTHER_TEXT, cfg=3.0)
             computed = [levels.index(call.sigma) for call in calls if set(call.kinds) == {0}]
-            assert computed == sorted(expected), (rule, switch, computed, handle.report.summary())
+            both = [switch] if positive is strengths and rule is SPREAD else []
+            assert computed == sorted([*expected, *both]), (rule, switch, computed, handle.report.summary())
 
 
 @check("Skip Steps holds three latents of the condition and two of every other at most, and none after the run")
