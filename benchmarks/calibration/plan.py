@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from benchmarks.frontier.methods import Solver
+from benchmarks.frontier.choices import Solver
 from benchmarks.quality.capture import prompt_of
 from benchmarks.quality.plan import BIG_GRIDS, SMALL_GRIDS
 from draftattention.draftattn_core import Policy, Settings, TokenGrid

@@ -15,7 +15,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from benchmarks.frontier.methods import Solver
+from benchmarks.frontier.choices import Solver
 from demo.flow import shifted
 from demo.sample import sigmas
 

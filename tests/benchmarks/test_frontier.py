@@ -10,8 +10,9 @@ import torch
 
 from benchmarks.frontier import rounds
 from benchmarks.frontier.__main__ import OUT, parse
+from benchmarks.frontier.choices import SMALL, SPEED_PAIRS
 from benchmarks.frontier.fronts import Point, at_work, blend_at, blended, envelope, front
-from benchmarks.frontier.methods import SMALL, SPEED_PAIRS, Method, composed, methods
+from benchmarks.frontier.methods import Method, composed, methods
 from benchmarks.frontier.page import page
 from benchmarks.frontier.plan import Scenario, scenarios
 from benchmarks.frontier.plot import draw, limits
