@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import host
 import torch
@@ -34,11 +35,8 @@ def _() -> None:
     plain = run(model)
     patched, handle = host.apply(model)
     adapter = host.pack("nodes.host.adapter")
-    original, adapter.classify = adapter.classify, failing(KeyError("broken on purpose"))
-    try:
+    with patch.object(adapter, "classify", failing(KeyError("broken on purpose"))):
         out = run(patched)
-    finally:
-        adapter.classify = original
     assert torch.equal(out, plain)
     assert handle.report.calls_dense() == {"stood aside after errors": 4 * LAYERS - 3, "error": 3}
 
@@ -49,11 +47,8 @@ def _() -> None:
     plain = run(model)
     adapter = host.pack("nodes.host.adapter")
     patched, handle = host.apply(model)
-    original, adapter._by_name = adapter._by_name, failing(TypeError("broken on purpose"))
-    try:
+    with patch.object(adapter, "_by_name", failing(TypeError("broken on purpose"))):
         out = run(patched)
-    finally:
-        adapter._by_name = original
     # The wrapper further out has described the call already.
     assert handle.report.calls_sparse == 2 * LAYERS or torch.equal(out, plain)
     assert any("broken on purpose" in note for note in handle.report.notes)
@@ -68,11 +63,8 @@ def _() -> None:
     patched, handle = host.apply(model)
     run(patched)
     every = handle.report.outcomes
-    original, adapter.evaluation_of = adapter.evaluation_of, failing(KeyError("broken on purpose"))
-    try:
+    with patch.object(adapter, "evaluation_of", failing(KeyError("broken on purpose"))):
         out = run(patched)
-    finally:
-        adapter.evaluation_of = original
     assert handle.report.outcomes == every != {}, handle.report.outcomes
     assert any("broken on purpose" in note for note in handle.report.notes)
     assert torch.isfinite(out).all() and out.shape == plain.shape
@@ -84,11 +76,8 @@ def _() -> None:
     plain = run(model)
     adapter = host.pack("nodes.host.adapter")
     patched, handle = host.apply(model)
-    original, adapter.Trajectory = adapter.Trajectory, failing(AttributeError("percent_to_sigma"))
-    try:
+    with patch.object(adapter, "Trajectory", failing(AttributeError("percent_to_sigma"))):
         assert torch.equal(run(patched), plain)
-    finally:
-        adapter.Trajectory = original
     assert handle.report.calls == [] and "not understood" in handle.report.notes[0]
 
 
@@ -107,8 +96,7 @@ def _() -> None:
     model = wan()
     plain = run(model)
     patched, handle = host.apply(model)
-    core = host.pack("draftattn_core.run.sparse_calls")
-    original = core.attend
+    original = host.pack("draftattn_core.run.sparse_calls").attend
 
     def nan(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
