@@ -214,9 +214,10 @@ class ApplyDraftAttention(io.ComfyNode):
                     default=NO_SPEED,
                     optional=True,
                     tooltip="More speed than the preset alone: skipped steps and sparse attention are set together. "
-                    "quality computes two fifths of the steps, densely; balanced, fast and max have sparse attention, "
-                    "too, and compute less and less. auto = quality, which came closest on the hardest model that was "
-                    "measured. off = the preset alone, every step computed. With another "
+                    "quality computes two fifths of the steps, densely; balanced computes half of them, with sparse "
+                    "attention, and is no faster than quality where attention stays dense or its kernel is slow; fast "
+                    "and max compute less. auto = quality, which by a hair came closest on the harder of two toy "
+                    "models. off = the preset alone, every step computed. With another "
                     "speed than off, the presets auto to fast do not count; custom and a schedule keep their "
                     "densities; published presets never skip by speed. A Skip Steps node decides over the skipping, "
                     "and only it skips beside published presets.",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-# Means of equal works over many rounds differ by rounding.
-SAME_WORK = 1e-9
+# Means of equal works over many rounds differ by rounding, at this decimal at most.
+SAME_WORK_DIGITS = 9
+SAME_WORK = 10.0**-SAME_WORK_DIGITS
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Point:
 def front(points: Iterable[Point], quality: str) -> list[Point]:
     """The points that no other of them beats in both work and quality, by rising work."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.work, -getattr(p, quality))):
+    for point in sorted(points, key=lambda p: (round(p.work, SAME_WORK_DIGITS), -getattr(p, quality))):
         if not best or getattr(point, quality) > getattr(best[-1], quality):
             best.append(point)
     return best

@@ -63,6 +63,10 @@ class TestFronts:
         points = [point("a", lifted, 20), point("a", 0.3, 30)]
         assert lifted > 0.2 and at_work(points, 0.2, "psnr") == 20
 
+    def test_of_equal_works_that_rounding_sets_apart_the_best_is_read(self) -> None:
+        points = [point("a", 0.1, 10), point("a", 0.3 - 1e-12, 20), point("a", 0.3, 30)]
+        assert [p.psnr for p in front(points, "psnr")] == [10, 30] and at_work(points, 0.3, "psnr") == 30
+
     def test_the_envelope_names_the_best_family_at_a_work(self) -> None:
         points = [point("a", 0.1, 20), point("b", 0.3, 40)]
         assert envelope(points, 0.2, "psnr") == ("a", 20.0)
