@@ -85,6 +85,21 @@ def test_one_condition_evaluated_twice_at_a_step_is_two_branches() -> None:
     assert [seen.conditional for seen in cache.asked] == [0, None] * 2
 
 
+def test_tokens_at_several_noise_levels_are_computed_since_no_history_is_of_one_level() -> None:
+    """As under diffusion forcing; a frame that is given stands at 0, beside one level of all others."""
+    model, inputs, cache = build("wan"), MODELS["wan"].inputs(1), Cache()
+    frames, *sides = inputs["hidden_states"].shape[2:]
+    frame = sides[0] * sides[1] // 4
+    even = torch.full((1, frames * frame), 900.0)
+    given, several = even.clone(), even.clone()
+    given[:, :frame], several[:, :frame] = 0.0, 700.0
+    handle, _ = applied(model, cache, DENSE)
+    with handle, torch.no_grad():
+        for timestep in (even, given, several):
+            model(**{**inputs, "timestep": timestep})
+    assert len(cache.asked) == 2 and handle.report.outcomes == {"computed": 3}
+
+
 def test_the_step_cache_sees_the_bare_latent(name: str) -> None:
     """Without the channels of conditions that image-to-video pipelines put behind it."""
     model, inputs, cache = build(name), MODELS[name].inputs(1), Cache()

@@ -29,7 +29,7 @@ from ..inputs.presets import Choices
 from ..words import Words
 from . import chain, skipping
 from .calls import HostCall, classify
-from .evaluations import evaluation_of
+from .evaluations import evaluation_of, positive_conditions
 from .layouts import NoLayout, Tokens, describe
 from .memory import unrecorded
 from .raylight import attention_of_raylight
@@ -140,7 +140,7 @@ class Adapter:
         if self.handle.new_step_cache is not None:
             run.step_cache = self.handle.new_step_cache()
         self._show(run, run.report)
-        return Sampling(run, trajectory, patcher.model, bypassed, attention=self.choices is not None)
+        return Sampling(run, trajectory, patcher.model, bypassed, self.choices is not None, positive_conditions(guider))
 
     def _show(self, run: Run | None, report: RunReport) -> None:
         """What is shown of the model's runs is this one from now on."""
@@ -162,9 +162,7 @@ class Adapter:
         evaluation: Evaluation | None = None
         try:
             moment = sampling.moment(options)
-            evaluation = evaluation_of(
-                executor.class_obj, sampling.model, sampling.trajectory, moment, x, t, options, args, kwargs
-            )
+            evaluation = evaluation_of(executor.class_obj, sampling, moment, x, t, options, args, kwargs)
         except Exception as error:
             sampling.run.failures.raised(error)
 

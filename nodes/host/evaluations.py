@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...draftattn_core.run.evaluation import Branch, Denoised, Evaluation, Uncorrected
-from .runs import Moment, Trajectory
+from .runs import Moment, Sampling
 
 # What a model predicts, by the class of comfy.model_sampling that makes the denoised latent of it. Only these are known
 # to do it by a sum of x and the prediction.
@@ -31,12 +31,13 @@ CAUSAL = "ar_state"
 # Where the host says that it computes this condition beside others, on a device of its own by a clone of the run's
 # model.
 SPLIT = "multigpu_thread_device"
+# What every call says of its conditions; they name the branches already.
+OF_CONDITIONS = ("cond_or_uncond", "uuids")
 
 
 def evaluation_of(
     model: Any,
-    main: Any,
-    trajectory: Trajectory,
+    sampling: Sampling,
     moment: Moment,
     x: Tensor,
     t: Tensor,
@@ -48,13 +49,13 @@ def evaluation_of(
 
     Args:
         model: the host's BaseModel that is asked.
-        main: the one that the run was opened for.
         x: (B, C, ...) latent, conditions stacked along B. t: (B,) sigmas.
         options: its transformer_options. args, kwargs: its other arguments.
     """
     # A model that writes keys and values as it goes must see every evaluation.
     prediction = "" if options.get(CAUSAL) is not None else prediction_of(model.model_sampling)
     kinds = list(options.get("cond_or_uncond") or ())
+    trajectory = sampling.trajectory
     before = trajectory.steps_before()
     return Evaluation(
         step=moment.step,
@@ -65,10 +66,10 @@ def evaluation_of(
         prediction=prediction,
         denoised=denoised_of(model.model_sampling, t, x) if prediction else None,
         branches=_branches(model, x, kinds, options, args, kwargs),
-        conditional=kinds.index(0) if 0 in kinds else None,
+        conditional=_conditional(kinds, options, sampling.positive),
         window=_window(options.get("context_window")),
         # Clones are one expert, or every device would decide for its own condition which steps to skip.
-        expert=id(model if options.get(SPLIT) is None else main),
+        expert=id(model if options.get(SPLIT) is None else sampling.model),
         device=x.device,
         is_last=trajectory.ends_clean and moment.sampler_step >= trajectory.steps - 1,
         streams=_streams(kwargs.get("latent_shapes")),
@@ -118,8 +119,46 @@ def _branches(
         names = [None]
     size = x.shape[0] // len(names)
     control = args[2] if len(args) > 2 else kwargs.get("control")
-    shared = (tuple(x.shape[1:]), _patches(options), _hooks(model), _control(control))
+    shared = (tuple(x.shape[1:]), _patches(options), _hooks(model), _control(control), _said(options), _given(kwargs))
     return tuple(Branch((name, *shared), slice(index * size, (index + 1) * size)) for index, name in enumerate(names))
+
+
+def _conditional(kinds: list[int], options: Mapping[str, Any], positive: frozenset[Hashable]) -> int | None:
+    """Which of the stacked conditions decides: the positive one, which guiders of three do not always put first."""
+    names = list(options.get("uuids") or ())
+    if positive and len(names) == len(kinds):
+        return next((index for index, name in enumerate(names) if name in positive), None)
+    return kinds.index(0) if 0 in kinds else None
+
+
+def positive_conditions(guider: Any) -> frozenset[Hashable]:
+    """Their names under a guider of three conditions or more; empty where positive and negative are all, since the host
+    names the negative of an area like its positive."""
+    conditions: Mapping[str, Any] = getattr(guider, "conds", None) or {}
+    if len(conditions) < 3:
+        return frozenset()
+    return frozenset(found["uuid"] for found in conditions.get("positive") or () if "uuid" in found)
+
+
+def _said(options: Mapping[str, Any]) -> Hashable:
+    """Switches and lists among the options: guidance that asks for one condition again, with some attention left out
+    (LTX's STG and modality guidance), says so there. Numbers may count steps and name no branch."""
+    said: list[tuple[str, ...]] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            said.append((str(name), str(value)))
+        elif isinstance(value, (list, tuple, set, frozenset)) and name not in OF_CONDITIONS and _plain(value):
+            said.append((str(name), *sorted(map(str, value))))
+    return tuple(sorted(said))
+
+
+def _plain(values: Collection[Any]) -> bool:
+    return all(isinstance(value, (bool, int, str)) for value in values)
+
+
+def _given(kwargs: Mapping[str, Any]) -> Hashable:
+    """What a condition brings along: guidance may ask for one again without its reference."""
+    return tuple(sorted(name for name, value in kwargs.items() if value is not None))
 
 
 def _patches(options: Mapping[str, Any]) -> Hashable:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from ...draftattn_core.phrase import Text
 from ...draftattn_core.run.evaluation import StepCache, Uncorrected
@@ -170,6 +172,7 @@ class Sampling:
         model: the host's BaseModel that it was opened for.
         bypassed: attention modules that another node has replaced.
         attention: whether its attention is served, too; if not, only steps are skipped.
+        positive: see `evaluations.positive_conditions`.
     """
 
     run: Run
@@ -177,15 +180,27 @@ class Sampling:
     model: Any
     bypassed: tuple[str, ...] = ()
     attention: bool = True
+    positive: frozenset[Hashable] = frozenset()
+    _last_sigma: tuple[Tensor, int | None, float] | None = None
     _explanations: dict[str, Text] = field(default_factory=dict)
 
     def moment(self, options: Mapping[str, Any]) -> Moment:
-        """Where a call of the model stands. Reads its sigma, which waits for the device: once per call, so twice in an
-        evaluation whose conditions are called one by one. The step cache waits for one number more at most."""
+        """Where a call of the model stands. Reads its sigma, which waits for the device: once for all conditions that
+        the host calls with one tensor of them. The step cache waits for one number more at most."""
         sigmas = options.get("sigmas")
-        sigma = float(sigmas[0]) if sigmas is not None else self.trajectory.schedule[0]
+        sigma = self._read(sigmas) if sigmas is not None else self.trajectory.schedule[0]
         trajectory = self.trajectory
         return Moment(sigma, self.run.step_of(sigma), trajectory.step_of(sigma), trajectory.progress(sigma))
+
+    def _read(self, sigmas: Tensor) -> float:
+        """The first of them."""
+        version = None if sigmas.is_inference() else sigmas._version
+        last = self._last_sigma
+        if last is not None and last[0] is sigmas and last[1] == version:
+            return last[2]
+        sigma = float(sigmas[0])
+        self._last_sigma = (sigmas, version, sigma)
+        return sigma
 
     def model_call(
         self,

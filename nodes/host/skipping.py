@@ -12,6 +12,8 @@ from ...draftattn_core.run.step_cache.others import names_cache
 from ..words import Words
 
 SKIP = "draft_attention_skip_steps"
+# Where a pack's cache may replace what a model runs.
+FORWARDS = ("diffusion_model.forward", "diffusion_model._forward", "diffusion_model.forward_orig")
 
 
 def chosen(options: Mapping[str, Any]) -> StepCacheSettings | None:
@@ -64,9 +66,11 @@ def _names(model_options: Mapping[str, Any], patcher: Any) -> Iterator[str]:
                 yield from map(_source, functions)
     yield from (str(key) for key in options if key != SKIP)
     network = getattr(getattr(patcher, "model", None), "diffusion_model", None)
-    for function in (model_options.get("model_function_wrapper"), getattr(network, "__dict__", {}).get("forward")):
-        if function is not None:
-            yield _source(function)
+    patches: Mapping[str, Any] = getattr(patcher, "object_patches", {})
+    # A replaced forward stands in the network once it is loaded, before that in the patcher alone.
+    later = (function for name, function in patches.items() if name in FORWARDS)
+    now = (model_options.get("model_function_wrapper"), getattr(network, "__dict__", {}).get("forward"))
+    yield from (_source(function) for function in (*now, *later) if function is not None)
 
 
 def _source(function: Any) -> str:

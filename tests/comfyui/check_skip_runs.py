@@ -149,6 +149,83 @@ def _() -> None:
         assert off[0] < 0.75 * off[1] if corrects else off[0] == off[1], (change, off)
 
 
+@check("guidance that asks for the condition again and says in an option what it leaves out: a branch of its own")
+def _() -> None:
+    """As LTX's STG and modality guidance do."""
+    import comfy.samplers
+
+    option = "stg_self_attn_blocks"
+
+    def guided(starts: float) -> Any:
+        model = calm(wan())
+        level = model.get_model_object("model_sampling").percent_to_sigma(starts)
+
+        def perturbed(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            options = next(
+                value for value in (*args, *kwargs.values()) if isinstance(value, dict) and "sigmas" in value
+            )
+            out = executor(*args, **kwargs)
+            return 0.3 * out if option in options else out
+
+        def guide(args: dict[str, Any]) -> torch.Tensor:
+            if float(args["sigma"][0]) > level:
+                return args["denoised"]  # type: ignore[no-any-return]
+            options = {**args["model_options"].get("transformer_options", {}), option: frozenset({0})}
+            again = {**args["model_options"], "transformer_options": options}
+            found = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], again)
+            return args["denoised"] + args["cond_denoised"] - found[0]  # type: ignore[no-any-return]
+
+        model.add_wrapper_with_key("diffusion_model", "perturbed", perturbed)
+        model.set_model_sampler_post_cfg_function(guide)
+        return model
+
+    given = {"negative": SHORT_TEXT, "cfg": 3.0}
+    unguided = run(calm(wan()), steps=STEPS, **given)
+    for starts in (0.0, 0.05, 0.3):
+        plain = run(guided(starts), steps=STEPS, **given)
+        acts = difference(unguided, plain)
+        for rule, _ in RULES:
+            patched, handle = skipping(guided(starts), **rule)
+            off = difference(run(patched, steps=STEPS, **given), plain)
+            report = handle.report
+            assert off < 0.2 * acts, (starts, rule, off, acts, report.summary())
+            assert report.skipped > 0 and len(report.decisions) == STEPS, (starts, rule, report.summary())
+
+
+@check("under a guider of three conditions the positive one decides, wherever the guider puts it")
+def _() -> None:
+    import comfy.samplers
+
+    dual = node("nodes_custom_sampler", "Guider_DualCFG")
+    names: list[tuple[Any, ...]] = []
+
+    class Spy:
+        """A step cache that computes everything and notes which branch decides."""
+
+        def answer(self, x: torch.Tensor, evaluation: Any) -> None:
+            at = evaluation.conditional
+            names.append((None if at is None else evaluation.branches[at].key[0][0], len(evaluation.branches)))
+
+        def store(self, *_: Any) -> None:
+            return None
+
+        def clear(self) -> None:
+            return None
+
+    for cfg2, nested in ((2.0, False), (1.0, False), (2.0, True)):
+        names.clear()
+        patched, handle = skipping(calm(wan()))
+        handle.new_step_cache = Spy
+        guider = dual(patched)
+        guider.set_conds(TEXT, [[0.5 * TEXT[0][0], {}]], OTHER_TEXT)
+        guider.set_cfg(3.0, cfg2, nested)
+        levels = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 4)
+        guider.sample(host.noise_like(LATENT), LATENT, comfy.samplers.sampler_object("euler"), levels, seed=0)
+        positive = guider.original_conds["positive"][0]["uuid"]
+        assert [name for name, _ in names].count(positive) == 4, (cfg2, nested, names)
+        assert {name for name, _ in names} <= {positive, None}, (cfg2, nested, names)
+
+
 @check("Skip Steps in both halves of a run under KSamplerAdvanced")
 def _() -> None:
     none = torch.zeros_like(LATENT)

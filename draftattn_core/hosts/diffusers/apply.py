@@ -302,7 +302,8 @@ class DraftAttentionHandle:
             steps=tick.steps,
             progress=tick.progress,
             level=tick.level,
-            prediction="flow",
+            # Of tokens at several noise levels no history at one level says anything.
+            prediction="" if tick.uneven else "flow",
             denoised=None,
             branches=(Branch(branch, slice(0, call.latent.shape[0])),),
             conditional=0 if conditional else None,

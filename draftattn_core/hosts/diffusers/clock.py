@@ -34,6 +34,7 @@ class Tick:
         next_level: where a plain Euler step of the scheduler leads; None if it takes another kind of step, or none is
             known.
         uncorrected: why it is None.
+        uneven: whether tokens stand at several noise levels, beside those of a given frame at 0 (diffusion forcing).
     """
 
     step: int
@@ -45,6 +46,7 @@ class Tick:
     level: float = 1.0
     next_level: float | None = None
     uncorrected: Uncorrected = Uncorrected.UNKNOWN
+    uneven: bool = False
 
 
 class RunClock:
@@ -142,6 +144,7 @@ class RunClock:
             self._level(value, index),
             self._next_level(index),
             self._uncorrected(),
+            timestep.dim() > 1 and bool(((timestep != 0) & (timestep != timestep.max())).any()),
         )
 
     def _level(self, value: float, index: int | None) -> float:

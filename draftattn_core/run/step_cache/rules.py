@@ -23,8 +23,10 @@ def ruled_out(
     if evaluation.steps is None:
         # The last evaluation must be computed, and nobody can tell which one that is.
         return Reason.LENGTH
+    if stream.in_parts:
+        return Reason.SAME_LEVEL
     if settings.rule == "spread":
-        return Reason.SAME_LEVEL if stream.in_parts else _planned(settings, evaluation, evaluation.steps)
+        return _planned(settings, evaluation, evaluation.steps)
     if evaluation.is_last:
         return Reason.LAST
     whole = evaluation.before + evaluation.steps + evaluation.after

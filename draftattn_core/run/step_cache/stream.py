@@ -75,7 +75,8 @@ class Stream:
 
         No sampler asks twice at the level its run begins at, or three times at any: Heun's second evaluation of a step
         shares its level with the first of the next, at every level but the first. So one that has moved on from two
-        levels in a row, asking once at each, does not begin to ask twice.
+        levels in a row, asking once at each, does not begin to ask twice. What begins to ask twice at the second level
+        cannot be told from Heun.
 
         Args:
             first: level that the run began at.
