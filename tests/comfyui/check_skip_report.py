@@ -105,6 +105,13 @@ def _() -> None:
     run(patched, steps=STEPS)
     assert handle.report.skipped == 0
     del network.forward
+    # In the patcher alone, as long as the model is not loaded.
+    model = calm(wan())
+    original = model.model.diffusion_model.forward
+    model.add_object_patch("diffusion_model.forward", forward)
+    patched, handle = skipping(model)
+    run(patched, steps=STEPS)
+    assert handle.report.skipped == 0
     model = calm(wan())
     model.add_wrapper_with_key("outer_sample", "some_key", outer)
     patched, handle = skipping(model)
