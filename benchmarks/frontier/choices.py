@@ -179,7 +179,7 @@ SMALL: dict[int, Choice] = {
 # A real size costs seven times as much an evaluation: fewer rows, and all pairs that a speed may be.
 REAL: dict[int, Choice] = {
     20: Choice(
-        fewer={"euler": (6, 8, 10), "dpmpp_2m": (4, 5, 6, 8, 10), "uni_pc": (4, 5, 6, 8, 10)},
+        fewer=SMALL[20].fewer,
         densities={"ours": (0.25,), "budgets": (0.25,), "paper": (0.25,), "sol": (0.25,)},
         warm=1,
         skips={
@@ -201,7 +201,7 @@ REAL: dict[int, Choice] = {
         },
         fewer_sparse=((8, 0.25),),
         spread=(0.3, 0.4, 0.5),
-        spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.25)), "ours": ((0.4, 0.25),)},
+        spread_pairs={"budgets": (*SPEED_PAIRS, (0.5, 0.25), (0.65, 0.6), (0.75, 0.6)), "ours": ((0.4, 0.25),)},
         first=3,
         first_spread=FIRST_SPREAD,
         first_pairs=FIRST_PAIRS,
