@@ -173,10 +173,14 @@ def page(records: Iterable[Record]) -> str:
                     points.setdefault(quantity, []).append(point)
         lines += [f"| {setting} | {' | '.join(cells)} |" for setting, cells in rows.items()]
         for work in WORKS:
-            found_at = (at_work(points.get(quantity, []), work, "psnr") for quantity in QUANTITIES)
-            cells = ["-" if value is None else f"{value:.1f} dB" for value in found_at]
+            cells = [_read(points.get(quantity, []), work) for quantity in QUANTITIES]
             lines.append(f"| forecast, read at a work of {work:g} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _read(points: Sequence[Point], work: float) -> str:
+    found = [at_work(points, work, quality) for quality in ("psnr", "ssim")]
+    return "-" if None in found else "{:.1f} dB ({:.3f})".format(*found)
 
 
 def _mean(setting: str, records: Sequence[Record], steps: int) -> Point | None:
