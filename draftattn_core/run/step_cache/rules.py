@@ -90,6 +90,7 @@ def _guarded(
 
 def quantity_of(settings: StepCacheSettings, evaluation: Evaluation) -> Quantity:
     """What is forecast: x0 where `spread` meets a sampler that adds noise. Noise moves the latent and the velocity with
-    it, but hardly what the model takes the video to be.
+    it, but hardly what the model takes the video to be. A threshold reads too little into errors of x0, so `forecast`
+    keeps its own (`benchmarks.frontier.quantities`).
     """
     return "x0" if settings.rule == "spread" and evaluation.renoised else settings.quantity
