@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def flow(shift: float) -> Any:
@@ -36,6 +38,34 @@ def test_progress_is_the_inverse_of_percent_to_sigma(part, to_sigma) -> None:
 def test_a_part_of_the_sampling_tells_the_steps_of_the_whole(part, first: int, last: int) -> None:
     sigmas = tuple(flow(5.0)(i / 20) for i in range(21))
     assert part("nodes.host.runs").Trajectory(flow(5.0), sigmas[first : last + 1]).whole_steps() == 20
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, which on a GPU waits for all that is under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # In inference mode the outer of the two is seen, else the inner.
+        self.count += function in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_noise_level_is_read_once_for_all_conditions_that_are_called_with_it(part, inference: bool) -> None:
+    runs = part("nodes.host.runs")
+    run = SimpleNamespace(step_of=lambda sigma: 0)
+    sampling = runs.Sampling(run, runs.Trajectory(flow(5.0), (1.0, 0.5, 0.0)), None)
+    with torch.inference_mode(inference), Waits() as waits:
+        level = torch.tensor([0.5])
+        assert [sampling.moment({"sigmas": level}).sigma for _ in range(3)] == [0.5] * 3 and waits.count == 1
+        assert sampling.moment({"sigmas": torch.tensor([0.25])}).sigma == 0.25 and waits.count == 2
+        assert sampling.moment({"sigmas": level}).sigma == 0.5
+    if not inference:
+        # One tensor that a sampler writes over.
+        assert sampling.moment({"sigmas": level.fill_(0.125)}).sigma == 0.125
 
 
 @pytest.fixture
