@@ -52,7 +52,8 @@ class StepCacheSettings:
         first: how many evaluations are computed at the start of the run; for `spread`, how many of the steps that it
             computes are the first ones, as far as its share allows (see `spread.planned_steps`).
         first_share: the same as a share of the run's steps, 0..1; None to go by `first`. Where two samplers take the
-            steps of one schedule in turns, `spread` plans for each of them, the other rules for the whole.
+            steps of one schedule in turns (ComfyUI), `spread` plans for each of them, the other rules for the whole;
+            where one scheduler leads two transformers (diffusers), it is the other way round.
         max_skips: how many evaluations in a row may be skipped; None for any number.
         windows: (start, end) ranges of progress, one or two, in which evaluations may be skipped.
         quantity: what is forecast: the velocity, the denoised latent x0, or the difference of velocity and latent.
