@@ -45,6 +45,7 @@ export function addTextBox(node, name, hint) {
 
   let height = LEAST
   addElement(node, name, box, () => height)
+  fit(node)
   return (text, wrong = "") => {
     showLines(shown, text || hint)
     alert.textContent = wrong
