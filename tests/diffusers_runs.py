@@ -54,3 +54,14 @@ def calls_of(model: Any) -> list[int]:
     blocks = model.blocks if hasattr(model, "blocks") else model.transformer_blocks
     blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     return calls
+
+
+def compiled_alone(model: Any) -> tuple[Any, Any]:
+    """The model compiled as if nothing had been before, and torch's counts of what it compiles."""
+    import torch._dynamo
+    import torch._dynamo.utils
+
+    torch._dynamo.reset()
+    stats = torch._dynamo.utils.counters["stats"]
+    stats.clear()
+    return torch.compile(model, backend="eager"), stats

@@ -21,7 +21,7 @@ from draftattention.draftattn_core.hosts.diffusers.apply import apply_draft_atte
 from draftattention.draftattn_core.run.evaluation import Answer, Evaluation, Outcome
 from draftattention.draftattn_core.run.events import EvaluationDone, RunDone, RunStarted
 from tests.diffusers_models import MODELS, build
-from tests.diffusers_runs import DENSE, SPARSE, applied, calls_of, guided
+from tests.diffusers_runs import DENSE, SPARSE, applied, calls_of, compiled_alone, guided
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -299,17 +299,11 @@ def test_a_complete_run_and_the_first_expert_of_two_are_not_called_cancelled() -
 
 
 def test_a_compiled_model_is_compiled_still_and_not_again_at_later_steps_or_runs() -> None:
-    import torch._dynamo
-    import torch._dynamo.utils
-
     model, inputs = build("wan"), MODELS["wan"].inputs(1)
     handle, scheduler = applied(model, None)
     with torch.no_grad():
         expected = guided(model, scheduler, inputs, 3)
-        torch._dynamo.reset()
-        stats = torch._dynamo.utils.counters["stats"]
-        stats.clear()
-        compiled = torch.compile(model, backend="eager")
+        compiled, stats = compiled_alone(model)
         graphs = []
         for _ in range(2):
             out = guided(compiled, scheduler, inputs, 3)

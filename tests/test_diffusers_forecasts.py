@@ -21,7 +21,7 @@ from draftattention.draftattn_core.run.step_cache import Reason, StepCacheSettin
 from draftattention.draftattn_core.run.step_cache.settings import Rule
 from draftattention.draftattn_core.run.step_cache.spread import planned_steps
 from tests.diffusers_models import MODELS, build_smooth
-from tests.diffusers_runs import DENSE, applied, calls_of, guided
+from tests.diffusers_runs import DENSE, applied, calls_of, compiled_alone, guided
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -129,19 +129,13 @@ def test_two_experts_on_one_scheduler_have_histories_of_their_own(rule: Rule) ->
 
 
 def test_a_compiled_model_forecasts_as_it_does_uncompiled_and_is_not_compiled_again() -> None:
-    import torch._dynamo
-    import torch._dynamo.utils
-
     model, inputs, steps = build_smooth("wan"), MODELS["wan"].inputs(1), 6
     skip = StepCacheSettings("spread", share=0.5)
     handle, scheduler = applied(model, None, replace(DENSE, skip=skip))
     with torch.no_grad():
         expected = guided(model, scheduler, inputs, steps)
         eager = handle.finish_run()
-        torch._dynamo.reset()
-        stats = torch._dynamo.utils.counters["stats"]
-        stats.clear()
-        compiled = torch.compile(model, backend="eager")
+        compiled, stats = compiled_alone(model)
         graphs = []
         for _ in range(2):
             found = guided(compiled, scheduler, inputs, steps)
