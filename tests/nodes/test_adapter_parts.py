@@ -68,6 +68,26 @@ def test_the_noise_level_is_read_once_for_all_conditions_that_are_called_with_it
         assert sampling.moment({"sigmas": level.fill_(0.125)}).sigma == 0.125
 
 
+def test_a_condition_asked_for_again_is_another_branch_if_a_switch_or_what_it_brings_along_differs(part) -> None:
+    branches = part("nodes.host.evaluations")._branches
+
+    def key(options: dict[str, Any], **brought: Any) -> Any:
+        named = {"cond_or_uncond": [0], "uuids": ["a"], **options}
+        return branches(None, torch.zeros(1, 4, 1, 2, 2), [0], named, (), brought)[0].key
+
+    own = key({}, c_crossattn=1, ref_audio=2)
+    # A step's number, latents and what others keep there are no other condition.
+    assert key({"step": 3, "sample_sigmas": torch.ones(2), "holder": object()}, c_crossattn=7, ref_audio=8) == own
+    others = [
+        key({}, c_crossattn=1),
+        key({}, c_crossattn=1, ref_audio=None, hint=3),
+        key({"a2v_cross_attn": False}, c_crossattn=1, ref_audio=2),
+        key({"stg_self_attn_blocks": frozenset({29})}, c_crossattn=1, ref_audio=2),
+        key({"stg_self_attn_blocks": frozenset({14, 29})}, c_crossattn=1, ref_audio=2),
+    ]
+    assert len({own, *others}) == 1 + len(others)
+
+
 @pytest.fixture
 def tokens(part):
     layouts, grid = part("nodes.host.layouts"), part("draftattn_core.geometry.grid").TokenGrid(1, 2, 2)
